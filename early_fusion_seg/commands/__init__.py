@@ -1,0 +1,1 @@
+"""One file for each command that is not a Trainer method."""

@@ -1,0 +1,236 @@
+"""What every data set shares as a LightningDataModule: batching, seeding, workers and sharing among processes.
+
+A data set says only two things of its own: its labels (`label_set`) and its images (`source`).
+"""
+
+import abc
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import cv2
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities import suggested_max_num_workers
+from torch.utils.data import DataLoader, DistributedSampler
+
+from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, collate
+from early_fusion_seg.data.transforms import Transform, default_train_transform
+from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.labels import LabelSet
+
+Split = Literal["train", "val", "test", "predict"]
+Absent = Literal["nan-skip", "gt-only", "zero", "strict-nan"]
+
+
+class EpochSampler(DistributedSampler[tuple[int, int]]):
+    """Yield this process's share of (epoch, position) in an order that depends on seed and epoch alone.
+
+    Lightning sets the epoch before each one. A plain loop over the loader does not, so each pass starts the next epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch
+        positions = list(super().__iter__())
+        self.set_epoch(epoch + 1)
+        return ((epoch, position) for position in positions)
+
+
+class BatchLoader(DataLoader[Sample]):
+    """A DataLoader that raises a user's error in the main process.
+
+    PyTorch carries an exception out of a worker as a traceback in a string; a sample with `error` keeps the sentence.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator serves every use of the iterator
+        for batch in super().__iter__():
+            if "error" in batch:
+                raise UserError("; ".join(batch["error"]))
+            yield batch
+
+
+class SegmentationDataModule(LightningDataModule, abc.ABC):
+    """The base of every data set.
+
+    Order and augmentation of the training images depend on (seed, epoch, image) alone; the seed is that of Lightning's
+    `seed_everything`, or 0. Lightning's advice to use more workers is switched off: their number is the user's choice.
+
+    Args:
+        root: Folder of the data set.
+        batch_size: Training images per process and step.
+        eval_batch_size: Images per process and step in validation and test; above 1 only if all have the same size.
+        num_workers: Processes that read images. None: one fewer than there are cores, from 1 to 4. 0: none.
+        crop_size: Height and width of training images, or one number for both, in pixels after `scale`. None: each
+            image's own size, which must then be the same for all.
+        scale: Factor on the size of images and masks of every split, before augmentation: 0.5 makes 240x180 of 480x360.
+        train_transform: Replaces the default augmentation. Called with `image=` (h, w, 3) uint8 and `mask=` (h, w)
+            uint8; returns a dict with both, as albumentations does. Normalised float images are let through, for
+            networks that want them (ours wants uint8).
+        eval_transform: The same for the other splits, where the default is to change nothing.
+    """
+
+    absent: ClassVar[Absent] = "nan-skip"  # the rule for absent classes of the data set's own evaluator
+    licence: ClassVar[str | None] = None
+    ignore_index: ClassVar[int] = 255
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int | None = None,
+        crop_size: int | tuple[int, int] | None = None,
+        scale: float = 1.0,
+        train_transform: Transform | None = None,
+        eval_transform: Transform | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, scale=scale)
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"num_workers is {num_workers}; give 0 or more, or leave it out")
+        self.root = Path(root)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = min(4, suggested_max_num_workers(1)) if num_workers is None else num_workers
+        self.crop_size = _pair(crop_size)
+        self.scale = scale
+        self.train_transform = train_transform or default_train_transform(self.crop_size)
+        self.eval_transform = eval_transform
+        # without this, Lightning warns of fewer than two workers also where they were asked for
+        warnings.filterwarnings("ignore", message=".*does not have many workers", category=UserWarning)
+
+    @property
+    @abc.abstractmethod
+    def label_set(self) -> LabelSet:
+        """Return the classes; known before `setup`."""
+
+    @abc.abstractmethod
+    def source(self, split: Split) -> Source:
+        """Return the images of a split.
+
+        Raises:
+            UserError: The split is not there; the message shows what was expected and where to get it.
+        """
+
+    @property
+    def class_names(self) -> list[str]:
+        """Return the names of the classes in the order of their train ids."""
+        return list(self.label_set.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes, without the ignored one."""
+        return self.label_set.num_classes
+
+    @property
+    def palette(self) -> list[list[int]]:
+        """Return one RGB colour (0..255) per class."""
+        return [list(color) for color in self.label_set.palette]
+
+    def dataset(self, split: Split) -> SegmentationDataset:
+        """Return a split as a dataset of samples, augmented only for "train"."""
+        source = self.source(split)
+        if len(source) == 0:
+            raise MissingFileError(f"the {split} split below {self.root} has no images")
+        transform = self.train_transform if split == "train" else self.eval_transform
+        return SegmentationDataset(source, transform, self.scale, seed=_seed())
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Return shuffled, augmented batches.
+
+        The last, smaller batch is dropped, because it would weigh each of its images more and give batch norms few
+        values; it is kept where it is the only one.
+        """
+        dataset = self.dataset("train")
+        world, rank = self._world()
+        sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed())
+        drop_last = len(sampler) >= self.batch_size
+        return self._loader(BatchLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Return the validation images, each exactly once over all processes."""
+        return self._eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Return the test images, each exactly once over all processes."""
+        return self._eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """Return images without masks, one at a time; an unreadable one gives a batch with `error` and no `image`."""
+        dataset = self.dataset("predict")
+        return self._loader(DataLoader, dataset, 1, self._eval_sampler(dataset))
+
+    def _eval_dataloader(self, split: Split) -> DataLoader[Sample]:
+        dataset = self.dataset(split)
+        return self._loader(BatchLoader, dataset, self.eval_batch_size, self._eval_sampler(dataset))
+
+    def _eval_sampler(self, dataset: SegmentationDataset) -> UnrepeatedDistributedSampler | None:
+        world, rank = self._world()
+        if world == 1:
+            return None
+        if len(dataset) < world:
+            raise UserError(f"{len(dataset)} image(s) cannot be shared among {world} processes; use fewer devices")
+        return UnrepeatedDistributedSampler(dataset, world, rank, shuffle=False)
+
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _loader(
+        self,
+        kind: type[DataLoader[Sample]],
+        dataset: SegmentationDataset,
+        batch_size: int,
+        sampler: Any,
+        drop_last: bool = False,
+    ) -> DataLoader[Sample]:
+        return kind(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+            worker_init_fn=_start_worker,
+        )
+
+
+def require_folder(folder: Path, tree: str, where: str) -> None:
+    """Check that a folder is there.
+
+    Args:
+        folder: The folder.
+        tree: What was expected below it, one file or folder per line.
+        where: Where to get it.
+
+    Raises:
+        MissingFileError: It is not; the message shows tree and where.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is not a folder. Expected there:\n{tree}\n{where}")
+
+
+def _seed() -> int:
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything, and equal in every process
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's own threads would only compete with them
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{name} is {value}; it must be above 0")
+
+
+def _pair(crop_size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if crop_size is None:
+        return None
+    height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+    _check_positive(crop_height=height, crop_width=width)
+    return height, width

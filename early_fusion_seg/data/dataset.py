@@ -1,0 +1,183 @@
+"""From files to samples: a source of labelled images, and the dataset that scales and transforms them.
+
+Shapes: h, w are an image's height and width, n the batch size; images are RGB, masks hold train ids with 255 = ignored.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from early_fusion_seg.data.transforms import Transform, resize, seed_transform
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.images import read_image, read_mask
+from early_fusion_seg.labels import LabelSet
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.uint8]
+
+
+class Sample(TypedDict):
+    """One image. In a batch, tensors gain a first axis n and strings become lists of n strings."""
+
+    key: str
+    image: NotRequired[Tensor]  # (3, h, w) uint8; floats if the user's transform makes them
+    mask: NotRequired[Tensor]  # (h, w) uint8
+    error: NotRequired[str]  # instead of image and mask: why this image cannot be used
+
+
+class Item(NamedTuple):
+    """An image file, its name in the split, and its mask file where it has one."""
+
+    key: str
+    image: Path
+    mask: Path | None = None
+
+
+class Source(abc.ABC):
+    """The images of one split before any preparation: a sequence that reads one pair at a time."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abc.abstractmethod
+    def key(self, index: int) -> str:
+        """Return the name of an image, unique in the split."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> tuple[Image, Mask | None]:
+        """Return an image (h, w, 3) and its train ids (h, w), or None where it is not labelled.
+
+        Raises:
+            UserError: A file is missing, broken or holds unknown labels; the message names it.
+        """
+
+
+class FileSource(Source):
+    """Images and masks in files.
+
+    Args:
+        items: The files.
+        label_set: Translates masks to train ids. None where no item has a mask.
+        read_raw: Reads a mask file as raw ids (h, w).
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        label_set: LabelSet | None = None,
+        read_raw: Callable[[Path], NDArray[Any]] = read_mask,
+    ) -> None:
+        self.items = list(items)
+        self.label_set = label_set
+        self.read_raw = read_raw
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def key(self, index: int) -> str:
+        """Return the item's key."""
+        return self.items[index].key
+
+    def read(self, index: int) -> tuple[Image, Mask | None]:
+        """Read the item's files."""
+        item = self.items[index]
+        image = read_image(item.image)
+        if item.mask is None or self.label_set is None:
+            return image, None
+        mask = self.label_set.encode(self.read_raw(item.mask), item.mask)
+        if mask.shape != image.shape[:2]:
+            raise UserError(
+                f"{item.image} is {_size(image)} pixels (width x height) and its mask {item.mask} is {_size(mask)}; "
+                "they must be equal. Give the mask in the size and orientation in which the image is shown."
+            )
+        return image, mask
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Read, scale and transform one image at a time.
+
+    An index is a position, or a pair (epoch, position) for random transforms: what albumentations draws depends on
+    (seed, epoch, position) alone, so it is the same for any number of workers and after a resume. Other callables draw
+    from the global generators, which PyTorch seeds in each worker.
+
+    Args:
+        source: The images.
+        transform: Takes `image=` and `mask=` as arrays and returns a dict with the same names, as albumentations does.
+            None: images stay as they are.
+        scale: Factor on the size of images and masks, before the transform.
+        seed: Of the random transforms.
+    """
+
+    def __init__(self, source: Source, transform: Transform | None = None, scale: float = 1.0, seed: int = 0) -> None:
+        self.source = source
+        self.transform = transform
+        self.scale = scale
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Sample:
+        epoch, position = index if isinstance(index, tuple) else (0, index)
+        image, mask = self.source.read(position)
+        image, mask = resize(image, mask, self.scale)
+        data: dict[str, Any] = {"image": image} if mask is None else {"image": image, "mask": mask}
+        if self.transform is not None:
+            seed_transform(self.transform, (self.seed, epoch, position))
+            data = self.transform(**data)
+        sample: Sample = {"key": self.source.key(position), "image": _image_tensor(data["image"])}
+        if mask is not None:
+            sample["mask"] = torch.as_tensor(data["mask"]).to(torch.uint8)
+        return sample
+
+    def __getitems__(self, indices: list[int | tuple[int, int]]) -> list[Sample]:
+        """Return the samples of a batch, with `error` in place of those that cannot be read (called by DataLoader)."""
+        return [self._sample_or_error(index) for index in indices]
+
+    def _sample_or_error(self, index: int | tuple[int, int]) -> Sample:
+        try:
+            return self[index]
+        except UserError as error:
+            position = index[1] if isinstance(index, tuple) else index
+            return {"key": self.source.key(position), "error": str(error)}
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Stack samples to a batch: `image` (n, 3, h, w), `mask` (n, h, w), `key` list of n.
+
+    Where a sample has an `error`, or sizes differ, the batch holds `key` and `error` (lists) only.
+    """
+    batch: dict[str, Any] = {"key": [sample["key"] for sample in samples]}
+    errors = [sample["error"] for sample in samples if "error" in sample]
+    sizes = {sample["key"]: tuple(sample["image"].shape[1:]) for sample in samples if "image" in sample}
+    if not errors and len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{key} {width}x{height}" for key, (height, width) in sizes.items())
+        errors = [
+            f"images of one batch differ in size ({listed}); set crop_size for training, eval_batch_size=1 for evaluation"
+        ]
+    if errors:
+        return batch | {"error": errors}
+    for name in ("image", "mask"):
+        if name in samples[0]:
+            batch[name] = torch.stack([sample[name] for sample in samples])
+    return batch
+
+
+def _image_tensor(image: Any) -> Tensor:
+    """Turn (h, w, 3) arrays into (3, h, w); tensors of that shape (albumentations' ToTensorV2) pass."""
+    tensor = (
+        torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) if isinstance(image, np.ndarray) else image
+    )
+    return tensor if tensor.dtype == torch.uint8 else tensor.float()
+
+
+def _size(array: NDArray[Any]) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

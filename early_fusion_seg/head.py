@@ -1,0 +1,224 @@
+"""ReverseHRNet: all scales at once, then coarse streams leave (arXiv 2402.06091).
+
+HRNet (arXiv 1908.07919) starts with one fine stream and adds coarser ones. The reverse starts with every scale of the
+encoder and an extra stream at stride 2, fuses all of them at once, and drops the coarsest stream after each stage.
+
+    E_2   E_4   E_8   E_16   E_32      the encoder's maps, C_s channels
+     |     |     |     |      |        adapt: 1x1 conv, norm, ReLU
+     s2    s4    s8    s16    s32      streams, W_s = width * s / 4 channels
+     |=====|=====|=====|======|        stage 1: HR modules (residual blocks, then every stream receives every other)
+     |=====|=====|=====|      |        stage 2 without s32, and so on
+     +-----+-----+-----+------+        vote: 1x1 conv to K classes on each stream, upsampled and added
+
+Every stream votes with its last state. Adding votes equals HRNetV2's 1x1 conv on the concatenation of all streams at
+the finest resolution (a 1x1 conv commutes with bilinear upsampling), without that wide tensor.
+
+Shapes: n images, K classes, stream s is (n, W_s, ceil(h / s), ceil(w / s)) for h x w pixels.
+
+Our own choices where the published summary is silent: widths, blocks, the votes, and where the HR modules stand.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from early_fusion_seg.errors import UserError
+
+Plan = Literal["early", "progressive"]
+Streams = dict[int, Tensor]
+
+
+class ReverseHRNet(nn.Module):
+    """Turn feature maps of several strides into logits at the finest one.
+
+    Args:
+        channels: C_s of each feature map.
+        strides: Its stride, strictly increasing, each a power-of-two multiple of the one before.
+        num_classes: K.
+        plan: `"early"`: all streams first, the coarsest leaves after each stage. `"progressive"`: the coarsest first, a
+            finer one joins at each stage, as in usual decoders.
+        width: Channels of the stride-4 stream; W_s = width * s / 4.
+        blocks: Residual blocks on each stream in an HR module.
+        hr_modules: HR modules in each stage, one number for each stream; 0 leaves a stage out.
+            Default: `default_hr_modules`.
+        extra_stream: Use stride 2; where the encoder has no such map, a trainable stem makes it from the image.
+
+    Raises:
+        UserError: Numbers that make no head.
+
+    Example:
+        >>> import torch
+        >>> head = ReverseHRNet((8, 16), (4, 8), num_classes=3, extra_stream=False)
+        >>> maps = [torch.rand(2, 8, 16, 16), torch.rand(2, 16, 8, 8)]
+        >>> head(maps, torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 3, 16, 16])
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        plan: Plan = "early",
+        width: int = 32,
+        blocks: int = 2,
+        hr_modules: Sequence[int] | None = None,
+        extra_stream: bool = True,
+    ) -> None:
+        super().__init__()
+        finest = 2 if extra_stream else 4
+        used = {s: c for c, s in zip(channels, strides, strict=True) if s >= finest}
+        self.strides = sorted(used.keys() | ({2} if extra_stream else set()))
+        widths = {s: width * s // 4 for s in self.strides}
+        counts = list(hr_modules) if hr_modules is not None else default_hr_modules(plan, len(self.strides))
+        _check(self.strides, widths, width, blocks, counts, plan)
+
+        self.adapt = nn.ModuleDict({str(s): conv_norm(c, widths[s], kernel=1) for s, c in used.items()})
+        self.stem = conv_norm(3, widths[2], kernel=3, stride=2) if extra_stream and 2 not in used else None
+        stages = stage_strides(plan, self.strides)
+        self.stages = nn.ModuleList(
+            HRModule({s: widths[s] for s in members}, blocks)
+            for members, count in zip(stages, counts, strict=True)
+            for _ in range(count)
+        )
+        self.vote = nn.ModuleDict({str(s): nn.Conv2d(widths[s], num_classes, kernel_size=1) for s in self.strides})
+
+    def forward(self, features: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Compute logits.
+
+        Args:
+            features: The encoder's maps (n, C_s, ceil(h / s), ceil(w / s)); finer ones than the head's are left aside.
+            images: (n, 3, h, w) normalised images; only the stem reads them.
+
+        Returns:
+            (n, K, ceil(h / s), ceil(w / s)) at the finest stride s.
+        """
+        inputs = list(features)[-len(self.adapt) :]
+        streams = {int(s): adapt(x) for (s, adapt), x in zip(self.adapt.items(), inputs, strict=True)}
+        if self.stem is not None:
+            streams[2] = self.stem(images)
+        for module in self.stages:
+            streams |= module(streams)
+        votes = [self.vote[str(s)](streams[s]) for s in self.strides]
+        size = votes[0].shape[-2:]
+        return sum((resize(vote, size) for vote in votes[1:]), start=votes[0])
+
+
+def default_hr_modules(plan: Plan, streams: int) -> list[int]:
+    """Return the HR modules of each stage: early keeps all streams together, progressive fuses at each joining."""
+    return [2] + [0] * (streams - 1) if plan == "early" else [1] * streams
+
+
+def stage_strides(plan: Plan, strides: Sequence[int]) -> list[list[int]]:
+    """List the streams of each stage.
+
+    >>> stage_strides("early", [2, 4, 8])
+    [[2, 4, 8], [2, 4], [2]]
+    >>> stage_strides("progressive", [2, 4, 8])
+    [[8], [4, 8], [2, 4, 8]]
+    """
+    if plan == "early":
+        return [list(strides[: len(strides) - i]) for i in range(len(strides))]
+    return [list(strides[i:]) for i in reversed(range(len(strides)))]
+
+
+class HRModule(nn.Module):
+    """Residual blocks on each stream, then one exchange.
+
+    Args:
+        widths: Stride -> channels of each stream that takes part.
+        blocks: Residual blocks on each.
+    """
+
+    def __init__(self, widths: dict[int, int], blocks: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleDict(
+            {str(s): nn.Sequential(*(BasicBlock(w) for _ in range(blocks))) for s, w in widths.items()}
+        )
+        self.exchange = Exchange(widths)
+
+    def forward(self, streams: Streams) -> Streams:
+        """Return the new states of this module's streams (others in `streams` are not looked at)."""
+        fused: Streams = self.exchange({int(s): branch(streams[int(s)]) for s, branch in self.branches.items()})
+        return fused
+
+
+class BasicBlock(nn.Module):
+    """Residual block of two 3x3 convolutions (arXiv 1512.03385)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = conv_norm(width, width, kernel=3)
+        self.second = conv_norm(width, width, kernel=3, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, W, h, w) to the same shape."""
+        return F.relu(x + self.second(self.first(x)), inplace=True)
+
+
+class Exchange(nn.Module):
+    """Give every stream the sum of itself and all others: 1x1 and up from coarser, strided 3x3 from finer."""
+
+    def __init__(self, widths: dict[int, int]) -> None:
+        super().__init__()
+        self.paths = nn.ModuleDict(
+            {
+                f"{source}_to_{target}": _path(source, target, widths)
+                for target in widths
+                for source in widths
+                if source != target
+            }
+        )
+
+    def forward(self, streams: Streams) -> Streams:
+        """Map stride -> (n, W_s, ...) to the same strides and shapes."""
+        fused = {}
+        for target, own in streams.items():
+            total = own
+            for source, x in streams.items():
+                if source != target:
+                    total = total + resize(self.paths[f"{source}_to_{target}"](x), own.shape[-2:])
+            fused[target] = F.relu(total)
+        return fused
+
+
+def _path(source: int, target: int, widths: dict[int, int]) -> nn.Module:
+    """Build what carries one stream to another stride, all but the upsampling."""
+    if source > target:
+        return conv_norm(widths[source], widths[target], kernel=1, relu=False)
+    steps = (target // source).bit_length() - 1
+    keep = [conv_norm(widths[source], widths[source], kernel=3, stride=2) for _ in range(steps - 1)]
+    return nn.Sequential(*keep, conv_norm(widths[source], widths[target], kernel=3, stride=2, relu=False))
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
+    """Build convolution (same padding, no bias), batch norm and, if asked, ReLU."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if relu else []))
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (n, c, h, w) bilinearly; of its own size it stays as it is."""
+    return (
+        x if x.shape[-2:] == tuple(size) else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    )
+
+
+def _check(strides: list[int], widths: dict[int, int], width: int, blocks: int, counts: list[int], plan: str) -> None:
+    """Refuse numbers that make no head, saying which and why."""
+    ratios = [b / a for a, b in pairwise(strides)]
+    if not strides or any(r < 2 or r != int(r) or int(r) & (int(r) - 1) for r in ratios):
+        raise UserError(f"streams have the strides {strides}; each must be 2, 4, 8, ... times the one before")
+    if plan not in ("early", "progressive"):
+        raise UserError(f'plan is {plan!r}; expected "early" or "progressive"')
+    if min(widths.values()) < 1 or any(w * 4 != width * s for s, w in widths.items()):
+        raise UserError(f"width={width} gives the streams {widths} channels; take a positive multiple of 2")
+    if len(counts) != len(strides) or min(counts) < 0:
+        raise UserError(
+            f"hr_modules={counts}; expected {len(strides)} numbers from 0 up, one for each of the streams {strides}"
+        )
+    if blocks < 1:
+        raise UserError(f"blocks={blocks}; expected 1 or more residual blocks in an HR module")

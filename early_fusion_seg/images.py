@@ -1,0 +1,142 @@
+"""Read images and masks as the files mean them, and write masks that any viewer shows in colour."""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+
+from early_fusion_seg.errors import MissingFileError, UserError
+
+# What Pillow raises on damaged files, by format and place of the damage.
+DAMAGE = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, OverflowError, struct.error, zlib.error)
+DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches grey levels of 2 and 4 bits to 0..255
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Read an image as it is meant to be seen.
+
+    The orientation tag is applied; grey, palette, CMYK and other modes become RGB, 16 bits become 8, transparency is
+    dropped, and of several frames the first is taken.
+
+    Args:
+        path: A file of any format that Pillow reads.
+
+    Returns:
+        RGB pixels, uint8 of shape (h, w, 3).
+
+    Raises:
+        MissingFileError: There is no such file.
+        UserError: It is not an image, is damaged, or has 32-bit levels, which have no agreed range.
+    """
+    image, _ = _open(Path(path), oriented=True)
+    try:
+        return _rgb(image)
+    except ValueError as error:
+        raise UserError(f"{path} {error}") from None
+
+
+def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
+    """Turn an image in memory into RGB pixels, as `read_image` does with files.
+
+    Args:
+        image: A PIL image, turned as its EXIF tag says, or an array (h, w, 3) or (h, w), uint8 or floats in 0..1.
+
+    Returns:
+        (h, w, 3), uint8 or the array's floats.
+
+    Raises:
+        UserError: Another shape or mode.
+    """
+    if isinstance(image, Image.Image):
+        try:
+            return _rgb(ImageOps.exif_transpose(image))
+        except ValueError as error:
+            raise UserError(f"the image {error}") from None
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"the array has the shape {image.shape}; expected (h, w, 3) RGB or (h, w) grey")
+    return image
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert any mode to RGB pixels (h, w, 3), 16 bits to 8; a ValueError continues the sentence of the caller."""
+    if image.mode in ("I", "F"):
+        raise ValueError("has 32-bit grey levels, which have no agreed range; save it with 8 or 16 bits")
+    if image.mode in DEEP_GREY:
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about some transparent palettes
+    try:
+        return np.array(image.convert("RGB"))
+    except ValueError as error:
+        raise ValueError(f"has the colour mode {image.mode}, which does not convert to RGB ({error})") from None
+
+
+def read_mask(path: str | Path) -> NDArray[Any]:
+    """Read the numbers stored in a mask file, without any conversion.
+
+    Args:
+        path: A single-channel file, as a rule a PNG: grey (1 to 16 bits) or indexed (its colours do not matter).
+
+    Returns:
+        The numbers, integers of shape (h, w).
+
+    Raises:
+        MissingFileError: There is no such file.
+        UserError: It is not an image, is damaged, or has colours where numbers were expected.
+    """
+    image, raw_mode = _open(Path(path), oriented=False)
+    if image.mode not in ("1", "L", "P", "I", *DEEP_GREY):
+        raise UserError(
+            f"{path} has the mode {image.mode}; a mask must be grey or indexed, each pixel the number of its class. "
+            "A mask in colours must be converted first."
+        )
+    values: NDArray[Any] = np.array(image, dtype=np.uint8 if image.mode == "1" else None)
+    return values // GREY_STEP[raw_mode] if raw_mode in GREY_STEP else values
+
+
+def write_indexed_png(path: str | Path, labels: NDArray[np.uint8], palette: Any) -> None:
+    """Write labels as an indexed PNG: the numbers are kept, and viewers show the palette's colours.
+
+    Args:
+        path: The file; its folder is made where needed.
+        labels: Class numbers, uint8 of shape (h, w).
+        palette: RGB colours (0..255) of classes 0, 1, ...; others, such as 255, are black.
+
+    Raises:
+        UserError: The labels are not uint8 of shape (h, w).
+    """
+    if labels.dtype != np.uint8 or labels.ndim != 2:
+        raise UserError(f"labels are {labels.dtype} of shape {labels.shape}; expected uint8 of shape (h, w)")
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    image = Image.fromarray(labels)
+    image.putpalette(colours.tobytes())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, format="PNG")
+
+
+def _open(path: Path, oriented: bool) -> tuple[Image.Image, str]:
+    """Decode a file whole, so that damage shows here.
+
+    Returns:
+        The image, and how a PNG stores its pixels ("L;4": grey of 4 bits), which Pillow forgets when it decodes.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"there is no file {path}")
+    try:
+        with Image.open(path) as image:
+            raw_mode = str(image.tile[0].args) if isinstance(image, PngImageFile) else ""
+            image.load()
+            return (ImageOps.exif_transpose(image) if oriented else image.copy()), raw_mode
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read") from None
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is damaged or cannot be read ({error})") from None

@@ -1,0 +1,203 @@
+"""The classes of a data set: names, colours, and the map between the numbers in its masks and train ids.
+
+A raw id is a number stored in a mask; a train id is a class of the network, 0..K-1, or 255 for what is ignored.
+Several raw ids may share a train id. All of it comes from CSV files with the columns `raw_id,train_id,name,color`.
+"""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from early_fusion_seg.errors import MissingFileError, UserError
+
+IGNORE_INDEX = 255
+RAW_IDS = 65536  # what an 8- or 16-bit mask can hold
+COLUMNS = ("raw_id", "train_id", "name", "color")
+EXAMPLE = "raw_id,train_id,name,color\n0,0,road,#804080\n1,1,car,#00008e\n255,255,void,#000000"
+
+Color = tuple[int, int, int]
+
+
+class LabelRow(NamedTuple):
+    """One line of a label CSV."""
+
+    raw_id: int
+    train_id: int
+    name: str
+    color: Color
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """The classes of a data set.
+
+    Args:
+        name: What the set is called in results and messages.
+        class_names: K names in the order of the train ids.
+        palette: K colours, RGB 0..255.
+        raw_to_train: Pairs (raw id, train id); train id 255 is ignored.
+        ignore_index: The train id of ignored pixels.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    palette: tuple[Color, ...]
+    raw_to_train: tuple[tuple[int, int], ...]
+    ignore_index: int = IGNORE_INDEX
+
+    @property
+    def num_classes(self) -> int:
+        """Return K, the number of classes without the ignored one."""
+        return len(self.class_names)
+
+    def encode(self, raw: NDArray[Any], file: str | Path) -> NDArray[np.uint8]:
+        """Turn raw ids into train ids.
+
+        Args:
+            raw: Raw ids, integers of any shape.
+            file: Where they come from, for the message.
+
+        Returns:
+            Train ids of the same shape.
+
+        Raises:
+            UserError: A raw id is not in the table.
+        """
+        table = _table(self.raw_to_train)
+        if raw.size and (int(raw.min()) < 0 or int(raw.max()) >= RAW_IDS):
+            raise self._unknown(int(raw.min() if raw.min() < 0 else raw.max()), file)
+        train = table[raw]
+        if train.size and int(train.min()) < 0:
+            raise self._unknown(int(raw[train < 0][0]), file)
+        encoded: NDArray[np.uint8] = train.astype(np.uint8)
+        return encoded
+
+    def decode(self, train: NDArray[Any]) -> NDArray[Any]:
+        """Turn train ids into raw ids: of each class, and of the ignored pixels, the first in the table.
+
+        Args:
+            train: Train ids of any shape, 0..K-1 or 255.
+
+        Returns:
+            Raw ids of the same shape, uint8, or uint16 where a raw id is above 255.
+        """
+        first = {train_id: raw_id for raw_id, train_id in reversed(self.raw_to_train)}
+        table = np.full(256, first.get(self.ignore_index, self.ignore_index), np.uint16)
+        for train_id, raw_id in first.items():
+            table[train_id] = raw_id
+        wide = max(first.values(), default=0) > 255
+        decoded: NDArray[Any] = table.astype(np.uint16 if wide else np.uint8)[train]
+        return decoded
+
+    @classmethod
+    def from_csv(cls, path: str | Path) -> "LabelSet":
+        """Read a label CSV.
+
+        Raises:
+            UserError: It is missing or wrong; the message names the file and line.
+        """
+        path = Path(path)
+        return _from_rows(path.stem, read_rows(path), str(path))
+
+    def _unknown(self, raw_id: int, file: str | Path) -> UserError:
+        known = ", ".join(str(raw) for raw, _ in self.raw_to_train)
+        return UserError(
+            f"{file} holds the label {raw_id}, which the label set '{self.name}' does not have (it has {known}). "
+            f"Correct the mask, or add the line '{raw_id},255,void,#000000' to the label CSV to ignore it."
+        )
+
+
+def load_label_set(name: str) -> LabelSet:
+    """Load a label set of the package, such as "camvid_11"."""
+    return _from_rows(name, packaged_rows(name), name)
+
+
+def packaged_rows(name: str, train_column: str = "train_id") -> list[LabelRow]:
+    """Read a CSV of the package.
+
+    Args:
+        name: Its name without `.csv`.
+        train_column: The column that holds the train ids; some files have several groupings.
+    """
+    folder = resources.files(__package__)
+    with resources.as_file(folder / f"{name}.csv") as path:
+        if not path.is_file():
+            names = sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".csv"))
+            raise UserError(f"there is no label set '{name}' in the package; it has {', '.join(names)}")
+        return read_rows(path, train_column)
+
+
+def read_rows(path: Path, train_column: str = "train_id") -> list[LabelRow]:
+    """Read the lines of a label CSV, each checked by itself."""
+    if not path.is_file():
+        raise MissingFileError(f"there is no label CSV {path}. It lists the classes, for example:\n{EXAMPLE}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error})") from None
+    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    missing = {*COLUMNS, train_column} - set(reader.fieldnames or ())
+    if missing:
+        raise UserError(f"{path} lacks the column(s) {', '.join(sorted(missing))}. Expected, for example:\n{EXAMPLE}")
+    return [_row(line, train_column, f"{path}, line {reader.line_num}") for line in reader]
+
+
+def _row(line: dict[str, str], train_column: str, where: str) -> LabelRow:
+    raw_id = _integer(line["raw_id"], RAW_IDS - 1, f"{where}: raw_id")
+    train_id = _integer(line[train_column], IGNORE_INDEX, f"{where}: {train_column}")
+    name = (line["name"] or "").strip()
+    if not name:
+        raise UserError(f"{where}: the name is empty")
+    return LabelRow(raw_id, train_id, name, _color(line["color"], where))
+
+
+def _integer(text: str | None, highest: int, where: str) -> int:
+    value = (text or "").strip()
+    if not (value.isascii() and value.isdigit() and int(value) <= highest):
+        raise UserError(f"{where} is '{value}'; expected a whole number 0..{highest}")
+    return int(value)
+
+
+def _color(text: str | None, where: str) -> Color:
+    value = (text or "").strip()
+    digits = value.removeprefix("#")
+    if len(value) != 7 or len(digits) != 6 or not all(digit in "0123456789abcdefABCDEF" for digit in digits):
+        raise UserError(f"{where}: the color is '{value}'; expected red, green and blue as in #804080")
+    red, green, blue = bytes.fromhex(digits)
+    return red, green, blue
+
+
+def _from_rows(name: str, rows: Iterable[LabelRow], where: str) -> LabelSet:
+    """Check the lines together; a class takes name and colour from its first line."""
+    raw_to_train: dict[int, int] = {}
+    classes: dict[int, LabelRow] = {}
+    for row in rows:
+        if row.raw_id in raw_to_train:
+            raise UserError(f"{where}: raw_id {row.raw_id} is there twice")
+        raw_to_train[row.raw_id] = row.train_id
+        if row.train_id != IGNORE_INDEX:
+            classes.setdefault(row.train_id, row)
+    if not classes or set(classes) != set(range(len(classes))):
+        raise UserError(f"{where}: the train ids are {sorted(classes)}; expected 0, 1, 2, ... without a gap, or 255")
+    ordered = [classes[train_id] for train_id in range(len(classes))]
+    names = [row.name for row in ordered]
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise UserError(f"{where}: two train ids have the same name ({', '.join(twice)})")
+    return LabelSet(name, tuple(names), tuple(row.color for row in ordered), tuple(raw_to_train.items()))
+
+
+@lru_cache(maxsize=16)
+def _table(raw_to_train: tuple[tuple[int, int], ...]) -> NDArray[np.int16]:
+    """Return the train id of every raw id, -1 where there is none."""
+    table = np.full(RAW_IDS, -1, np.int16)
+    for raw_id, train_id in raw_to_train:
+        table[raw_id] = train_id
+    return table

@@ -1,0 +1,191 @@
+"""Scores from one confusion matrix over the whole split, as the benchmarks' own evaluators count.
+
+IoU of class c is TP / (TP + FP + FN) of pixel counts summed over all images and all ranks; mIoU is the mean over
+classes. Evaluators differ in two things alone: what a class that is absent counts, and what a prediction of "void"
+counts. Both are options, so one implementation serves all.
+
+Shapes: K classes; a confusion matrix is (K, K + 1) int64, rows truth, columns prediction, the last column void.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from early_fusion_seg.errors import UserError
+
+Absent = Literal["nan-skip", "gt-only", "zero", "strict-nan"]
+"""What a class absent from the truth counts in the mean.
+
+nan-skip: 0 if it was predicted somewhere, left out if not (Cityscapes, Mapillary Vistas, mmsegmentation).
+gt-only: always left out (COCO-Stuff, detectron2). zero: always 0 (SegNet's CamVid). strict-nan: 0 if it was
+predicted; if not, the mean is nan (PASCAL VOC).
+"""
+
+PredVoid = Literal["fn", "drop", "error"]
+"""What a valid pixel predicted as void counts: a false negative, nothing at all, or it is refused."""
+
+
+def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Count pixels by truth and prediction; ignored pixels of the truth are left out.
+
+    Args:
+        prediction: Integers 0..K-1 or `ignore_index` (void), any shape.
+        target: Integers 0..K-1 or `ignore_index`, of the same shape.
+        num_classes: K.
+        ignore_index: Not within 0..K-1.
+
+    Returns:
+        (K + 1, K + 2) int64: the (K, K + 1) matrix, and a last row and column that count values that are neither.
+    """
+    k = num_classes
+    truth = _bins(target, k, ignore_index)
+    predicted = _bins(prediction, k, ignore_index)
+    counts = torch.bincount(truth * (k + 2) + predicted, minlength=(k + 2) ** 2).view(k + 2, k + 2)
+    return torch.cat([counts[:k], counts[k + 1 :]])  # row k is the ignored pixels
+
+
+def _bins(labels: Tensor, k: int, ignore_index: int) -> Tensor:
+    """Map labels to 0..K-1, `ignore_index` to K and anything else to K + 1."""
+    labels = labels.flatten().long()
+    other = torch.where(labels == ignore_index, k, k + 1)
+    return torch.where((labels >= 0) & (labels < k), labels, other)
+
+
+def class_iou(confusion: Tensor, pred_void: PredVoid = "fn") -> Tensor:
+    """Compute the IoU of each class.
+
+    Args:
+        confusion: (K, K + 1) counts.
+        pred_void: Whether void predictions are false negatives; see `PredVoid`.
+
+    Returns:
+        (K,) float64 in 0..1, nan where a class is neither in the truth nor predicted.
+    """
+    square = confusion[:, :-1].double()
+    hit = square.diagonal()
+    truth = (confusion if pred_void == "fn" else confusion[:, :-1]).sum(1).double()
+    return hit / (truth + square.sum(0) - hit)
+
+
+def mean_iou(iou: Tensor, in_truth: Tensor, absent: Absent = "nan-skip") -> Tensor:
+    """Compute the mean of class IoUs under a benchmark's rule.
+
+    Args:
+        iou: (K,) from `class_iou`.
+        in_truth: (K,) bool, whether the class has truth pixels.
+        absent: See `Absent`.
+
+    Returns:
+        Scalar float64, nan where no class counts.
+    """
+    if absent == "gt-only":
+        return iou[in_truth].mean()
+    if absent == "zero":
+        return iou.nan_to_num(0.0).mean()
+    return iou.mean() if absent == "strict-nan" else iou.nanmean()
+
+
+class SegmentationMetrics(Metric):
+    """Confusion matrix and the scores that follow from it.
+
+    Args:
+        num_classes: K.
+        ignore_index: Truth value of pixels that are not scored.
+        absent: Rule for absent classes; see `Absent`.
+        pred_void: Rule for void predictions, which only folders of predictions from elsewhere can hold; see `PredVoid`.
+
+    Attributes:
+        confusion: (K, K + 1) int64.
+        images: Number of images seen, int64.
+
+    Raises:
+        UserError: On update (on the CPU) or on compute: labels outside 0..K-1 and `ignore_index`, or void predictions
+            where the rule refuses them.
+
+    Example:
+        >>> metrics = SegmentationMetrics(num_classes=2)
+        >>> metrics.update(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 0]]]))
+        >>> {name: float(value) for name, value in metrics.compute().items() if name != "per_class"}
+        {'miou': 0.25, 'pixel_accuracy': 0.5, 'mean_accuracy': 0.5, 'fw_iou': 0.5}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    confusion: Tensor
+    images: Tensor
+    invalid: Tensor
+
+    def __init__(
+        self, num_classes: int, ignore_index: int = 255, absent: Absent = "nan-skip", pred_void: PredVoid = "fn"
+    ) -> None:
+        super().__init__()
+        if absent not in get_args(Absent) or pred_void not in get_args(PredVoid):
+            raise UserError(
+                f"absent={absent!r}, pred_void={pred_void!r}; "
+                f"expected one of {get_args(Absent)} and one of {get_args(PredVoid)}"
+            )
+        if 0 <= ignore_index < num_classes:
+            raise UserError(f"ignore_index={ignore_index} is one of the {num_classes} classes; take 255")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.absent: Absent = absent
+        self.pred_void: PredVoid = pred_void
+        k = num_classes
+        self.add_state("confusion", torch.zeros(k, k + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("invalid", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            prediction: (n, h, w) integer labels.
+            target: (n, h, w) integer labels.
+
+        Raises:
+            UserError: Shapes differ, or (on the CPU) labels are out of range.
+        """
+        if prediction.shape != target.shape or target.ndim != 3:
+            raise UserError(
+                f"prediction is {tuple(prediction.shape)} and target {tuple(target.shape)}; expected both (n, h, w)"
+            )
+        k = self.num_classes
+        counts = confusion_matrix(prediction, target, k, self.ignore_index)
+        self.confusion += counts[:k, : k + 1]
+        self.images += len(target)
+        self.invalid += counts[k].sum() + counts[:k, k + 1].sum()
+        if target.device.type == "cpu":  # elsewhere it would stall the device, so compute() says it
+            self._refuse_invalid()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Compute the scores, fractions in 0..1.
+
+        Returns:
+            `miou`, `pixel_accuracy`, `mean_accuracy` (over classes in the truth) and `fw_iou` (IoU weighted by the
+            share of truth pixels), float64 scalars, nan where nothing was counted; `per_class` (K,), nan where absent.
+        """
+        self._refuse_invalid()
+        counted = self.confusion if self.pred_void == "fn" else self.confusion[:, :-1]
+        truth = counted.sum(1).double()  # (K,)
+        hit = self.confusion.diagonal().double()
+        iou = class_iou(self.confusion, self.pred_void)
+        in_truth = truth > 0
+        return {
+            "miou": mean_iou(iou, in_truth, self.absent),
+            "pixel_accuracy": hit.sum() / truth.sum(),
+            "mean_accuracy": (hit / truth)[in_truth].mean(),
+            "fw_iou": (iou.nan_to_num(0.0) * truth).sum() / truth.sum(),
+            "per_class": iou,
+        }
+
+    def _refuse_invalid(self) -> None:
+        if self.invalid:
+            raise UserError(
+                f"{int(self.invalid)} pixels have a label that is neither in 0..{self.num_classes - 1} nor "
+                f"{self.ignore_index}; map raw ids to train ids first"
+            )
+        if self.pred_void == "error" and self.confusion[:, -1].any():
+            raise UserError("some valid pixels are predicted as void, which this benchmark's rule does not allow")

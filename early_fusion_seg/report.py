@@ -1,0 +1,178 @@
+"""Scores as a results dictionary, JSON, Markdown and a table for the terminal.
+
+Scores are fractions 0..1 in the dictionary and its JSON, per cent on the screen and in Markdown. A score that does not
+exist (a class that never occurs) is None, `null` in JSON. Every key is explained in docs/results-schema.md.
+"""
+
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, SupportsFloat, TypedDict
+
+from rich.table import Table
+
+SCHEMA = 1
+HEADLINES = {
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "fw_iou": "frequency-weighted IoU",
+}
+
+
+class EncoderFacts(TypedDict):
+    """What identifies the encoder, and under which licence its weights stand."""
+
+    name: str
+    fingerprint: str
+    licence: str | None
+
+
+class RunFacts(TypedDict):
+    """What was scored and how: everything in `results.json` that is not a score."""
+
+    data: str
+    split: str
+    images: int
+    partial: bool
+    absent: str
+    scale: float | None
+    checkpoint: str | None
+    encoder: EncoderFacts
+    seed: int | None
+    precision: str
+    config: dict[str, Any]
+
+
+class Results(RunFacts):
+    """The whole of `results.json`."""
+
+    schema: int
+    miou: float | None
+    pixel_accuracy: float | None
+    mean_accuracy: float | None
+    fw_iou: float | None
+    per_class: dict[str, float | None]
+    versions: dict[str, str]
+
+
+def finite(value: SupportsFloat) -> float | None:
+    """Return the value as a float, or None where it is nan or infinite.
+
+    Example:
+        >>> finite(0.5), finite(float("nan"))
+        (0.5, None)
+    """
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a score depends on."""
+    packages = {"early_fusion_seg": "early-fusion-seg"} | {
+        name: name for name in ("torch", "lightning", "torchmetrics", "timm")
+    }
+    return {key: version(name) for key, name in packages.items()} | {"python": platform.python_version()}
+
+
+def build_results(scores: Mapping[str, Any], class_names: Sequence[str], facts: RunFacts) -> Results:
+    """Join the scores of `SegmentationMetrics.compute()` with the facts of the run.
+
+    Args:
+        scores: Scalars `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` and `per_class` (K,), fractions 0..1,
+            nan where a score does not exist.
+        class_names: The K names, in train-id order.
+        facts: Everything that is not a score.
+
+    Returns:
+        Plain Python values only, without nan, in the order in which they are written.
+    """
+    per_class = zip(class_names, scores["per_class"], strict=True)
+    return Results(
+        schema=SCHEMA,
+        miou=finite(scores["miou"]),
+        pixel_accuracy=finite(scores["pixel_accuracy"]),
+        mean_accuracy=finite(scores["mean_accuracy"]),
+        fw_iou=finite(scores["fw_iou"]),
+        per_class={name: finite(value) for name, value in per_class},
+        versions=versions(),
+        **facts,
+    )
+
+
+def write_json(results: Mapping[str, Any], path: Path) -> None:
+    """Write results as strict JSON, replacing the file in one step.
+
+    Args:
+        results: Plain values; numbers that are not finite become null.
+        path: The file; its folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(json.dumps(_strict(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _strict(value: Any) -> Any:
+    """Replace every float that JSON does not know by None, at any depth."""
+    if isinstance(value, float):
+        return finite(value)
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
+
+
+def percent(value: float | None) -> str:
+    """Show a fraction in per cent.
+
+    Example:
+        >>> percent(0.4567), percent(None)
+        ('45.7', '-')
+    """
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def table_rows(results: Results) -> list[tuple[str, str]]:
+    """Return (class name, IoU in per cent) for each class, in train-id order."""
+    return [(name, percent(value)) for name, value in results["per_class"].items()]
+
+
+def headline_rows(results: Results) -> list[tuple[str, str]]:
+    """Return (name, per cent) for the scores over all classes, mIoU first."""
+    values: Mapping[str, Any] = results
+    return [(title, percent(values[key])) for key, title in HEADLINES.items()]
+
+
+def caption(results: Results) -> str:
+    """Say in one line what was scored, so that a table is not read for something else."""
+    part = " (a part of the split)" if results["partial"] else ""
+    scale = "" if results["scale"] in (None, 1.0) else f", scale {results['scale']:g}"
+    return f"{results['data']} {results['split']}: {results['images']} images{part}{scale}"
+
+
+def markdown(results: Results) -> str:
+    """Return the scores as a Markdown table with its caption above."""
+    rows = [*table_rows(results), *((f"**{name}**", f"**{value}**") for name, value in headline_rows(results))]
+    return "\n".join([caption(results), "", "| class | IoU % |", "|---|---:|", *_markdown_rows(rows)]) + "\n"
+
+
+def _markdown_rows(rows: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"| {name.replace('|', chr(92) + '|')} | {value} |" for name, value in rows]
+
+
+def score_table(results: Results) -> Table:
+    """Return the scores as a rich table for the terminal."""
+    table = Table(title=caption(results), title_justify="left")
+    table.add_column("class")
+    table.add_column("IoU %", justify="right")
+    for row in table_rows(results):
+        table.add_row(*row)
+    table.add_section()
+    for name, value in headline_rows(results):
+        table.add_row(name, value, style="bold")
+    return table

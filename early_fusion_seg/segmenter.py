@@ -1,0 +1,374 @@
+"""ReverseHRNetSeg, the LightningModule: steps, optimiser and what a checkpoint holds.
+
+Shapes: n images of h x w pixels, K classes. A batch is a dict: `image` (n, 3, h, w) uint8 (or floats in 0..1), `mask`
+(n, h, w) train ids with `ignore_index` where no truth is, `key` the names of the images.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict, cast
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
+from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.head import Plan, ReverseHRNet
+from early_fusion_seg.images import read_image, to_rgb_array
+from early_fusion_seg.inference import upsampled_argmax
+from early_fusion_seg.labels.palette import voc_palette
+from early_fusion_seg.losses import SegmentationLoss, Term
+from early_fusion_seg.metrics import Absent, PredVoid, SegmentationMetrics
+from early_fusion_seg.network import EarlyFusionNet
+
+Picture = np.ndarray | Image.Image | Path | str
+"""One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
+
+ENCODER_PREFIX = "network.encoder."
+
+
+class Batch(TypedDict):
+    """What the data modules give."""
+
+    image: Tensor
+    mask: Tensor
+    key: list[str]
+
+
+class ReverseHRNetSeg(LightningModule):
+    """Segment images with a frozen timm encoder and a reverse HRNet head.
+
+    Args:
+        num_classes: K, at most 255; may be left out where `class_names` is given.
+        class_names: K names in the order of the train ids.
+        palette: K RGB colours, each three numbers in 0..255; default: the colours of PASCAL VOC.
+        ignore_index: Mask value of pixels without truth.
+        absent: How a class that is absent counts in the mIoU; see `metrics.Absent`.
+        pred_void: How a void prediction counts; see `metrics.PredVoid`. The network makes none.
+        encoder: Name of a timm model with feature maps at strictly increasing strides.
+        encoder_weights: `"hub"` (timm's pretrained ones), `"random"`, or the path of a file in timm's keys.
+        freeze_encoder: False trains the encoder too.
+        save_encoder: Store the encoder's weights in checkpoints even where they can be fetched again.
+        plan: `"early"` or `"progressive"`; see `ReverseHRNet`.
+        width: Channels of the stride-4 stream.
+        blocks: Residual blocks on each stream in an HR module.
+        hr_modules: HR modules in each stage.
+        extra_stream: Use the stream at stride 2.
+        loss: Weight of each term: cross_entropy, ohem, dice. Default: cross-entropy alone.
+        class_weights: K factors for cross-entropy and OHEM.
+        label_smoothing: Of cross-entropy, in 0..1.
+        optimizer: `"adamw"` or `"sgd"` (with momentum 0.9).
+        lr: Highest learning rate.
+        weight_decay: Of convolution weights; norms and biases have none.
+        schedule: `"poly"` (power 0.9) or `"cosine"`, down to 0 at the last step.
+        warmup_steps: Steps in which the learning rate rises from near 0.
+
+    Raises:
+        UserError: Values that make no network, or encoder weights that cannot be had.
+
+    Example:
+        >>> model = ReverseHRNetSeg(num_classes=11, encoder="resnet18", encoder_weights="random").eval()
+        >>> model(torch.zeros(1, 3, 45, 60, dtype=torch.uint8)).shape
+        torch.Size([1, 11, 45, 60])
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        palette: list[list[int]] | None = None,
+        ignore_index: int = 255,
+        absent: Absent = "nan-skip",
+        pred_void: PredVoid = "fn",
+        encoder: str = DEFAULT_ENCODER,
+        encoder_weights: str = "hub",
+        freeze_encoder: bool = True,
+        save_encoder: bool = False,
+        plan: Plan = "early",
+        width: int = 32,
+        blocks: int = 2,
+        hr_modules: list[int] | None = None,
+        extra_stream: bool = True,
+        loss: dict[Term, float] | None = None,
+        class_weights: list[float] | None = None,
+        label_smoothing: float = 0.0,
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        schedule: Literal["poly", "cosine"] = "poly",
+        warmup_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.class_names = _names(num_classes, class_names)
+        self.num_classes = len(self.class_names)
+        self.palette = palette if palette is not None else voc_palette(self.num_classes)
+        self.ignore_index = ignore_index
+        for what, values in (("palette", self.palette), ("class_weights", class_weights)):
+            if values is not None and len(values) != self.num_classes:
+                raise UserError(f"{what} has {len(values)} entries for {self.num_classes} classes")
+        frozen = FrozenEncoder(encoder, str(encoder_weights), freeze_encoder)
+        head = ReverseHRNet(
+            frozen.channels, frozen.strides, self.num_classes, plan, width, blocks, hr_modules, extra_stream
+        )
+        self.network = EarlyFusionNet(frozen, head)
+        self.loss = SegmentationLoss(loss or {"cross_entropy": 1.0}, class_weights, label_smoothing, ignore_index)
+        self.metrics = nn.ModuleDict(
+            {s: SegmentationMetrics(self.num_classes, ignore_index, absent, pred_void) for s in ("val", "test")}
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits at input size; a convenience that training and evaluation never call.
+
+        Args:
+            images: (n, 3, h, w) RGB, uint8 in 0..255 or floats in 0..1.
+
+        Returns:
+            (n, K, h, w).
+        """
+        return F.interpolate(self.network(images), size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def predict(self, images: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
+        """Segment one picture, or each of a list.
+
+        Args:
+            images: Pictures of any size; a path's is turned as its EXIF tag says.
+
+        Returns:
+            The label map (h, w) uint8 of train ids, or a list of them.
+
+        Raises:
+            UserError: A picture that cannot be read or is of another form.
+        """
+        if isinstance(images, np.ndarray | Image.Image | Path | str):
+            return self._predict_one(images)
+        return [self._predict_one(image) for image in images]
+
+    @torch.no_grad()
+    def _predict_one(self, image: Picture) -> np.ndarray:
+        pixels = read_image(image) if isinstance(image, Path | str) else to_rgb_array(image)  # (h, w, 3)
+        batch = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(self.device)
+        training = self.training
+        try:
+            return self.eval()._segment(batch, pixels.shape[:2])[0].cpu().numpy()
+        finally:
+            self.train(training)
+
+    def _segment(self, images: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Give the labels (n, H, W) uint8 of images (n, 3, h, w) at another size."""
+        return upsampled_argmax(self.network(images), (size[0], size[1]))
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Compute the loss of a batch; one that is not finite stops the training with the names of its images."""
+        loss: Tensor = self.loss(self.network(batch["image"]), batch["mask"])
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {float(loss)} at step {self.global_step}, on the images {', '.join(batch['key'])}; "
+                "lower lr, or look at these images and masks"
+            )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
+        self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]  # one optimiser
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """Score a batch; gives `prediction` (n, h, w) uint8."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """Score a batch; gives `prediction` (n, h, w) uint8."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor] | None:
+        """Give `prediction` (n, h, w) uint8, or None for a batch of files that are no images."""
+        if "image" not in batch:
+            return None
+        images: Tensor = batch["image"]
+        return {"prediction": self._segment(images, images.shape[-2:])}
+
+    def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        """Score at the size of the truth."""
+        logits, mask = self.network(batch["image"]), batch["mask"]
+        prediction = upsampled_argmax(logits, (mask.shape[-2], mask.shape[-1]))
+        self.metrics[split].update(prediction, mask)  # type: ignore[operator]  # a ModuleDict loses its values' type
+        loss = self.loss(logits, mask)
+        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(mask), sync_dist=True)
+        return {"prediction": prediction}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the matrix anew."""
+        cast(SegmentationMetrics, self.metrics["val"]).reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Start the matrix anew."""
+        cast(SegmentationMetrics, self.metrics["test"]).reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the whole split."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the whole split."""
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        scores = cast(SegmentationMetrics, self.metrics[split]).compute()  # summed over ranks, so equal on all
+        self.log(f"{split}/mIoU", scores["miou"].float(), prog_bar=True)
+        self.log(f"{split}/pixel_accuracy", scores["pixel_accuracy"].float(), prog_bar=True)
+
+    def setup(self, stage: str) -> None:
+        """Compare the encoder over the ranks: one that differs would train a head on two kinds of features."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            prints: list[str] = [""] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(prints, self.network.encoder.fingerprint())
+            if len(set(prints)) > 1:
+                raise UserError(f"the processes have different encoders: {[p[:12] for p in prints]}; give all one file")
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build the optimiser and its schedule, stepped with each batch."""
+        options: Any = self.hparams
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},  # norms and biases
+        ]
+        optimizer: Optimizer
+        if options.optimizer == "adamw":
+            optimizer = AdamW(groups, lr=options.lr)
+        else:
+            optimizer = SGD(groups, lr=options.lr, momentum=0.9)
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise UserError("the learning-rate schedule needs an end: set the trainer's max_epochs or max_steps")
+        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, int(steps), options.warmup_steps, options.schedule))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the encoder as name and fingerprint where it can be fetched again, else whole in timm's keys."""
+        encoder = self.network.encoder
+        state = checkpoint["state_dict"]
+        for key in [k for k in state if k.startswith(ENCODER_PREFIX)]:
+            del state[key]
+        entry: dict[str, Any] = {
+            "name": encoder.name,
+            "weights": encoder.weights,
+            "fingerprint": encoder.fingerprint(),
+            "licence": encoder.licence,
+        }
+        fetched_again = encoder.frozen and encoder.weights not in ("random", "checkpoint")
+        if self.hparams["save_encoder"] or not fetched_again:
+            entry["state_dict"] = encoder.timm_state_dict()
+            checkpoint["hyper_parameters"]["encoder_weights"] = "checkpoint"
+        checkpoint["encoder"] = entry
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Bring the encoder's weights where the checkpoint has them; refuse another encoder.
+
+        Raises:
+            UserError: The checkpoint's encoder is another one, or it is not a checkpoint of this model.
+        """
+        encoder, entry = self.network.encoder, checkpoint.get("encoder")
+        if entry is None:
+            raise UserError("the checkpoint has no entry 'encoder': it was not written by ReverseHRNetSeg")
+        if "state_dict" in entry and entry["name"] == encoder.name and (
+            encoder.weights == "checkpoint" or not encoder.frozen
+        ):  # fmt: skip
+            encoder.load_timm_state_dict(entry["state_dict"])
+            encoder.licence = entry["licence"]
+        if (entry["name"], entry["fingerprint"]) != (encoder.name, encoder.fingerprint()):
+            raise UserError(
+                f"the checkpoint belongs to the encoder {entry['name']} ({entry['weights']}, fingerprint "
+                f"{entry['fingerprint'][:12]}), this model has {encoder.name} ({encoder.weights}, fingerprint "
+                f"{encoder.fingerprint()[:12]}); give the former's weights with encoder_weights=FILE"
+            )
+        live = {ENCODER_PREFIX + key: value for key, value in encoder.state_dict().items()}
+        checkpoint["state_dict"] = checkpoint["state_dict"] | live  # so that the head's keys are strict both ways
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's would fetch remote addresses, and unpickle
+        cls, checkpoint_path: str | Path, map_location: str | torch.device | None = None, **overrides: Any
+    ) -> Self:
+        """Make the model that a checkpoint holds.
+
+        Args:
+            checkpoint_path: A local file.
+            map_location: Where its tensors go; default: the CPU.
+            **overrides: Constructor arguments that replace the stored ones, e.g. `encoder_weights=FILE`.
+
+        Returns:
+            The model, in training mode as any new module.
+
+        Raises:
+            MissingFileError: No such file.
+            UserError: A remote address, a damaged file, or another encoder or head.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        stored = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
+        model = cls(**(stored | overrides))
+        model.on_load_checkpoint(checkpoint)
+        try:
+            model.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise UserError(f"{checkpoint_path} does not fit the model: {error}") from error
+        return model.to(map_location or "cpu")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of plain types and tensors.
+
+    Raises:
+        MissingFileError: No such file.
+        UserError: A remote address, or a file that is cut or no checkpoint of ours.
+    """
+    if "://" in str(path):
+        raise UserError(f"{path} is a remote address; download the checkpoint and give the file")
+    if not Path(path).is_file():
+        raise MissingFileError(f"there is no checkpoint {path}; give the path of a .ckpt file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file, from EOFError to UnpicklingError
+        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}); give an intact file") from error
+    if not isinstance(checkpoint, dict) or not {"encoder", "hyper_parameters", "state_dict"} <= checkpoint.keys():
+        raise UserError(f"{path} was not written by ReverseHRNetSeg: it lacks encoder, hyper_parameters or state_dict")
+    return checkpoint
+
+
+def lr_factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
+    """Compute the factor of the learning rate at a step.
+
+    Args:
+        step: From 0.
+        steps: Of the whole run.
+        warmup_steps: Linear rise over these, multiplied with the schedule.
+        schedule: `"poly"` (power 0.9) or `"cosine"`.
+
+    Returns:
+        In 0..1.
+
+    >>> [round(lr_factor(s, 10, 2, "poly"), 2) for s in (0, 1, 5, 10)]
+    [0.5, 0.91, 0.54, 0.0]
+    """
+    rest = max(0.0, 1 - step / max(1, steps))
+    down = rest**0.9 if schedule == "poly" else 0.5 * (1 - math.cos(math.pi * rest))
+    return down * min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def _names(num_classes: int | None, class_names: list[str] | None) -> list[str]:
+    """Return the class names, made up where there are none."""
+    if class_names is None:
+        if num_classes is None:
+            raise UserError("give num_classes or class_names: the network must know how many classes there are")
+        class_names = [f"class {i}" for i in range(num_classes)]
+    if num_classes not in (None, len(class_names)):
+        raise UserError(f"num_classes={num_classes}, but class_names has {len(class_names)} names")
+    if not 1 <= len(class_names) <= 255:
+        raise UserError(f"{len(class_names)} classes; expected 1 to 255, since masks are 8 bit and 255 is ignored")
+    return list(class_names)
