@@ -6,7 +6,7 @@ import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its update check would open a connection at import
 
-# from early_fusion_seg.data import CamVidDataModule, FolderDataModule, SyntheticDataModule
+from early_fusion_seg.data import CamVidDataModule, FolderDataModule
 from early_fusion_seg.encoder import FrozenEncoder
 from early_fusion_seg.head import ReverseHRNet
 from early_fusion_seg.labels import LabelSet
@@ -23,5 +23,5 @@ __all__ = [
     "ReverseHRNet",
     "ReverseHRNetSeg",
     "SegmentationMetrics",
-    "SyntheticDataModule",
+    # "SyntheticDataModule",
 ]

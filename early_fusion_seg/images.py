@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         MissingFileError: There is no such file.
         UserError: It is not an image, is damaged, or has 32-bit levels, which have no agreed range.
     """
-    image, _ = _open(Path(path), oriented=True)
-    try:
-        return _rgb(image)
-    except ValueError as error:
-        raise UserError(f"{path} {error}") from None
+    return np.array(_decode(Path(path), _as_seen)[0])
 
 
 def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
@@ -55,28 +52,14 @@ def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
     """
     if isinstance(image, Image.Image):
         try:
-            return _rgb(ImageOps.exif_transpose(image))
+            return np.array(_as_seen(image))
         except ValueError as error:
-            raise UserError(f"the image {error}") from None
+            raise UserError(f"the image cannot be used ({error})") from None
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3:
         raise UserError(f"the array has the shape {image.shape}; expected (h, w, 3) RGB or (h, w) grey")
     return image
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert any mode to RGB pixels (h, w, 3), 16 bits to 8; a ValueError continues the sentence of the caller."""
-    if image.mode in ("I", "F"):
-        raise ValueError("has 32-bit grey levels, which have no agreed range; save it with 8 or 16 bits")
-    if image.mode in DEEP_GREY:
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns about some transparent palettes
-    try:
-        return np.array(image.convert("RGB"))
-    except ValueError as error:
-        raise ValueError(f"has the colour mode {image.mode}, which does not convert to RGB ({error})") from None
 
 
 def read_mask(path: str | Path) -> NDArray[Any]:
@@ -92,7 +75,7 @@ def read_mask(path: str | Path) -> NDArray[Any]:
         MissingFileError: There is no such file.
         UserError: It is not an image, is damaged, or has colours where numbers were expected.
     """
-    image, raw_mode = _open(Path(path), oriented=False)
+    image, raw_mode = _decode(Path(path), Image.Image.copy)
     if image.mode not in ("1", "L", "P", "I", *DEEP_GREY):
         raise UserError(
             f"{path} has the mode {image.mode}; a mask must be grey or indexed, each pixel the number of its class. "
@@ -123,11 +106,23 @@ def write_indexed_png(path: str | Path, labels: NDArray[np.uint8], palette: Any)
     image.save(path, format="PNG")
 
 
-def _open(path: Path, oriented: bool) -> tuple[Image.Image, str]:
+def _as_seen(image: Image.Image) -> Image.Image:
+    """Turn an image upright and into RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError("grey levels of 32 bits have no agreed range; save it with 8 or 16")
+    if image.mode in DEEP_GREY:
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about some transparent palettes
+    return image.convert("RGB")
+
+
+def _decode(path: Path, prepare: Callable[[Image.Image], Image.Image]) -> tuple[Image.Image, str]:
     """Decode a file whole, so that damage shows here.
 
     Returns:
-        The image, and how a PNG stores its pixels ("L;4": grey of 4 bits), which Pillow forgets when it decodes.
+        The prepared image, and how a PNG stores its pixels ("L;4": grey of 4 bits), which Pillow forgets on decoding.
     """
     if not path.is_file():
         raise MissingFileError(f"there is no file {path}")
@@ -135,8 +130,8 @@ def _open(path: Path, oriented: bool) -> tuple[Image.Image, str]:
         with Image.open(path) as image:
             raw_mode = str(image.tile[0].args) if isinstance(image, PngImageFile) else ""
             image.load()
-            return (ImageOps.exif_transpose(image) if oriented else image.copy()), raw_mode
+            return prepare(image), raw_mode
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image that can be read") from None
     except (*DAMAGE, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is damaged or cannot be read ({error})") from None
+        raise UserError(f"{path} is damaged or cannot be read as an image ({error})") from None

@@ -5,6 +5,7 @@ Shapes: n images of h x w pixels, K classes. A batch is a dict: `image` (n, 3, h
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, cast
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.nn.functional as F
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from PIL import Image
@@ -20,8 +22,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from early_fusion_seg.checkpoint import read_checkpoint, restore_encoder, store_encoder
 from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
-from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import Plan, ReverseHRNet
 from early_fusion_seg.images import read_image, to_rgb_array
 from early_fusion_seg.inference import upsampled_argmax
@@ -29,11 +32,10 @@ from early_fusion_seg.labels.palette import voc_palette
 from early_fusion_seg.losses import SegmentationLoss, Term
 from early_fusion_seg.metrics import Absent, PredVoid, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
+from early_fusion_seg.optim import Schedule, lr_factor, parameter_groups
 
 Picture = np.ndarray | Image.Image | Path | str
 """One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
-
-ENCODER_PREFIX = "network.encoder."
 
 
 class Batch(TypedDict):
@@ -104,7 +106,7 @@ class ReverseHRNetSeg(LightningModule):
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
-        schedule: Literal["poly", "cosine"] = "poly",
+        schedule: Schedule = "poly",
         warmup_steps: int = 100,
     ) -> None:
         super().__init__()
@@ -172,7 +174,7 @@ class ReverseHRNetSeg(LightningModule):
         loss: Tensor = self.loss(self.network(batch["image"]), batch["mask"])
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {float(loss)} at step {self.global_step}, on the images {', '.join(batch['key'])}; "
+                f"the loss is {loss.item()} at step {self.global_step}, on the images {', '.join(batch['key'])}; "
                 "lower lr, or look at these images and masks"
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
@@ -226,6 +228,8 @@ class ReverseHRNetSeg(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compare the encoder over the ranks: one that differs would train a head on two kinds of features."""
+        if stage == "fit" and self.network.head.training:  # what is in eval mode then is the frozen encoder alone
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             prints: list[str] = [""] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(prints, self.network.encoder.fingerprint())
@@ -235,11 +239,7 @@ class ReverseHRNetSeg(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser and its schedule, stepped with each batch."""
         options: Any = self.hparams
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},  # norms and biases
-        ]
+        groups = parameter_groups(self.parameters(), options.weight_decay)
         optimizer: Optimizer
         if options.optimizer == "adamw":
             optimizer = AdamW(groups, lr=options.lr)
@@ -253,44 +253,11 @@ class ReverseHRNetSeg(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the encoder as name and fingerprint where it can be fetched again, else whole in timm's keys."""
-        encoder = self.network.encoder
-        state = checkpoint["state_dict"]
-        for key in [k for k in state if k.startswith(ENCODER_PREFIX)]:
-            del state[key]
-        entry: dict[str, Any] = {
-            "name": encoder.name,
-            "weights": encoder.weights,
-            "fingerprint": encoder.fingerprint(),
-            "licence": encoder.licence,
-        }
-        fetched_again = encoder.frozen and encoder.weights not in ("random", "checkpoint")
-        if self.hparams["save_encoder"] or not fetched_again:
-            entry["state_dict"] = encoder.timm_state_dict()
-            checkpoint["hyper_parameters"]["encoder_weights"] = "checkpoint"
-        checkpoint["encoder"] = entry
+        store_encoder(checkpoint, self.network.encoder, whole=self.hparams["save_encoder"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Bring the encoder's weights where the checkpoint has them; refuse another encoder.
-
-        Raises:
-            UserError: The checkpoint's encoder is another one, or it is not a checkpoint of this model.
-        """
-        encoder, entry = self.network.encoder, checkpoint.get("encoder")
-        if entry is None:
-            raise UserError("the checkpoint has no entry 'encoder': it was not written by ReverseHRNetSeg")
-        if "state_dict" in entry and entry["name"] == encoder.name and (
-            encoder.weights == "checkpoint" or not encoder.frozen
-        ):  # fmt: skip
-            encoder.load_timm_state_dict(entry["state_dict"])
-            encoder.licence = entry["licence"]
-        if (entry["name"], entry["fingerprint"]) != (encoder.name, encoder.fingerprint()):
-            raise UserError(
-                f"the checkpoint belongs to the encoder {entry['name']} ({entry['weights']}, fingerprint "
-                f"{entry['fingerprint'][:12]}), this model has {encoder.name} ({encoder.weights}, fingerprint "
-                f"{encoder.fingerprint()[:12]}); give the former's weights with encoder_weights=FILE"
-            )
-        live = {ENCODER_PREFIX + key: value for key, value in encoder.state_dict().items()}
-        checkpoint["state_dict"] = checkpoint["state_dict"] | live  # so that the head's keys are strict both ways
+        """Bring the encoder's weights where the checkpoint has them; refuse another encoder (UserError)."""
+        restore_encoder(checkpoint, self.network.encoder)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's would fetch remote addresses, and unpickle
@@ -319,46 +286,6 @@ class ReverseHRNetSeg(LightningModule):
         except RuntimeError as error:
             raise UserError(f"{checkpoint_path} does not fit the model: {error}") from error
         return model.to(map_location or "cpu")
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of plain types and tensors.
-
-    Raises:
-        MissingFileError: No such file.
-        UserError: A remote address, or a file that is cut or no checkpoint of ours.
-    """
-    if "://" in str(path):
-        raise UserError(f"{path} is a remote address; download the checkpoint and give the file")
-    if not Path(path).is_file():
-        raise MissingFileError(f"there is no checkpoint {path}; give the path of a .ckpt file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file, from EOFError to UnpicklingError
-        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}); give an intact file") from error
-    if not isinstance(checkpoint, dict) or not {"encoder", "hyper_parameters", "state_dict"} <= checkpoint.keys():
-        raise UserError(f"{path} was not written by ReverseHRNetSeg: it lacks encoder, hyper_parameters or state_dict")
-    return checkpoint
-
-
-def lr_factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
-    """Compute the factor of the learning rate at a step.
-
-    Args:
-        step: From 0.
-        steps: Of the whole run.
-        warmup_steps: Linear rise over these, multiplied with the schedule.
-        schedule: `"poly"` (power 0.9) or `"cosine"`.
-
-    Returns:
-        In 0..1.
-
-    >>> [round(lr_factor(s, 10, 2, "poly"), 2) for s in (0, 1, 5, 10)]
-    [0.5, 0.91, 0.54, 0.0]
-    """
-    rest = max(0.0, 1 - step / max(1, steps))
-    down = rest**0.9 if schedule == "poly" else 0.5 * (1 - math.cos(math.pi * rest))
-    return down * min(1.0, (step + 1) / max(1, warmup_steps))
 
 
 def _names(num_classes: int | None, class_names: list[str] | None) -> list[str]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, collate
 from early_fusion_seg.data.transforms import Transform, default_train_transform
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.labels import LabelSet
+from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
 
 Split = Literal["train", "val", "test", "predict"]
 Absent = Literal["nan-skip", "gt-only", "zero", "strict-nan"]
@@ -74,7 +74,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
     absent: ClassVar[Absent] = "nan-skip"  # the rule for absent classes of the data set's own evaluator
     licence: ClassVar[str | None] = None
-    ignore_index: ClassVar[int] = 255
+    ignore_index: ClassVar[int] = IGNORE_INDEX
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
     ) -> DataLoader[Sample]:
         return kind(
             dataset,
-            batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             drop_last=drop_last,
             num_workers=self.num_workers,

@@ -135,7 +135,7 @@ class SegmentationDataset(Dataset[Sample]):
             data = self.transform(**data)
         sample: Sample = {"key": self.source.key(position), "image": _image_tensor(data["image"])}
         if mask is not None:
-            sample["mask"] = torch.as_tensor(data["mask"]).to(torch.uint8)
+            sample["mask"] = torch.as_tensor(np.ascontiguousarray(data["mask"])).to(torch.uint8)
         return sample
 
     def __getitems__(self, indices: list[int | tuple[int, int]]) -> list[Sample]:
@@ -160,9 +160,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     sizes = {sample["key"]: tuple(sample["image"].shape[1:]) for sample in samples if "image" in sample}
     if not errors and len(set(sizes.values())) > 1:
         listed = ", ".join(f"{key} {width}x{height}" for key, (height, width) in sizes.items())
-        errors = [
-            f"images of one batch differ in size ({listed}); set crop_size for training, eval_batch_size=1 for evaluation"
-        ]
+        errors = [f"images of one batch differ in size ({listed}); set crop_size, or evaluate with eval_batch_size=1"]
     if errors:
         return batch | {"error": errors}
     for name in ("image", "mask"):

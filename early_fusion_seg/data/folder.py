@@ -1,0 +1,103 @@
+"""A user's own images: any folder to predict, or images, masks and a label CSV to train on."""
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from early_fusion_seg.data.base import SegmentationDataModule, Split, require_folder
+from early_fusion_seg.data.dataset import FileSource, Item, Source
+from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.labels import LabelSet
+
+TREE = """  labels.csv              one line per class: raw_id,train_id,name,color
+  images/train/a.jpg      any format; the same for images/val, and images/test where there is one
+  masks/train/a.png       the same name with .png, each pixel the raw_id of its class
+  or, without the folders train and val: images/a.jpg and masks/a.png, of which val_fraction validates"""
+WHERE = "To predict, any folder with images will do."
+
+
+class FolderDataModule(SegmentationDataModule):
+    """A folder of images.
+
+    `predict` takes every file below `root` except hidden ones; its key is its path below `root`. A file that is not an
+    image is reported and the others go on.
+
+    Training takes images/ and masks/ as drawn in the error that a missing folder gives. Where they have no train/ and
+    val/, the images are ordered by the SHA-256 of their keys and the first `val_fraction` of them validate: the same
+    ones on every machine, and nearly the same when images are added.
+
+    Args:
+        root: The folder.
+        labels: A label CSV; None for `root/labels.csv`. Not needed to predict.
+        val_fraction: Share of the images that validate where there are no folders train/ and val/, between 0 and 1.
+        kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        labels: str | os.PathLike[str] | None = None,
+        val_fraction: float = 0.2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        if not 0 < val_fraction < 1:
+            raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
+        self.labels = self.root / "labels.csv" if labels is None else Path(labels)
+        self.val_fraction = val_fraction
+
+    @cached_property
+    def label_set(self) -> LabelSet:
+        """Read the label CSV, at its first use."""
+        return LabelSet.from_csv(self.labels)
+
+    def source(self, split: Split) -> Source:
+        """Return the images of a split."""
+        require_folder(self.root, TREE, WHERE)
+        if split == "predict":
+            return FileSource([Item(key, path) for key, path in visible_files(self.root).items()])
+        images, masks = self.root / "images", self.root / "masks"
+        require_folder(images, TREE, WHERE)
+        require_folder(masks, TREE, WHERE)
+        if (images / "train").is_dir() or (images / "val").is_dir():
+            require_folder(images / split, TREE, WHERE)
+            return FileSource(paired_items(images / split, masks / split), self.label_set)
+        if split == "test":
+            raise MissingFileError(f"{self.root} has no test split; expected images/test and masks/test")
+        items = paired_items(images, masks)
+        chosen = validation_keys([item.key for item in items], self.val_fraction)
+        return FileSource([item for item in items if (item.key in chosen) == (split == "val")], self.label_set)
+
+
+def visible_files(folder: Path) -> dict[str, Path]:
+    """Return the files below a folder except hidden ones, sorted by key: the path below it, with slashes."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {key: files[key] for key in sorted(files) if not any(part.startswith(".") for part in key.split("/"))}
+
+
+def paired_items(images: Path, masks: Path) -> list[Item]:
+    """Return the images below a folder, each with the mask of the same name and suffix .png.
+
+    Raises:
+        UserError: An image has no mask, a mask no image, or two images share one.
+    """
+    files = visible_files(images)
+    unused = {masks / key for key in visible_files(masks) if key.endswith(".png")}
+    items = [Item(key, path, (masks / key).with_suffix(".png")) for key, path in files.items()]
+    for item, previous in zip(items, [None, *items], strict=False):
+        if previous and item.mask == previous.mask:
+            raise UserError(f"{previous.image} and {item.image} share the mask {item.mask}; rename one of them")
+        if item.mask not in unused:
+            raise MissingFileError(f"{item.image} has no mask; expected {item.mask}")
+        unused.remove(item.mask)
+    if unused:
+        raise MissingFileError(f"{len(unused)} mask(s) have no image below {images}, such as {min(unused)}")
+    return items
+
+
+def validation_keys(keys: list[str], fraction: float) -> set[str]:
+    """Return a share of the keys, at least one, chosen by their SHA-256."""
+    ordered = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
+    return set(ordered[: max(1, round(len(keys) * fraction))])

@@ -1,0 +1,195 @@
+"""Label maps as pictures: arrays in, arrays out.
+
+Shapes: h, w are an image's height and width, H, W those of a panel, K classes. Images are (h, w, 3) uint8 RGB, label
+maps (h, w) integers 0..K-1 or `ignore_index`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from early_fusion_seg.errors import UserError
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.integer[Any]]
+Color = tuple[int, int, int]
+
+IGNORED: Color = (0, 0, 0)
+WRONG: Color = (235, 30, 40)
+PAPER: Color = (255, 255, 255)
+INK: Color = (32, 32, 36)
+SMALLEST_TILE, LARGEST_TILE = 320, 640
+"""Longer side of a tile in pixels; an image is enlarged or thinned out by a whole number to come near."""
+
+
+def colourise(labels: Labels, palette: ArrayLike, ignore_index: int = 255) -> Pixels:
+    """Paint each pixel in the colour of its class, ignored ones black.
+
+    Args:
+        labels: (h, w) labels.
+        palette: (K, 3) RGB, 0..255.
+        ignore_index: The label of ignored pixels.
+
+    Returns:
+        (h, w, 3) uint8.
+
+    Raises:
+        UserError: A label that is neither a class nor ignored, or what is given is no label map.
+
+    Example:
+        >>> colourise(np.array([[0, 255]]), [[10, 20, 30]]).tolist()
+        [[[10, 20, 30], [0, 0, 0]]]
+    """
+    colours = np.asarray(palette, np.uint8).reshape(-1, 3)
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"labels are {labels.dtype} of shape {labels.shape}; expected integers of shape (h, w)")
+    ignored = labels == ignore_index
+    unknown = ~ignored & ((labels < 0) | (labels >= len(colours)))
+    if unknown.any():
+        raise UserError(
+            f"the label map holds {labels[unknown][0]}; the palette has colours for 0..{len(colours) - 1}, "
+            f"and {ignore_index} is ignored"
+        )
+    table = np.concatenate([colours, np.array([IGNORED], np.uint8)])
+    painted: Pixels = table[np.where(ignored, len(colours), labels)]
+    return painted
+
+
+def overlay(image: Pixels, labels: Labels, palette: ArrayLike, alpha: float = 0.5, ignore_index: int = 255) -> Pixels:
+    """Lay the classes' colours over an image; ignored pixels show the image alone.
+
+    Args:
+        image: (h, w, 3) uint8.
+        labels: (h, w) labels.
+        palette: (K, 3) RGB, 0..255.
+        alpha: Share of the colours, 0..1.
+        ignore_index: The label of ignored pixels.
+
+    Returns:
+        (h, w, 3) uint8.
+
+    Raises:
+        UserError: Sizes differ, or as `colourise`.
+    """
+    _check_sizes(image, labels=labels)
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha is {alpha}; expected a share from 0 to 1")
+    share = np.where(labels == ignore_index, 0.0, alpha)[..., None]
+    mixed = image * (1 - share) + colourise(labels, palette, ignore_index) * share
+    rounded: Pixels = np.rint(mixed).astype(np.uint8)
+    return rounded
+
+
+def error_map(image: Pixels, truth: Labels, prediction: Labels, ignore_index: int = 255) -> Pixels:
+    """Show where a prediction is wrong: red on the pale grey image, pixels without truth black.
+
+    Args:
+        image: (h, w, 3) uint8.
+        truth: (h, w) labels.
+        prediction: (h, w) labels.
+        ignore_index: The label of pixels without truth.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    _check_sizes(image, truth=truth, prediction=prediction)
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    shown = np.broadcast_to(110 + grey // 2, image.shape).astype(np.uint8)
+    shown[truth != prediction] = WRONG
+    shown[truth == ignore_index] = IGNORED
+    return shown
+
+
+def panel(
+    image: Pixels,
+    truth: Labels,
+    prediction: Labels,
+    palette: ArrayLike,
+    class_names: Sequence[str],
+    ignore_index: int = 255,
+) -> Pixels:
+    """Draw image, truth, prediction and errors side by side, with a legend of the classes that occur.
+
+    Landscapes are laid out two by two, portraits in a row. Small images are enlarged and large ones thinned out, by
+    whole numbers, so that the lettering always has the same proportion.
+
+    Args:
+        image: (h, w, 3) uint8.
+        truth: (h, w) labels.
+        prediction: (h, w) labels.
+        palette: (K, 3) RGB, 0..255.
+        class_names: The K names.
+        ignore_index: The label of pixels without truth.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UserError: Sizes differ, or a label is neither a class nor ignored.
+    """
+    _check_sizes(image, truth=truth, prediction=prediction)
+    valid = truth != ignore_index
+    wrong = valid & (truth != prediction)
+    tiles = {
+        "image": image,
+        "truth": colourise(truth, palette, ignore_index),
+        "prediction": colourise(prediction, palette, ignore_index),
+        f"errors: {100 * wrong.sum() / max(1, valid.sum()):.1f} % of the pixels": error_map(
+            image, truth, prediction, ignore_index
+        ),
+    }
+    occurring = sorted({*np.unique(truth).tolist(), *np.unique(prediction).tolist()} - {ignore_index})
+    colours = np.asarray(palette, np.uint8).reshape(-1, 3)
+    legend = [(class_names[label], tuple(colours[label].tolist())) for label in occurring]
+    if wrong.any():
+        legend.append(("wrong", WRONG))
+    if not valid.all() or (prediction == ignore_index).any():
+        legend.append(("ignored", IGNORED))
+    return _compose({title: fit_tile(tile) for title, tile in tiles.items()}, legend)
+
+
+def fit_tile(tile: Pixels) -> Pixels:
+    """Enlarge a small picture (h, w, 3) or thin out a large one, by a whole number and without mixing colours."""
+    longer = max(tile.shape[:2])
+    if longer < SMALLEST_TILE:
+        factor = -(-SMALLEST_TILE // longer)
+        return tile.repeat(factor, axis=0).repeat(factor, axis=1)
+    step = max(1, longer // LARGEST_TILE)
+    return tile[::step, ::step]
+
+
+def _compose(tiles: dict[str, Pixels], legend: Sequence[tuple[str, Color]]) -> Pixels:
+    """Put titled tiles of one size on paper, the legend below."""
+    height, width = next(iter(tiles.values())).shape[:2]
+    columns = 2 if width >= height else len(tiles)
+    em = max(14, max(height, width) // 22)
+    font = ImageFont.load_default(em)
+    step_x, step_y = width + em, height + 2 * em  # a tile with its title and the gap after it
+    entry = max((int(font.getlength(name)) for name, _ in legend), default=0) + 3 * em
+    total = max(columns * step_x + em, entry + em)
+    per_row = (total - em) // entry
+    top = -(-len(tiles) // columns) * step_y + em
+    bottom = top + -(-len(legend) // per_row) * 3 * em // 2
+    paper = Image.new("RGB", (total, bottom + em // 2), PAPER)
+    draw = ImageDraw.Draw(paper)
+    for i, (title, tile) in enumerate(tiles.items()):
+        x, y = em + i % columns * step_x, i // columns * step_y + 2 * em
+        draw.text((x, y - em // 3), title, INK, font, anchor="ls")
+        paper.paste(Image.fromarray(np.ascontiguousarray(tile)), (x, y))
+    for i, (name, colour) in enumerate(legend):
+        x, y = em + i % per_row * entry, top + i // per_row * 3 * em // 2
+        draw.rectangle((x, y, x + em - 1, y + em - 1), colour, INK)
+        draw.text((x + 3 * em // 2, y + em - em // 6), name, INK, font, anchor="ls")
+    return np.asarray(paper)
+
+
+def _check_sizes(image: Pixels, **label_maps: Labels) -> None:
+    """Refuse what is not an image, and label maps of another size."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise UserError(f"the image is {image.dtype} of shape {image.shape}; expected uint8 of shape (h, w, 3)")
+    for name, labels in label_maps.items():
+        if labels.shape != image.shape[:2]:
+            raise UserError(f"{name} has the shape {labels.shape}, the image {image.shape[:2]}; they must be equal")

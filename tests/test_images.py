@@ -1,0 +1,231 @@
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.images import read_image, read_mask, to_rgb_array, write_indexed_png
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (11, 14, 3), np.uint8)
+GREY = RNG.integers(0, 256, (11, 14), np.uint8)
+SMOOTH = np.stack([np.add.outer(np.arange(24) * 4, np.arange(40) * 3)] * 3, -1).astype(np.uint8)  # survives JPEG
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "bmp"])
+def test_lossless_formats_are_read_exactly(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RGB).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, RGB)
+    image[0, 0] = 0  # the array is the caller's own
+
+
+def test_jpeg_is_read_closely(tmp_path: Path) -> None:
+    Image.fromarray(SMOOTH).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - SMOOTH).max() <= 8
+
+
+def test_grey_modes_become_rgb(tmp_path: Path) -> None:
+    grey = np.repeat(GREY[..., None], 3, -1)
+    alpha = np.full_like(GREY, 7)
+    deep = GREY.astype(np.uint16) * 256 + 99
+    stored = {
+        "l.png": Image.fromarray(GREY),
+        "la.png": Image.fromarray(np.dstack([GREY, alpha])),
+        "i16.png": Image.fromarray(deep),
+        "i16.tif": Image.fromarray(deep),
+    }
+    for name, image in stored.items():
+        image.save(tmp_path / name)
+        np.testing.assert_array_equal(read_image(tmp_path / name), grey, err_msg=name)
+    Image.fromarray(GREY > 127).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "1.png"), np.where(grey > 127, 255, 0))
+
+
+def test_16_bit_colour_becomes_8_bit(tmp_path: Path) -> None:
+    scanlines = b"".join(b"\0" + (row.astype(np.uint16) * 256 + 99).astype(">u2").tobytes() for row in RGB)
+    write_png(tmp_path / "a.png", RGB.shape[1], RGB.shape[0], bits=16, kind=2, scanlines=scanlines)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+
+
+def test_transparency_is_dropped(tmp_path: Path) -> None:
+    rgba = np.dstack([RGB, GREY])
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(rgba).save(tmp_path / name)
+        np.testing.assert_array_equal(read_image(tmp_path / name), RGB, err_msg=name)
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(16))])
+def test_palettes_are_resolved(tmp_path: Path, transparency: int | bytes | None) -> None:
+    indices, colours = GREY % 16, RNG.integers(0, 256, (16, 3), np.uint8)
+    image = Image.fromarray(indices)
+    image.putpalette(colours.tobytes())
+    image.save(tmp_path / "a.png", **({} if transparency is None else {"transparency": transparency}))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), colours[indices])
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    cmyk = RNG.integers(0, 256, (11, 14, 4), np.uint8)
+    Image.fromarray(cmyk, mode="CMYK").save(tmp_path / "a.tif")
+    expected = (255.0 - cmyk[..., :3]) * (255.0 - cmyk[..., 3:]) / 255
+    assert np.abs(read_image(tmp_path / "a.tif") - expected).max() <= 1
+
+
+ORIENTATIONS = {  # what a viewer does with the stored pixels
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: np.swapaxes(a, 0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("tag", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_orientation_tag_is_applied(tmp_path: Path, tag: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[274] = tag
+    Image.fromarray(SMOOTH).save(tmp_path / f"a.{suffix}", exif=exif)
+    image, shown = read_image(tmp_path / f"a.{suffix}"), ORIENTATIONS[tag](SMOOTH)
+    assert image.shape == shown.shape
+    assert np.abs(image.astype(int) - shown).max() <= 12
+
+
+def test_first_frame_is_taken(tmp_path: Path) -> None:
+    frames = [Image.fromarray(SMOOTH), Image.fromarray(255 - SMOOTH)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), SMOOTH)
+
+
+@pytest.mark.parametrize("reader", [read_image, read_mask])
+def test_missing_file_is_named(tmp_path: Path, reader) -> None:
+    with pytest.raises(MissingFileError, match=r"nowhere\.png"):
+        reader(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("reader", [read_image, read_mask])
+def test_text_with_an_image_suffix_is_refused_by_name(tmp_path: Path, reader) -> None:
+    (tmp_path / "a.png").write_text("not an image")
+    with pytest.raises(UserError, match=r"a\.png is not an image"):
+        reader(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")  # Pillow's, of TIFF, before it raises
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif"])
+def test_truncated_file_is_refused_by_name_wherever_it_is_cut(tmp_path: Path, suffix: str) -> None:
+    noise = RNG.integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
+    whole = (tmp_path / f"whole.{suffix}").read_bytes()
+    for share in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9):
+        (tmp_path / f"a.{suffix}").write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(UserError, match=rf"a\.{suffix} is "):
+            read_image(tmp_path / f"a.{suffix}")
+
+
+def test_flipped_bytes_give_an_image_or_a_user_error(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    refused = 0
+    for position in range(8, len(whole)):
+        broken = bytearray(whole)
+        broken[position] ^= 0x5A
+        (tmp_path / "a.png").write_bytes(broken)
+        try:
+            read_image(tmp_path / "a.png")
+        except UserError:
+            refused += 1
+    assert refused > 100
+
+
+def test_levels_of_32_bits_are_refused(tmp_path: Path) -> None:
+    for dtype in (np.int32, np.float32):
+        Image.fromarray(GREY.astype(dtype)).save(tmp_path / "a.tif")
+        with pytest.raises(UserError, match=r"a\.tif .*grey levels of 32 bits"):
+            read_image(tmp_path / "a.tif")
+
+
+def test_images_in_memory_are_treated_like_files(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(SMOOTH).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(to_rgb_array(image), read_image(tmp_path / "a.png"))
+    np.testing.assert_array_equal(to_rgb_array(RGB), RGB)
+    np.testing.assert_array_equal(to_rgb_array(GREY / 255.0), np.dstack([GREY / 255.0] * 3))
+
+
+def test_images_in_memory_of_other_shapes_and_modes_are_refused() -> None:
+    with pytest.raises(UserError, match=r"shape \(11, 14, 4\)"):
+        to_rgb_array(np.dstack([RGB, GREY]))
+    with pytest.raises(UserError, match="32 bits"):
+        to_rgb_array(Image.fromarray(GREY.astype(np.float32)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, bool])
+def test_mask_numbers_are_kept(tmp_path: Path, dtype: type) -> None:
+    numbers = RNG.integers(0, 2 if dtype is bool else min(np.iinfo(dtype).max, 70000), (9, 7)).astype(dtype)
+    name = "a.tif" if dtype is np.int32 else "a.png"
+    Image.fromarray(numbers).save(tmp_path / name)
+    mask = read_mask(tmp_path / name)
+    assert np.issubdtype(mask.dtype, np.integer)
+    np.testing.assert_array_equal(mask, numbers)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("kind", [0, 3])
+def test_mask_numbers_of_few_bits_are_kept(tmp_path: Path, bits: int, kind: int) -> None:
+    numbers = RNG.integers(0, 2**bits, (5, 8), np.uint8)
+    shifts = np.arange(8 - bits, -1, -bits)
+    packed = (numbers.reshape(5, -1, 8 // bits) << shifts.astype(np.uint8)).sum(-1).astype(np.uint8)
+    scanlines = b"".join(b"\0" + row.tobytes() for row in packed)
+    write_png(tmp_path / "a.png", 8, 5, bits=bits, kind=kind, scanlines=scanlines)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), numbers)
+
+
+def test_mask_is_not_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), GREY)
+
+
+@pytest.mark.parametrize("pixels", [RGB, np.dstack([RGB, GREY]), np.dstack([GREY, GREY]), GREY.astype(np.float32)])
+def test_coloured_mask_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif has the mode .*grey or indexed"):
+        read_mask(tmp_path / "a.tif")
+
+
+def test_indexed_png_keeps_labels_and_shows_colours(tmp_path: Path) -> None:
+    labels = GREY % 4
+    labels[0, 0] = 255
+    palette = [[128, 64, 0], [0, 255, 0], [1, 2, 3], [9, 9, 9]]
+    write_indexed_png(tmp_path / "deep" / "a.png", labels, palette)
+    np.testing.assert_array_equal(read_mask(tmp_path / "deep" / "a.png"), labels)
+    expected = np.array([*palette, *[[0, 0, 0]] * 252], np.uint8)[labels]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "deep" / "a.png").convert("RGB")), expected)
+
+
+@pytest.mark.parametrize("labels", [GREY.astype(np.int64), RGB])
+def test_indexed_png_refuses_other_arrays(tmp_path: Path, labels: np.ndarray) -> None:
+    with pytest.raises(UserError, match="expected uint8 of shape"):
+        write_indexed_png(tmp_path / "a.png", labels, [[0, 0, 0]])
+
+
+def write_png(path: Path, width: int, height: int, bits: int, kind: int, scanlines: bytes) -> None:
+    """Write a PNG of a kind that Pillow reads and does not write; kind 0 is grey, 2 RGB, 3 indexed."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    palette = chunk(b"PLTE", bytes(range(3 * 2**bits))) if kind == 3 else b""
+    data = chunk(b"IDAT", zlib.compress(scanlines)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + palette + data)

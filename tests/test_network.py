@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from early_fusion_seg.encoder import FrozenEncoder
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.head import ReverseHRNet
+from early_fusion_seg.network import EarlyFusionNet
+
+
+@pytest.fixture(scope="module")
+def network() -> EarlyFusionNet:
+    encoder = FrozenEncoder("resnet18", weights="random")
+    return EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).eval()
+
+
+def test_it_normalises_with_the_encoders_mean_and_std(network):
+    images = torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    normal = (images.float() / 255 - mean) / std
+    with torch.no_grad():
+        expected = network.head(network.encoder(normal), normal)
+        torch.testing.assert_close(network(images), expected)
+        torch.testing.assert_close(network(images.float() / 255), expected)
+        torch.testing.assert_close(network(images.double() / 255), expected)
+    assert expected.shape == (2, 3, 20, 28)
+
+
+def test_normalised_images_are_refused(network):
+    with pytest.raises(UserError, match=r"range from -1\.5 to 0\.9; expected 0\.\.1"):
+        network(torch.tensor([-1.5, 0.9, 0.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
+    with pytest.raises(UserError, match="nan"):
+        network(torch.full((1, 3, 8, 8), torch.nan))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+def test_other_types_are_refused(network, dtype):
+    with pytest.raises(UserError, match=f"images are {dtype}"):
+        network(torch.zeros(1, 3, 8, 8, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 8, 8, 3), (0, 3, 8, 8), (1, 3, 0, 8)])
+def test_other_shapes_are_refused(network, shape):
+    with pytest.raises(UserError, match=r"expected \(n, 3, h, w\)"):
+        network(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_a_network_in_low_precision_takes_images_of_any_type(network):
+    encoder = FrozenEncoder("resnet18", weights="random")
+    low = (
+        EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).bfloat16().eval()
+    )
+    assert low(torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)).dtype == torch.bfloat16

@@ -1,0 +1,127 @@
+import io
+import json
+import math
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from early_fusion_seg.report import (
+    EncoderFacts,
+    Results,
+    RunFacts,
+    build_results,
+    caption,
+    headline_rows,
+    markdown,
+    score_table,
+    table_rows,
+    write_json,
+)
+
+SCHEMA_DOC = Path(__file__).parents[1] / "docs" / "results-schema.md"
+
+
+def facts(**changes: object) -> RunFacts:
+    values = {
+        "data": "CamVidDataModule",
+        "split": "val",
+        "images": 3,
+        "partial": False,
+        "absent": "zero",
+        "scale": 1.0,
+        "checkpoint": "runs/best.ckpt",
+        "encoder": EncoderFacts(name="resnet18", fingerprint="ab" * 32, licence=None),
+        "seed": 0,
+        "precision": "32-true",
+        "config": {"trainer": {"max_epochs": 2}},
+    }
+    return RunFacts(**(values | changes))
+
+
+def results(**changes: object) -> Results:
+    scores = {
+        "miou": torch.tensor(0.5, dtype=torch.float64),
+        "pixel_accuracy": torch.tensor(0.75),
+        "mean_accuracy": 0.25,
+        "fw_iou": torch.tensor(math.nan),
+        "per_class": torch.tensor([0.5, math.nan, 0.25]),
+    }
+    return build_results(scores, ["road", "a|b", "sky"], facts(**changes))
+
+
+def test_scores_become_plain_numbers_and_missing_ones_none() -> None:
+    r = results()
+    assert r["miou"] == 0.5
+    assert r["fw_iou"] is None
+    assert r["per_class"] == {"road": 0.5, "a|b": None, "sky": 0.25}
+    assert type(r["pixel_accuracy"]) is float
+
+
+def test_names_and_scores_must_be_as_many() -> None:
+    scores = dict.fromkeys(("miou", "pixel_accuracy", "mean_accuracy", "fw_iou"), 0.0)
+    with pytest.raises(ValueError, match="longer"):
+        build_results(scores | {"per_class": torch.zeros(2)}, ["one"], facts())
+
+
+def test_versions_are_those_installed() -> None:
+    found = results()["versions"]
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == version("torch")
+    assert set(found) == {"early_fusion_seg", "python", "torch", "lightning", "torchmetrics", "timm"}
+
+
+def test_json_is_strict_at_any_depth_and_leaves_no_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    r = results(config={"a": [math.inf, (1.0, math.nan)], 3: {"b": -math.inf}})
+    write_json(r, path)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    read = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert read["config"] == {"a": [None, [1.0, None]], "3": {"b": None}}
+    assert read["per_class"] == {"road": 0.5, "a|b": None, "sky": 0.25}
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_the_schema_document_explains_exactly_the_keys_that_are_written(tmp_path: Path) -> None:
+    write_json(results(), tmp_path / "results.json")
+    read = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    written = set(read) | {f"encoder.{key}" for key in read["encoder"]} | {f"versions.{k}" for k in read["versions"]}
+    documented = re.findall(r"^\| `([\w.]+)` \|", SCHEMA_DOC.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    assert set(documented) == written
+
+
+def test_tables_are_in_per_cent() -> None:
+    assert table_rows(results()) == [("road", "50.0"), ("a|b", "-"), ("sky", "25.0")]
+    assert headline_rows(results())[0] == ("mIoU", "50.0")
+    assert headline_rows(results())[-1] == ("frequency-weighted IoU", "-")
+
+
+def test_caption_says_what_is_unusual() -> None:
+    assert caption(results()) == "CamVidDataModule val: 3 images"
+    assert caption(results(partial=True, scale=0.5)) == (
+        "CamVidDataModule val: 3 images (a part of the split), scale 0.5"
+    )
+    assert "scale" not in caption(results(scale=None))
+
+
+def test_markdown_is_a_table_of_two_columns() -> None:
+    lines = markdown(results()).splitlines()
+    assert lines[2:4] == ["| class | IoU % |", "|---|---:|"]
+    assert "| a\\|b | - |" in lines
+    assert "| **mIoU** | **50.0** |" in lines
+    assert all(len(re.split(r"(?<!\\)\|", line)) == 4 for line in lines[2:])
+
+
+def test_the_terminal_shows_every_class_and_score() -> None:
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(score_table(results()))
+    text = console.export_text()
+    assert all(word in text for word in ("road", "a|b", "sky", "50.0", "mIoU", "pixel accuracy"))

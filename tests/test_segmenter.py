@@ -1,0 +1,400 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from early_fusion_seg.checkpoint import ENCODER_PREFIX, read_checkpoint
+from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.optim import lr_factor
+from early_fusion_seg.segmenter import ReverseHRNetSeg
+
+SMALL = {"encoder": "resnet18", "encoder_weights": "random", "width": 8, "blocks": 1, "num_classes": 3}
+
+
+class Stripes:
+    """Images whose class is their brightness, with some pixels ignored."""
+
+    def __init__(self, n: int = 8) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        rng = np.random.default_rng(index)
+        mask = np.repeat(rng.integers(0, 3, (4, 1)), 32, axis=1).repeat(8, axis=0).astype(np.uint8)
+        image = np.clip(mask[None] * 100 + rng.integers(0, 30, (3, 32, 32)), 0, 255).astype(np.uint8)
+        mask[:2] = 255
+        return {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "key": f"stripes-{index}"}
+
+
+def loader(n: int = 8, batch_size: int = 4) -> DataLoader:
+    return DataLoader(Stripes(n), batch_size=batch_size)
+
+
+def trainer(folder: Path, **options) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=folder, **(quiet | {"max_epochs": 1, "enable_checkpointing": False} | options))
+
+
+def fitted(folder: Path, **options) -> tuple[ReverseHRNetSeg, Path]:
+    torch.manual_seed(0)
+    model = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2} | options))
+    engine = trainer(folder)
+    engine.fit(model, loader(), loader(2, 1))
+    path = folder / "model.ckpt"
+    engine.save_checkpoint(path)
+    return model, path
+
+
+@pytest.fixture(scope="module")
+def fitted_random(tmp_path_factory) -> tuple[ReverseHRNetSeg, Path]:
+    return fitted(tmp_path_factory.mktemp("random"))
+
+
+@pytest.fixture
+def encoder_file(tmp_path) -> Path:
+    import timm
+
+    torch.manual_seed(3)
+    path = tmp_path / "encoder.safetensors"
+    save_file(timm.create_model("resnet18", zero_init_last=False).state_dict(), path)
+    return path
+
+
+def same_output(a: ReverseHRNetSeg, b: ReverseHRNetSeg) -> bool:
+    images = torch.randint(0, 256, (1, 3, 30, 50), dtype=torch.uint8)
+    with torch.no_grad():
+        return torch.equal(a.eval()(images), b.eval()(images))
+
+
+# --- the network as a user calls it
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 61), (64, 64)])
+@pytest.mark.parametrize("encoder", ["resnet18", "convnext_atto"])
+def test_logits_of_any_size(size, encoder):
+    model = ReverseHRNetSeg(**(SMALL | {"encoder": encoder})).eval()
+    logits = model(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
+    assert logits.shape == (2, 3, *size)
+    assert logits.isfinite().all()
+    with pytest.raises(UserError, match=r"expected 0\.\.1"):
+        model(torch.randn(2, 3, *size) * 5 + 3)
+
+
+def test_predict_takes_arrays_images_and_paths(fitted_random, tmp_path):
+    model, _ = fitted_random
+    model.train()
+    array = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    path = tmp_path / "image.png"
+    Image.fromarray(array).save(path)
+    with torch.no_grad():
+        model.eval()
+        expected = model(torch.from_numpy(array).permute(2, 0, 1)[None])[0].argmax(0).numpy()
+        model.train()
+    assert np.array_equal(model.predict(array), expected)
+    several = model.predict([array, array / 255.0, Image.fromarray(array), path, str(path)])
+    assert all(labels.dtype == np.uint8 and np.array_equal(labels, expected) for labels in several)
+    assert model.predict(array[..., 0]).shape == (20, 30)
+    assert model.training
+    with pytest.raises(UserError, match="shape"):
+        model.predict(array[None])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": None}, "give num_classes or class_names"),
+        ({"class_names": ["a", "b"]}, "num_classes=3, but class_names has 2"),
+        ({"num_classes": 256}, "256 classes; expected 1 to 255"),
+        ({"palette": [[0, 0, 0]]}, "palette has 1 entries for 3 classes"),
+        ({"class_weights": [1.0]}, "class_weights has 1 entries"),
+    ],
+)
+def test_classes_that_disagree_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        ReverseHRNetSeg(**(SMALL | options))
+
+
+def test_class_names_give_the_number_of_classes():
+    model = ReverseHRNetSeg(**(SMALL | {"num_classes": None, "class_names": ["road", "sky"]}))
+    assert (model.num_classes, model.class_names) == (2, ["road", "sky"])
+    assert ReverseHRNetSeg(**SMALL).class_names == ["class 0", "class 1", "class 2"]
+
+
+# --- training
+
+
+def test_fit_learns_and_leaves_the_frozen_encoder_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    model = ReverseHRNetSeg(**(SMALL | {"lr": 5e-3, "warmup_steps": 2}))
+    encoder = model.network.encoder
+    before = encoder.fingerprint(), encoder.live_digest()
+    head = [p.clone() for p in model.network.head.parameters()]
+    engine = trainer(tmp_path, max_epochs=25, check_val_every_n_epoch=25)
+    engine.fit(model, loader(), loader(4, 1))
+    assert (encoder.fingerprint(), encoder.live_digest()) == before
+    assert not [n for n, m in encoder.named_modules() if m.training]
+    assert all(not torch.equal(a, b) for a, b in zip(head, model.network.head.parameters(), strict=True))
+    assert engine.callback_metrics["val/mIoU"] > 0.9
+    assert engine.callback_metrics["val/pixel_accuracy"] > 0.9
+    assert {"train/loss", "train/lr", "val/loss"} <= engine.callback_metrics.keys()
+    (scores,) = engine.test(model, loader(4, 1), verbose=False)
+    assert scores["test/mIoU"] == pytest.approx(float(engine.callback_metrics["val/mIoU"]), abs=0.1)
+    assert int(model.metrics["test"].images) == 4
+
+
+def test_an_unfrozen_encoder_is_trained(tmp_path):
+    model = ReverseHRNetSeg(**(SMALL | {"freeze_encoder": False, "warmup_steps": 0}))
+    before = model.network.encoder.fingerprint()
+    trainer(tmp_path).fit(model, loader(), loader(2, 1))
+    assert model.network.encoder.fingerprint() != before
+
+
+def test_scores_are_those_of_the_predictions_at_the_size_of_the_truth(fitted_random, tmp_path):
+    model, _ = fitted_random
+    seen = []
+    hook = model.network.register_forward_hook(lambda _, __, out: seen.append(out))
+    trainer(tmp_path).validate(model, loader(3, 1), verbose=False)
+    hook.remove()
+    confusion = np.zeros((3, 3), np.int64)
+    for logits, sample in zip(seen, Stripes(3), strict=False):
+        up = nn.functional.interpolate(logits, size=(32, 32), mode="bilinear").argmax(1)[0].numpy()
+        mask = sample["mask"].numpy()
+        np.add.at(confusion, (mask[mask != 255], up[mask != 255]), 1)
+    assert np.array_equal(model.metrics["val"].confusion[:, :3].numpy(), confusion)
+
+
+def test_predict_step_passes_over_files_that_are_no_images(fitted_random):
+    model, _ = fitted_random
+    assert model.predict_step({"key": ["a.txt"], "error": ["no image"]}, 0) is None
+    images = torch.zeros(1, 3, 9, 7, dtype=torch.uint8)
+    assert model.eval().predict_step({"key": ["a"], "image": images}, 0)["prediction"].shape == (1, 9, 7)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(tmp_path):
+    model = ReverseHRNetSeg(**SMALL)
+    with torch.no_grad():
+        model.network.head.vote["2"].bias.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"loss is nan at step 0, on the images stripes-0, .*stripes-3"):
+        trainer(tmp_path).fit(model, loader(), loader(2, 1))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_norms_and_biases_have_no_weight_decay(tmp_path, optimizer):
+    model = ReverseHRNetSeg(**(SMALL | {"optimizer": optimizer, "weight_decay": 0.3}))
+    engine = trainer(tmp_path, max_steps=1)
+    engine.fit(model, loader(), loader(2, 1))
+    decayed, others = engine.optimizers[0].param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    convolutions = {m.weight for m in model.network.head.modules() if isinstance(m, nn.Conv2d)}
+    assert set(decayed["params"]) == convolutions
+    assert set(others["params"]) == set(model.network.head.parameters()) - convolutions
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_the_learning_rate_follows_the_schedule_at_each_step(tmp_path, schedule):
+    model = ReverseHRNetSeg(**(SMALL | {"lr": 0.1, "schedule": schedule, "warmup_steps": 3, "optimizer": "sgd"}))
+    rates = []
+    model.on_train_batch_start = lambda *_: rates.append(model.optimizers().param_groups[0]["lr"])
+    trainer(tmp_path, max_epochs=4).fit(model, loader(), loader(2, 1))
+    t = np.arange(8)
+    down = (1 - t / 8) ** 0.9 if schedule == "poly" else 0.5 * (1 + np.cos(np.pi * t / 8))
+    np.testing.assert_allclose(rates, 0.1 * down * np.minimum(1, (t + 1) / 3), rtol=1e-6)
+    assert lr_factor(8, 8, 3, schedule) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_schedule_without_an_end_is_refused(tmp_path):
+    with pytest.raises(UserError, match="max_epochs or max_steps"):
+        trainer(tmp_path, max_epochs=-1, max_steps=-1).fit(ReverseHRNetSeg(**SMALL), loader(), loader(2, 1))
+
+
+# --- checkpoints
+
+
+def test_a_checkpoint_with_a_random_encoder_is_whole(fitted_random):
+    model, path = fitted_random
+    stored = torch.load(path, weights_only=True)
+    assert "layer1.0.bn1.running_mean" in stored["encoder"]["state_dict"]  # timm's own, unfolded keys
+    assert not [k for k in stored["state_dict"] if k.startswith(ENCODER_PREFIX)]
+    loaded = ReverseHRNetSeg.load_from_checkpoint(path)
+    assert loaded.training
+    assert same_output(loaded, model)
+    assert loaded.network.encoder.fingerprint() == model.network.encoder.fingerprint()
+
+
+def test_a_checkpoint_with_an_encoder_from_a_file_has_none_of_its_tensors(tmp_path, encoder_file, monkeypatch):
+    model, path = fitted(tmp_path, encoder_weights=str(encoder_file))
+    stored = torch.load(path, weights_only=True)
+    assert stored["encoder"].keys() == {"name", "weights", "fingerprint", "licence"}
+    shapes = {tuple(v.shape) for v in stored["state_dict"].values()}
+    assert (512, 512, 3, 3) not in shapes  # as in ResNet-18's layer4
+    assert same_output(ReverseHRNetSeg.load_from_checkpoint(path), model)
+    moved = encoder_file.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(MissingFileError, match=r"encoder\.safetensors"):
+        ReverseHRNetSeg.load_from_checkpoint(path)
+    loaded = ReverseHRNetSeg.load_from_checkpoint(path, encoder_weights=str(moved))
+    assert same_output(loaded, model)
+
+
+def test_save_encoder_makes_the_checkpoint_whole(tmp_path, encoder_file):
+    model, path = fitted(tmp_path, encoder_weights=str(encoder_file), save_encoder=True)
+    encoder_file.unlink()
+    assert same_output(ReverseHRNetSeg.load_from_checkpoint(path), model)
+
+
+def test_a_trained_encoder_is_stored_whole_and_can_be_saved_again(tmp_path):
+    model, path = fitted(tmp_path, freeze_encoder=False)
+    loaded = ReverseHRNetSeg.load_from_checkpoint(path)
+    assert same_output(loaded, model)
+    again = tmp_path / "again.ckpt"
+    engine = trainer(tmp_path)
+    engine.strategy.connect(loaded)
+    engine.save_checkpoint(again, weights_only=True)
+    assert same_output(ReverseHRNetSeg.load_from_checkpoint(again), model)
+
+
+def test_another_encoder_is_refused_with_both_names(fitted_random, tmp_path, encoder_file):
+    _, path = fitted_random
+    with pytest.raises(UserError, match=r"resnet18 \(random.* this model has mobilenetv3_small_050 \(random"):
+        ReverseHRNetSeg.load_from_checkpoint(path, encoder="mobilenetv3_small_050", encoder_weights="random")
+    with pytest.raises(UserError, match=r"resnet18 \(random.* this model has resnet18 \(.*encoder\.safetensors"):
+        ReverseHRNetSeg.load_from_checkpoint(path, encoder_weights=str(encoder_file))
+
+
+@pytest.mark.parametrize("change", ["missing", "left over"])
+def test_head_keys_are_strict_both_ways(fitted_random, tmp_path, change):
+    _, path = fitted_random
+    stored = torch.load(path, weights_only=True)
+    if change == "missing":
+        del stored["state_dict"]["network.head.vote.2.bias"]
+    else:
+        stored["state_dict"]["network.head.stranger"] = torch.zeros(1)
+    torch.save(stored, tmp_path / "changed.ckpt")
+    with pytest.raises(UserError, match=r"changed\.ckpt does not fit the model"):
+        ReverseHRNetSeg.load_from_checkpoint(tmp_path / "changed.ckpt")
+    with pytest.raises(RuntimeError, match=r"network\.head\.(vote\.2\.bias|stranger)"):
+        trainer(tmp_path).validate(ReverseHRNetSeg(**SMALL), loader(2, 1), ckpt_path=tmp_path / "changed.ckpt")
+
+
+def test_a_cut_missing_remote_or_foreign_checkpoint_is_refused(fitted_random, tmp_path):
+    _, path = fitted_random
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(path.read_bytes()[:1000])
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    with pytest.raises(UserError, match=r"cut\.ckpt is damaged"):
+        ReverseHRNetSeg.load_from_checkpoint(cut)
+    with pytest.raises(UserError, match=r"foreign\.ckpt was not written by"):
+        read_checkpoint(foreign)
+    with pytest.raises(UserError, match="remote address"):
+        ReverseHRNetSeg.load_from_checkpoint("https://example.org/model.ckpt")
+    with pytest.raises(MissingFileError, match="there is no checkpoint"):
+        ReverseHRNetSeg.load_from_checkpoint(tmp_path / "missing.ckpt")
+    with pytest.raises(UserError, match="no entry 'encoder'"):
+        ReverseHRNetSeg(**SMALL).on_load_checkpoint({"state_dict": {}})
+
+
+def test_resume_continues_as_if_never_stopped(tmp_path):
+    torch.manual_seed(0)
+    whole = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2}))
+    start = {k: v.clone() for k, v in whole.network.head.state_dict().items()}
+    trainer(tmp_path, max_epochs=2).fit(whole, loader(), loader(2, 1))
+
+    class StopError(Exception):
+        pass
+
+    first = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2}))
+    first.network.head.load_state_dict(start)
+    engine = trainer(tmp_path, max_epochs=2)
+
+    def on_train_epoch_end() -> None:
+        engine.save_checkpoint(tmp_path / "half.ckpt")
+        raise StopError
+
+    first.on_train_epoch_end = on_train_epoch_end
+    with pytest.raises(StopError):
+        engine.fit(first, loader(), loader(2, 1))
+    second = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2}))
+    trainer(tmp_path, max_epochs=2).fit(second, loader(), loader(2, 1), ckpt_path=tmp_path / "half.ckpt")
+    for a, b in zip(whole.network.head.parameters(), second.network.head.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# --- two processes
+
+PROCESSES = """
+import sys
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader
+from test_segmenter import SMALL, Stripes, loader
+from early_fusion_seg import ReverseHRNetSeg
+
+devices = int(sys.argv[1])
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = ReverseHRNetSeg(**SMALL)
+quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+strategy = "ddp" if devices > 1 else "auto"
+trainer = Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_epochs=1, **quiet)
+before = model.network.encoder.live_digest()
+trainer.fit(model, loader(), loader(2, 1))
+assert model.network.encoder.live_digest() == before
+torch.manual_seed(1)
+for parameter in model.network.head.parameters():  # the same weights, however many processes trained
+    parameter.data.normal_(std=0.1)
+data = Stripes(5)
+rank, world = trainer.global_rank, trainer.world_size
+sampler = UnrepeatedDistributedSampler(data, num_replicas=world, rank=rank, shuffle=False)
+for module in model.network.head.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+        module.reset_running_stats()
+trainer.test(model, DataLoader(data, sampler=sampler), verbose=False)
+if rank == 0:
+    matrix = model.metrics["test"]
+    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if "loss" not in k}
+    print("RESULT", scores, matrix.images.item(), matrix.confusion.tolist())
+"""
+
+
+def run_processes(script: Path, devices: int) -> str:
+    done = subprocess.run(
+        [sys.executable, str(script), str(devices)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_two_processes_train_and_score_as_one(tmp_path):
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES)
+    one, two = (run_processes(script, devices) for devices in (1, 2))
+    assert "'test/mIoU'" in one
+    assert one.split("}")[0] == two.split("}")[0]  # the matrix of rank 0 is put back to its own share after the sum
+
+
+def test_processes_with_different_encoders_are_refused(monkeypatch):
+    def gather(prints: list[str], own: str) -> None:
+        prints[:] = [own, "0" * 64]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with pytest.raises(UserError, match="different encoders"):
+        ReverseHRNetSeg(**SMALL).setup("fit")

@@ -1,0 +1,200 @@
+import os
+import subprocess
+import sys
+
+import albumentations as A
+import numpy as np
+import pytest
+from PIL import Image
+
+from early_fusion_seg.data.transforms import (
+    FILL,
+    RandomScaleCrop,
+    default_train_transform,
+    largest_share,
+    resize,
+    resize_image,
+    resize_mask,
+    seed_transform,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def position_image(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image whose red and green are row and column, and a mask whose label follows from them."""
+    rows, cols = np.mgrid[:height, :width]
+    image = np.stack([rows, cols, np.full_like(rows, 77)], -1).astype(np.uint8)
+    return image, label_of(rows, cols)
+
+
+def label_of(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    return ((rows // 10) % 3 + 3 * ((cols // 10) % 3)).astype(np.uint8)
+
+
+def run(transform: A.BasicTransform, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    seed_transform(transform, (seed,))
+    data = transform(image=image, mask=mask)
+    return data["image"], data["mask"]
+
+
+def test_import_opens_no_socket() -> None:
+    script = (
+        "import socket; opened = []\n"
+        "class Spy(socket.socket):\n"
+        "    def __init__(self, *a, **k): opened.append(1); super().__init__(*a, **k)\n"
+        "socket.socket = Spy\n"
+        "import early_fusion_seg.data.transforms\n"
+        "print('opened', len(opened))"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("opened 0")
+
+
+@pytest.mark.parametrize("crop", [None, (40, 60), (200, 30), (7, 250)])
+def test_crop_keeps_size_types_and_the_match_of_image_and_mask(crop: tuple[int, int] | None) -> None:
+    image, mask = position_image(120, 160)
+    transform = RandomScaleCrop(crop)
+    for seed in range(30):
+        pixels, labels = run(transform, image, mask, seed)
+        assert pixels.shape == (*(crop or (120, 160)), 3)
+        assert labels.shape == pixels.shape[:2]
+        assert pixels.dtype == labels.dtype == np.uint8
+        filled = (pixels == FILL).all(-1)
+        np.testing.assert_array_equal(filled, labels == 255)
+        rows, cols = pixels[..., 0].astype(int), pixels[..., 1].astype(int)
+        inner = ~filled & (np.abs(rows % 10 - 4.5) < 2.6) & (np.abs(cols % 10 - 4.5) < 2.6)  # away from label borders
+        np.testing.assert_array_equal(labels[inner], label_of(rows, cols)[inner])
+
+
+def test_scale_is_uniform_in_its_range_and_the_same_in_both_directions() -> None:
+    image, mask = position_image(250, 250)
+    steps = []
+    for seed in range(300):
+        pixels, _ = run(RandomScaleCrop((30, 30)), image, mask, seed)
+        down, right = np.ptp(pixels[..., 0].astype(float)) / 29, np.ptp(pixels[..., 1].astype(float)) / 29
+        assert abs(down - right) < 0.12
+        steps.append(1 / down)
+    assert 0.45 < min(steps) < 0.6
+    assert 1.85 < max(steps) < 2.3
+    assert 1.1 < float(np.mean(steps)) < 1.4
+
+
+def test_every_place_can_be_cut_out() -> None:
+    image, mask = position_image(100, 100)
+    seen = np.zeros((100, 100), bool)
+    for seed in range(400):
+        pixels, labels = run(RandomScaleCrop((20, 20), scale=(1.0, 1.0)), image, mask, seed)
+        assert not (labels == 255).any()
+        seen[pixels[..., 0], pixels[..., 1]] = True
+    assert seen.mean() > 0.97
+
+
+def test_small_image_lies_whole_at_a_random_place_of_the_window() -> None:
+    image = np.full((10, 10, 3), 200, np.uint8)
+    corners = set()
+    for seed in range(40):
+        _, labels = run(RandomScaleCrop((30, 40), scale=(1.0, 1.0)), image, np.zeros((10, 10), np.uint8), seed)
+        assert (labels == 0).sum() == 100
+        corners.add(tuple(np.argwhere(labels == 0)[0]))
+    assert len(corners) > 20
+
+
+def test_windows_of_one_class_are_avoided() -> None:
+    mask = np.zeros((100, 200), np.uint8)
+    mask[:, 100:] = np.arange(100) // 10 % 4  # the left half has one class, the right half four
+    image = np.zeros((100, 200, 3), np.uint8)
+
+    def one_class(max_share: float, tries: int) -> int:
+        transform = RandomScaleCrop((24, 24), scale=(1.0, 1.0), max_share=max_share, tries=tries)
+        return sum(largest_share(run(transform, image, mask, seed)[1]) > 0.75 for seed in range(200))
+
+    assert one_class(max_share=1.0, tries=10) > 60
+    assert one_class(max_share=0.75, tries=1) > 60
+    assert one_class(max_share=0.75, tries=10) <= 3
+
+
+def test_hopeless_image_is_cut_all_the_same() -> None:
+    image, mask = np.zeros((50, 50, 3), np.uint8), np.full((50, 50), 255, np.uint8)
+    _, labels = run(RandomScaleCrop((20, 20)), image, mask, 0)
+    assert labels.shape == (20, 20)
+
+
+def test_image_without_mask_is_cut_too() -> None:
+    transform = RandomScaleCrop((20, 20))
+    assert transform(image=np.zeros((50, 50, 3), np.uint8))["image"].shape == (20, 20, 3)
+
+
+def test_largest_share_ignores_255_and_is_close_on_large_masks() -> None:
+    assert largest_share(np.array([[1, 1, 1, 2, 255, 255]], np.uint8)) == 0.75
+    assert largest_share(np.full((3, 3), 255, np.uint8)) == 1.0
+    large = RNG.choice(3, (1500, 2000), p=[0.6, 0.3, 0.1]).astype(np.uint8)
+    assert abs(largest_share(large) - 0.6) < 0.01
+
+
+def test_default_transform_flips_half_and_changes_colours_only_in_the_image() -> None:
+    image, mask = position_image(120, 160)
+    transform = default_train_transform((60, 80))
+    flipped = blue = 0
+    for seed in range(100):
+        pixels, labels = run(transform, image, mask, seed)
+        assert pixels.dtype == labels.dtype == np.uint8
+        assert set(np.unique(labels)) <= {*range(9), 255}
+        inside = np.flatnonzero((labels != 255).all(0))
+        flipped += bool(pixels[30, inside[0], 1] > pixels[30, inside[-1], 1])
+        blue += bool((pixels[..., 2][labels != 255] != 77).mean() > 0.5)
+    assert 30 < flipped < 70
+    assert blue > 60
+
+
+def test_seed_decides_everything_and_transforms_draw_independently() -> None:
+    image, mask = position_image(120, 160)
+    transform = default_train_transform((60, 80))
+    first = run(transform, image, mask, 5)
+    transform(image=image, mask=mask)  # state that the next seed must undo
+    for a, b in zip(first, run(transform, image, mask, 5), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(first[0], run(transform, image, mask, 6)[0])
+
+    spies = [A.RandomBrightnessContrast(p=1.0), A.RandomBrightnessContrast(p=1.0)]
+    run(A.Compose(spies), image, mask, 0)
+    assert spies[0].get_applied_params()["alpha"] != spies[1].get_applied_params()["alpha"]
+
+
+def test_callables_that_are_not_albumentations_are_left_alone() -> None:
+    seed_transform(lambda image, mask: {"image": image, "mask": mask}, (1, 2))
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.5, (18, 24)), (0.37, (13, 18)), (2.0, (72, 96)), (1.5, (54, 72))])
+def test_resize_has_the_rounded_size_and_pillows_nearest_labels(scale: float, size: tuple[int, int]) -> None:
+    image, mask = RNG.integers(0, 256, (36, 48, 3), np.uint8), RNG.integers(0, 12, (36, 48), np.uint8)
+    pixels, labels = resize(image, mask, scale)
+    assert pixels.shape == (*size, 3)
+    expected = np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_resize_down_averages_all_pixels(factor: int) -> None:
+    image = RNG.integers(0, 256, (36, 48, 3), np.uint8)
+    mean = image.reshape(36 // factor, factor, 48 // factor, factor, 3).mean((1, 3))
+    assert np.abs(resize(image, None, 1 / factor)[0] - mean).max() <= 0.51
+
+
+def test_resize_up_is_bilinear() -> None:
+    image = RNG.integers(0, 256, (36, 48, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((96, 72), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(resize_image(image, 72, 96) - expected).max() <= 1
+
+
+def test_resize_by_one_returns_the_same_arrays_and_none_stays_none() -> None:
+    image, mask = position_image(20, 30)
+    assert resize(image, mask, 1.0) == (image, mask) or resize(image, mask, 1.0)[0] is image
+    assert resize(image, None, 0.5)[1] is None
+    assert resize(image, mask, 0.001)[0].shape == (1, 1, 3)
+
+
+def test_resized_mask_has_no_new_labels() -> None:
+    mask = np.where(RNG.random((37, 53)) < 0.5, 3, 200).astype(np.uint8)
+    assert set(np.unique(resize_mask(mask, 50, 20))) <= {3, 200}

@@ -1,0 +1,200 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.visualize import IGNORED, INK, PAPER, WRONG, colourise, error_map, fit_tile, overlay, panel
+
+PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
+NAMES = ["road", "tree", "sky"]
+
+
+def _scene(height=24, width=32, ignored=False):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    truth = np.zeros((height, width), np.uint8)
+    truth[: height // 2] = 2
+    if ignored:
+        truth[:, :3] = 255
+    return image, truth
+
+
+def _has(picture, colour):
+    return bool((picture == np.array(colour, np.uint8)).all(-1).any())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16])
+def test_colourise_equals_pillows_palette(dtype):
+    labels = np.random.default_rng(1).integers(0, 3, (7, 5)).astype(dtype)
+    indexed = Image.fromarray(labels.astype(np.uint8), "P")
+    indexed.putpalette(np.array(PALETTE, np.uint8).tobytes())
+    assert np.array_equal(colourise(labels, PALETTE), np.asarray(indexed.convert("RGB")))
+
+
+@pytest.mark.parametrize("ignore_index", [255, -1, 1])
+def test_ignored_pixels_are_black_whatever_their_number(ignore_index):
+    labels = np.array([[0, ignore_index, 2]])
+    assert colourise(labels, PALETTE, ignore_index).tolist() == [[PALETTE[0], [0, 0, 0], PALETTE[2]]]
+
+
+@pytest.mark.parametrize("label", [3, -1, 254])
+def test_a_label_without_a_colour_is_refused_by_name(label):
+    with pytest.raises(UserError, match=rf"holds {label}; the palette has colours for 0\.\.2, and 255 is ignored"):
+        colourise(np.array([[0, label]]), PALETTE)
+
+
+@pytest.mark.parametrize("labels", [np.zeros((2, 2)), np.zeros((2, 2, 1), int)])
+def test_what_is_no_label_map_is_refused(labels):
+    with pytest.raises(UserError, match=r"expected integers of shape \(h, w\)"):
+        colourise(labels, PALETTE)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_overlay_equals_pillows_blend(alpha):
+    image, truth = _scene()
+    blend = Image.blend(Image.fromarray(image), Image.fromarray(colourise(truth, PALETTE)), alpha)
+    assert np.abs(overlay(image, truth, PALETTE, alpha).astype(int) - np.asarray(blend)).max() <= 1  # rounding
+
+
+def test_overlay_leaves_ignored_pixels_and_its_arguments_alone():
+    image, truth = _scene(ignored=True)
+    before = image.copy()
+    mixed = overlay(image, truth, PALETTE, 0.7)
+    assert np.array_equal(mixed[:, :3], image[:, :3])
+    assert not np.array_equal(mixed[:, 3:], image[:, 3:])
+    assert np.array_equal(image, before)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_a_share_outside_0_to_1_is_refused(alpha):
+    with pytest.raises(UserError, match="alpha is"):
+        overlay(*_scene(), PALETTE, alpha)
+
+
+def test_errors_are_red_only_where_the_prediction_is_wrong():
+    image, truth = _scene(ignored=True)
+    prediction = truth.copy()
+    prediction[5, 10] = 1
+    prediction[6, 0] = 1  # no truth there
+    prediction[:, 2] = 2
+    shown = error_map(image, truth, prediction)
+    assert np.argwhere((shown == np.array(WRONG)).all(-1)).tolist() == [[5, 10]]
+    assert (shown[:, :3] == np.array(IGNORED)).all()
+    rest = np.delete(shown[:, 3:].reshape(-1, 3), 5 * 29 + 7, axis=0)
+    assert (rest.min(1) == rest.max(1)).all()  # grey
+    assert rest.min() >= 110
+    assert rest.max() <= 237
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (96, 128, (288, 384)),
+        (320, 200, (320, 200)),
+        (1, 1, (320, 320)),
+        (1024, 2048, (342, 683)),
+        (700, 640, (700, 640)),
+    ],
+)
+def test_tiles_change_size_by_whole_numbers(height, width, expected):
+    tile = np.random.default_rng(2).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    fitted = fit_tile(tile)
+    assert fitted.shape == (*expected, 3)
+    nearest = Image.fromarray(tile).resize(expected[::-1], Image.Resampling.NEAREST)
+    if expected[0] >= height:
+        assert np.array_equal(fitted, np.asarray(nearest))
+    else:
+        assert np.array_equal(fitted, tile[::3, ::3])
+
+
+def test_a_panel_holds_the_four_tiles():
+    image, truth = _scene(330, 400)
+    prediction = np.roll(truth, 9, 0)
+    shown = panel(image, truth, prediction, PALETTE, NAMES)
+    em = 400 // 22
+    tiles = [image, colourise(truth, PALETTE), colourise(prediction, PALETTE), error_map(image, truth, prediction)]
+    for i, tile in enumerate(tiles):
+        y, x = 2 * em + i // 2 * (330 + 2 * em), em + i % 2 * (400 + em)
+        assert np.array_equal(shown[y : y + 330, x : x + 400], tile), i
+
+
+def test_portraits_stand_in_a_row():
+    image, truth = _scene(400, 330)
+    shown = panel(image, truth, truth, PALETTE, NAMES)
+    assert shown.shape[1] == 4 * 330 + 5 * (400 // 22)
+
+
+def test_the_legend_names_the_classes_that_occur_and_no_others(monkeypatch):
+    image, truth = _scene(330, 400)
+    assert _legend_swatches(panel(image, truth, truth, PALETTE, NAMES)) == [PALETTE[0], PALETTE[2]]
+    prediction = truth.copy()
+    prediction[0, 0] = 1
+    assert _legend_swatches(panel(image, truth, prediction, PALETTE, NAMES)) == [*PALETTE, list(WRONG)]
+    prediction[0, 0] = 255
+    with_void = [PALETTE[0], PALETTE[2], list(WRONG), list(IGNORED)]
+    assert _legend_swatches(panel(image, truth, prediction, PALETTE, NAMES)) == with_void
+    truth[0, 0] = 255
+    without_truth = [PALETTE[0], PALETTE[2], list(IGNORED)]
+    assert _legend_swatches(panel(image, truth, prediction, PALETTE, NAMES)) == without_truth
+
+
+def _legend_swatches(shown):
+    """Read the legend of a (330, 400) panel from its pixels: the centre of every square framed in ink."""
+    em = 400 // 22
+    legend = shown[2 * (330 + 2 * em) + em :]
+    ink = (legend == np.array(INK)).all(-1)
+    found = []
+    for y in range(legend.shape[0] - em + 1):
+        for x in range(legend.shape[1] - em + 1):
+            square = ink[y : y + em, x : x + em]
+            if square[0].all() and square[-1].all() and square[:, 0].all() and square[:, -1].all():
+                found.append(legend[y + em // 2, x + em // 2].tolist())
+    return found
+
+
+def test_titles_are_lettered_and_state_the_share_of_errors(monkeypatch):
+    written = []
+    image, truth = _scene(330, 400)
+    prediction = truth.copy()
+    prediction[:33] = 1  # a tenth
+    text = "PIL.ImageDraw.ImageDraw.text"
+    monkeypatch.setattr(text, lambda self, xy, text, *args, **kwargs: written.append(text))
+    unlettered = panel(image, truth, prediction, PALETTE, NAMES)
+    assert written == ["image", "truth", "prediction", "errors: 10.0 % of the pixels", "road", "tree", "sky", "wrong"]
+    monkeypatch.undo()
+    lettered = panel(image, truth, prediction, PALETTE, NAMES)
+    changed = (lettered != unlettered).any(-1)
+    em = 400 // 22
+    assert changed[: 2 * em, em : em + 400].any()
+    assert not changed[2 * em : 2 * em + 330].any()  # nothing is written over the tiles
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (96, 128), (1080, 1920)])
+def test_any_size_gives_a_readable_panel(size):
+    shown = panel(*_scene(*size), _scene(*size)[1], PALETTE, ["a name that is longer than most others are", *NAMES[1:]])
+    assert max(shown.shape[:2]) < 3000
+    assert max(shown.shape[:2]) >= 320
+    assert _has(shown, PAPER)
+    names = ImageFont.load_default(max(14, max(shown.shape[:2]) // 100)).getlength("a name that is longer")
+    assert shown.shape[1] > names
+
+
+def test_a_panel_of_nothing_but_ignored_pixels_has_no_errors():
+    image, truth = _scene()
+    truth[:] = 255
+    shown = panel(image, truth, np.zeros_like(truth), PALETTE, NAMES)
+    assert not _has(shown, WRONG)
+
+
+@pytest.mark.parametrize(
+    ("image", "truth", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), int), "image is float32"),
+        (np.zeros((3, 4, 4), np.uint8), np.zeros((4, 4), int), r"expected uint8 of shape \(h, w, 3\)"),
+        (np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4), int), "image is"),
+        (np.zeros((4, 4), np.uint8), np.zeros((4, 4), int), "image is"),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), int), r"truth has the shape \(4, 5\), the image \(4, 4\)"),
+    ],
+)
+def test_wrong_shapes_are_refused(image, truth, message):
+    with pytest.raises(UserError, match=message):
+        panel(image, truth, np.zeros((4, 4), int), PALETTE, NAMES)
