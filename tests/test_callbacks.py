@@ -82,7 +82,7 @@ class Pictures(LightningDataModule):
         self.batch_size = batch_size
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.samples, self.batch_size)  # type: ignore[arg-type]
+        return DataLoader(self.samples, batch_size=self.batch_size)  # type: ignore[arg-type]
 
     train_dataloader = test_dataloader = predict_dataloader = val_dataloader
 
@@ -311,7 +311,7 @@ def test_pixels_of_floats_and_bytes() -> None:
     floats = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
     assert pixels(floats).tolist() == [[[0, 128, 255]]]
     assert pixels(floats.half()).tolist() == [[[0, 128, 255]]]
-    assert pixels((floats * 3 - 1)).tolist() == [[[0, 128, 255]]]
+    assert pixels(floats * 3 - 1).tolist() == [[[0, 128, 255]]]
     assert pixels(torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1)).tolist() == [[[1, 2, 3]]]
 
 

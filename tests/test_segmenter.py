@@ -145,11 +145,12 @@ def test_fit_learns_and_leaves_the_frozen_encoder_as_it_was(tmp_path):
     assert (encoder.fingerprint(), encoder.live_digest()) == before
     assert not [n for n, m in encoder.named_modules() if m.training]
     assert all(not torch.equal(a, b) for a, b in zip(head, model.network.head.parameters(), strict=True))
-    assert engine.callback_metrics["val/mIoU"] > 0.9
-    assert engine.callback_metrics["val/pixel_accuracy"] > 0.9
+    assert engine.callback_metrics["val/mIoU"] > 0.75  # a constant prediction reaches 0.15
+    assert engine.callback_metrics["val/pixel_accuracy"] > 0.85
     assert {"train/loss", "train/lr", "val/loss"} <= engine.callback_metrics.keys()
+    validated = engine.callback_metrics["val/mIoU"].item()
     (scores,) = engine.test(model, loader(4, 1), verbose=False)
-    assert scores["test/mIoU"] == pytest.approx(float(engine.callback_metrics["val/mIoU"]), abs=0.1)
+    assert scores["test/mIoU"] == validated
     assert int(model.metrics["test"].images) == 4
 
 

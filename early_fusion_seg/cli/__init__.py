@@ -151,6 +151,7 @@ class FitCLI(CommandCLI):
     """Train a model. The best and the last checkpoint, scores and panels go to the folder of the run."""
 
     def __init__(self, args: list[str]) -> None:
+        self.stored: dict[str, Any] | None = None  # hyperparameters of the checkpoint to go on from
         super().__init__("fit", args)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -162,10 +163,17 @@ class FitCLI(CommandCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Read the checkpoint's settings before anything costs time."""
+        """Read the checkpoint before anything costs time."""
         super().before_instantiate_classes()
-        path = self.config["ckpt_path"]
-        self.stored = None if path is None else read_checkpoint(path)["hyper_parameters"]
+        path, epochs = self.config["ckpt_path"], self.config["trainer"]["max_epochs"]
+        if path is None:
+            return
+        checkpoint = read_checkpoint(path)
+        self.stored = checkpoint["hyper_parameters"]
+        if epochs is not None and 0 <= epochs <= checkpoint["epoch"]:
+            raise UserError(
+                f"trainer.max_epochs is {epochs}, but {path} is from epoch {checkpoint['epoch'] + 1}; raise max_epochs"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with what training needs beside."""

@@ -1,10 +1,15 @@
 """The things that stand in a synthetic street, each a function of its own coordinates.
 
-u runs from 0 (left) to 1 (right), v from 0 (top) to 1 (foot), (h, w) float32 arrays. A function answers with the part
-seen at each place (0: the thing is not there) and its brightness; the street chooses the parts' colours. What a thing
-decides for itself (the kind of sign, the stride of a walker) it takes from `salt`. Only +, -, *, /, floor and
-comparisons are used, which IEEE 754 fixes, so that every machine draws the same.
+u runs from 0 (left) to 1 (right), v from 0 (top) to 1 (foot). A function answers with the part seen at each place (0:
+the thing is not there) and its brightness; the street chooses the parts' colours. What a thing decides for itself, the
+kind of sign or the stride of a walker, it takes from `salt`, any number from 0 to 2^31 - 1.
+
+Only +, -, *, /, floor and comparisons are used, which IEEE 754 fixes, so that every machine draws the same.
+
+Shapes: u, v, parts and brightness are all (h, w).
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Where = NDArray[np.bool_]
 Parts = NDArray[np.uint8]
+Shape = Callable[[Floats, Floats, int], tuple[Parts, Floats]]
+Point = tuple[float, float]
 
 
 def grain(a: Floats, b: Floats, salt: int) -> Floats:
@@ -23,9 +30,15 @@ def grain(a: Floats, b: Floats, salt: int) -> Floats:
     return (x >> np.uint32(16)).astype(np.float32) / np.float32(65536)
 
 
+def fraction(x: Floats) -> Floats:
+    """Return what is left of x above its floor, 0..1."""
+    left: Floats = x - np.floor(x)
+    return left
+
+
 def stripes(x: Floats, share: float = 0.5) -> Where:
-    """Say where `x` lies in the first `share` of its unit."""
-    return (x - np.floor(x)) < share
+    """Say where x lies in the first `share` of its unit."""
+    return fraction(x) < share
 
 
 def band(x: Floats, low: float, high: float) -> Where:
@@ -33,14 +46,15 @@ def band(x: Floats, low: float, high: float) -> Where:
     return (x >= low) & (x < high)
 
 
-def disc(u: Floats, v: Floats, centre: tuple[float, float], radii: tuple[float, float]) -> Where:
+def disc(u: Floats, v: Floats, centre: Point, radii: Point) -> Where:
     """Say where an ellipse is."""
     a, b = (u - centre[0]) / radii[0], (v - centre[1]) / radii[1]
-    return a * a + b * b < 1
+    inside: Where = a * a + b * b < 1
+    return inside
 
 
-def limb(u: Floats, v: Floats, start: tuple[float, float], end: tuple[float, float], thick: float) -> Where:
-    """Say where a straight rounded stroke is."""
+def limb(u: Floats, v: Floats, start: Point, end: Point, thick: float) -> Where:
+    """Say where a straight stroke with round ends is."""
     du, dv = end[0] - start[0], end[1] - start[1]
     t = np.clip(((u - start[0]) * du + (v - start[1]) * dv) / (du * du + dv * dv), 0, 1)
     return disc(u - t * du, v - t * dv, start, (thick / 2, thick / 2))
@@ -48,13 +62,13 @@ def limb(u: Floats, v: Floats, start: tuple[float, float], end: tuple[float, flo
 
 def pole(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
     """Draw a banded mast with a thicker foot, round in the light."""
-    part = 1 + stripes(v * 7).astype(np.uint8)
-    part[(np.abs(u - 0.5) > 0.4) & (v < 0.9)] = 0
-    return part, 1.35 - 1.4 * np.abs(u - 0.35)
+    light = stripes(v * 7)
+    part = np.where((np.abs(u - 0.5) > 0.4) & (v < 0.9), 0, 1 + light).astype(np.uint8)
+    return part, (0.6 + 0.7 * light) * (1.35 - 1.4 * np.abs(u - 0.35))
 
 
 def sign(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
-    """Draw a disc with a bar, a triangle with a mark, a board with chevrons, or three lamps."""
+    """Draw a disc with a bar, a triangle with a mark, a board with chevrons, or three lamps; dark on light or not."""
     du, dv = np.abs(u - 0.5), np.abs(v - 0.5)
     kind = salt % 4
     if kind == 0:
@@ -67,9 +81,11 @@ def sign(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
         plate, field = np.ones_like(u, bool), (du < 0.42) & (dv < 0.42)
         symbol = field & stripes(u * 2 + 2 * dv)
     else:
-        plate, field = du < 0.3, np.zeros_like(u, bool)
-        symbol = disc(u, v * 3 - np.floor(v * 3), (0.5, 0.5), (0.2, 0.38))
-    return plate.astype(np.uint8) + field + symbol + (kind == 3) * symbol, np.ones_like(u)
+        plate = field = du < 0.3
+        symbol = disc(u, fraction(v * 3), (0.5, 0.5), (0.2, 0.38))
+    part = plate.astype(np.uint8) + field + symbol
+    shades = (1, 1.25, 0.5, 1.25) if salt & 4 else (1, 0.6, 1.25, 0.5)
+    return part, np.array(shades, np.float32)[part]
 
 
 def tree(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
@@ -77,12 +93,11 @@ def tree(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
     leaf = grain(u * 20, v * 24, salt)
     crown = np.zeros(u.shape, bool)
     for i in range(5):
-        cu, cv = 0.28 + 0.11 * i, 0.2 + 0.05 * ((salt >> 2 * i) % 4)
-        a, b = (u - cu) / 0.24, (v - cv) / 0.2
+        a, b = (u - 0.28 - 0.11 * i) / 0.24, (v - 0.2 - 0.05 * (salt >> 2 * i & 3)) / 0.2
         crown |= a * a + b * b + 0.5 * leaf < 1.25
     trunk = (np.abs(u - 0.5) < 0.05 + 0.05 * v * v) & (v > 0.3) & ~crown
     bark = 0.55 + 0.6 * grain(u * 60, v * 5, salt)
-    return 2 * crown.astype(np.uint8) + trunk, np.where(crown, 0.4 + 1.2 * leaf - 0.4 * (v - 0.2), bark)
+    return 2 * crown.astype(np.uint8) + trunk, np.where(crown, 0.5 + 1.2 * leaf - 0.4 * v, bark)
 
 
 def car_side(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
@@ -93,9 +108,9 @@ def car_side(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
     part[band(v, 0.11, 0.43) & (du < 0.17 + 0.26 * v) & (np.abs(u - 0.5) > 0.02)] = 2
     part[body & band(v, 0.48, 0.6) & (np.abs(u - 0.5) > 0.45)] = 5
     for wheel in (0.22, 0.78):
-        part[disc(u, v, (wheel, 0.8), (0.1, 0.25))] = 3
-        part[disc(u, v, (wheel, 0.8), (0.055, 0.14))] = 4
-    return part, 1.25 - 0.6 * v + 0.3 * band(v, 0.5, 0.56)
+        part[disc(u, v, (wheel, 0.8), (0.1, 0.2))] = 3
+        part[disc(u, v, (wheel, 0.8), (0.055, 0.11))] = 4
+    return part, _lacquer(part, v)
 
 
 def car_rear(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
@@ -106,33 +121,40 @@ def car_rear(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
     part[(v >= 0.84) & band(du, 0.24, 0.45)] = 3
     part[band(v, 0.7, 0.8) & (du < 0.16)] = 4
     part[band(v, 0.5, 0.64) & band(du, 0.32, 0.47)] = 5
-    return part, 1.25 - 0.6 * v + 0.3 * band(v, 0.42, 0.48)
+    return part, _lacquer(part, v)
+
+
+def _lacquer(part: Parts, v: Floats) -> Floats:
+    """Let a car shine: body (1), dark glass (2), black tyres (3), bright metal (4) and lamps (5)."""
+    gloss = 1.25 - 0.6 * v + 0.3 * band(v, 0.44, 0.5)
+    shine: Floats = np.array((1, 1, 0.45, 0.3, 1.4, 1.5), np.float32)[part] * gloss
+    return shine
 
 
 def pedestrian(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
-    """Draw a walker in a striped jersey."""
+    """Draw a walker in a chequered jersey."""
     stride = 0.1 + 0.03 * (salt % 8)
     legs = [limb(u, v, (0.5 + 0.3 * s, 0.5), (0.5 + s, 0.95), 0.26) for s in (-stride, stride)]
     part = 3 * (legs[0] | legs[1]).astype(np.uint8)
     part[band(v, 0.17, 0.56) & (np.abs(u - 0.5) < 0.4 - 0.3 * np.abs(v - 0.3))] = 2
     part[disc(u, v, (0.5, 0.095), (0.22, 0.095))] = 1
     part[disc(u, v, (0.5, 0.06), (0.22, 0.06))] = 4
-    return part, np.where(part == 2, 0.5 + 0.8 * (stripes(v * 12) ^ stripes(u * 4)), 1.15 - 0.4 * np.abs(u - 0.35))
+    chequer = stripes(v * 12) ^ stripes(u * 4)
+    return part, np.where(part == 2, 0.5 + 0.8 * chequer, 1.15 - 0.4 * np.abs(u - 0.35))
 
 
 def bicyclist(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
-    """Draw a rider on two spoked wheels, bent forward, to the left or to the right."""
+    """Draw a rider in a striped jersey on two spoked wheels, bent forward, to the left or to the right."""
     u = 1 - u if salt % 2 else u
     part, shade = np.zeros(u.shape, np.uint8), np.ones_like(u)
     for wheel in (0.22, 0.78):
         a, b = (u - wheel) / 0.22, (v - 0.78) / 0.22
         r = a * a + b * b
-        dark = (r > 0.55) | (np.abs(a - b) < 0.2) | (np.abs(a + b) < 0.2)
         part[r < 1] = 1
-        shade = np.where(r < 1, 1.1 - 0.9 * dark, shade)
-    frame = [((0.22, 0.78), (0.4, 0.5)), ((0.4, 0.52), (0.7, 0.52)), ((0.7, 0.45), (0.78, 0.78)), ((0.48, 0.8), (0.7, 0.5))]
-    for start, end in frame:
-        part[limb(u, v, start, end, 0.07)] = 2
+        black = (r > 0.55) | (np.abs(a - b) < 0.2) | (np.abs(a + b) < 0.2)  # tyre and spokes
+        shade = np.where(r < 1, 1.1 - 0.9 * black, shade)
+    for tube in ((0.22, 0.78, 0.4, 0.5), (0.4, 0.52, 0.7, 0.52), (0.7, 0.45, 0.78, 0.78), (0.48, 0.8, 0.7, 0.5)):
+        part[limb(u, v, tube[:2], tube[2:], 0.07)] = 2
     part[limb(u, v, (0.4, 0.46), (0.56, 0.62), 0.14) | limb(u, v, (0.56, 0.62), (0.48, 0.86), 0.11)] = 5
     jersey = limb(u, v, (0.4, 0.44), (0.55, 0.22), 0.22) | limb(u, v, (0.55, 0.24), (0.72, 0.44), 0.09)
     part[jersey] = 3
