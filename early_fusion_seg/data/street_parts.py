@@ -93,7 +93,7 @@ def tree(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
     leaf = grain(u * 20, v * 24, salt)
     crown = np.zeros(u.shape, bool)
     for i in range(5):
-        a, b = (u - 0.28 - 0.11 * i) / 0.24, (v - 0.2 - 0.05 * (salt >> 2 * i & 3)) / 0.2
+        a, b = (u - 0.32 - 0.09 * i) / 0.25, (v - 0.2 - 0.06 * (salt >> 2 * i & 3)) / 0.21
         crown |= a * a + b * b + 0.5 * leaf < 1.25
     trunk = (np.abs(u - 0.5) < 0.05 + 0.05 * v * v) & (v > 0.3) & ~crown
     bark = 0.55 + 0.6 * grain(u * 60, v * 5, salt)
