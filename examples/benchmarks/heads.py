@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def run_group(
                 "head": label(spec),
                 "lr": rate,
             }
-            record |= {"seed": seed, "epochs": epochs, **score(head, encoder, held)}
+            record |= {"seed": seed, "epochs": epochs, "date": str(date.today()), **score(head, encoder, held)}
             with RESULTS.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(f"  {record['head']} lr {rate:g}: {100 * record['miou']:.1f}", file=sys.stderr, flush=True)
@@ -281,7 +282,12 @@ def cost(repeats: int = 7) -> None:
         for name, head in heads.items():
             with FlopCounterMode(display=False) as flops:
                 head(maps, images)
-            record = {"stage": "cost", "head": name, "parameters": sum(p.numel() for p in head.parameters())}
+            record = {
+                "stage": "cost",
+                "date": str(date.today()),
+                "head": name,
+                "parameters": sum(p.numel() for p in head.parameters()),
+            }
             record |= {"gflops": flops.get_total_flops() / len(images) / 1e9}
             record |= {"saved_mib": saved_bytes(head, maps, images, masks) / len(images) / 2**20}
             record |= {"time_ratio": statistics.median(times[name]) / unet}
