@@ -1,7 +1,4 @@
-"""The command line: `early-fusion-seg COMMAND`, or `python -m early_fusion_seg COMMAND`.
-
-Only what a command needs is imported, after it is known, so that `--help`, `--version` and slips are answered at once.
-"""
+"""The command line: `early-fusion-seg COMMAND`, or `python -m early_fusion_seg COMMAND`."""
 
 import re
 import sys

@@ -18,10 +18,8 @@ class TinyNetwork(LightningModule):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 32, 5, padding=2), nn.ReLU(), nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(),
-            nn.Conv2d(32, num_classes, 1),
-        )  # fmt: skip
+        first, second = nn.Conv2d(3, 32, 5, padding=2), nn.Conv2d(32, 32, 5, padding=2)
+        self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Conv2d(32, num_classes, 1))
         self.metrics = SegmentationMetrics(num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -2,24 +2,28 @@ import csv
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from early_fusion_seg import ReverseHRNetSeg
 from early_fusion_seg.__main__ import main, plain_message
+from early_fusion_seg.cli.checkpoint import refuse_other_classes
+from early_fusion_seg.cli.output import best_and_last
 from early_fusion_seg.data.fake import fake_camvid_segnet, fake_folder
 from early_fusion_seg.errors import MissingFileError, UserError
 
@@ -84,9 +88,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_demo_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    demo = pytest.importorskip("early_fusion_seg.commands.demo")
     given: list[list[str]] = []
-    monkeypatch.setattr(demo, "main", lambda args: given.append(args) or 7)
+    demo = SimpleNamespace(main=lambda args: given.append(args) or 7)
+    monkeypatch.setattr("early_fusion_seg.commands.demo", demo, raising=False)
     assert main(["demo", "--output", "x"]) == 7
     assert given == [["--output", "x"]]
 
@@ -252,8 +256,6 @@ def test_what_is_wrong_is_said_in_one_sentence(
 
 
 def test_data_with_fewer_classes_is_refused() -> None:
-    from early_fusion_seg.cli.checkpoint import refuse_other_classes
-
     refuse_other_classes(["a", "b"], ["a", "b"], "x.ckpt")
     with pytest.raises(UserError, match=r"the data has 1 classes, but x\.ckpt has 2"):
         refuse_other_classes(["a"], ["a", "b"], "x.ckpt")
@@ -328,6 +330,25 @@ def test_fewer_epochs_than_are_done_is_an_error_not_a_traceback(
     last = trained / "checkpoints" / "last.ckpt"
     assert main(fit_args(camvid, trained, "--trainer.max_epochs=1", f"--ckpt_path={last}")) == 2
     assert "trainer.max_epochs is 1, but" in capsys.readouterr().err
+
+
+class GettingWorse(BoringModel):
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/mIoU", torch.tensor(-float(self.current_epoch)))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(RandomDataset(32, 2), num_workers=0)
+
+    val_dataloader = train_dataloader
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # two vectors need none
+def test_the_last_checkpoint_is_that_of_the_last_epoch_not_of_the_best(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_epochs": 3, "logger": False, "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[*best_and_last(tmp_path)], enable_model_summary=False, accelerator="cpu", **options)
+    trainer.fit(GettingWorse())
+    assert [torch_epoch(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("best", "last")] == [0, 2]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 def test_runs_are_numbered_below_runs(camvid: Path, tmp_path: Path) -> None:

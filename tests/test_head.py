@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.head import Exchange, ReverseHRNet, stage_strides
+from early_fusion_seg.head import BasicBlock, Exchange, ReverseHRNet, stage_strides
 
 CHANNELS, STRIDES = (6, 8, 12, 16, 20), (2, 4, 8, 16, 32)
 
@@ -82,6 +82,17 @@ def test_exchange_is_relu_of_the_sum_of_all_streams():
             [type(m) for m in exchange.paths[p].modules() if not list(m.children())] for p in ("16_to_4", "4_to_16")
         ]
     assert kinds == [[nn.Conv2d, nn.BatchNorm2d], [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d]]
+
+
+def test_a_block_adds_its_convolutions_to_its_input():
+    torch.manual_seed(0)
+    block = BasicBlock(4).eval()
+    x = torch.randn(1, 4, 6, 6)
+    first, norm = block.first[0], block.first[1]
+    with torch.no_grad():
+        inner = norm(F.conv2d(x, first.weight, padding=1)).clamp(min=0)
+        inner = block.second[1](F.conv2d(inner, block.second[0].weight, padding=1))
+        torch.testing.assert_close(block(x.clone()), (x + inner).clamp(min=0))
 
 
 def test_widths_double_with_the_stride_with_or_without_the_extra_stream():

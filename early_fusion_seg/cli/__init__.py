@@ -182,7 +182,7 @@ class FitCLI(CommandCLI):
         if trainer["logger"] is not False:
             self.run_callbacks.append(LearningRateMonitor("step"))
         if trainer["enable_checkpointing"] is not False:
-            self.run_callbacks.append(best_and_last(self.folder))
+            self.run_callbacks += best_and_last(self.folder)
         return super().instantiate_trainer(**kwargs)
 
     def fit(self) -> int:

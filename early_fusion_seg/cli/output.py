@@ -38,11 +38,15 @@ def run_folder(checkpoint: str | None) -> Path | None:
     return folder.parent if folder.name == CHECKPOINTS else None
 
 
-def best_and_last(folder: Path) -> ModelCheckpoint:
-    """Keep `best.ckpt` (val/mIoU) and `last.ckpt`; a run that goes on in the same folder replaces them."""
-    return ModelCheckpoint(
-        folder / CHECKPOINTS, "best", monitor="val/mIoU", mode="max", save_last=True, enable_version_counter=False
-    )
+def best_and_last(folder: Path) -> list[ModelCheckpoint]:
+    """Keep `best.ckpt` (val/mIoU) and `last.ckpt`; a run that goes on in the same folder replaces them.
+
+    They are two callbacks, because Lightning 2.6's `save_last` writes only when the best one changes.
+    """
+    folder = folder / CHECKPOINTS
+    best = ModelCheckpoint(folder, "best", monitor="val/mIoU", mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    return [best, last]
 
 
 @rank_zero_only

@@ -9,6 +9,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import rich
@@ -26,7 +27,8 @@ from early_fusion_seg.segmenter import ReverseHRNetSeg
 from early_fusion_seg.visualize import panel
 
 SIZE = (96, 128)
-SCENES = 800
+TRAIN_SCENES = 800
+TEST_SCENES = 100
 BATCH_SIZE = 8
 PANELS = 4
 INTRODUCTION = (
@@ -50,13 +52,19 @@ def main(args: list[str]) -> int:
     options = _parser().parse_args(args)
     if options.epochs < 1 or options.scenes < BATCH_SIZE:
         raise UserError(
-            f"--epochs {options.epochs} --scenes {options.scenes}: expected 1 or more epochs of {BATCH_SIZE} or more scenes"
+            f"--epochs is {options.epochs} and --scenes {options.scenes}; expected at least 1 and at least {BATCH_SIZE}"
         )
     _hush()
     seed_everything(options.seed, workers=True)
     start = time.monotonic()
     data = SyntheticDataModule(
-        SIZE, options.scenes, seed=options.seed, batch_size=BATCH_SIZE, eval_batch_size=BATCH_SIZE, num_workers=1
+        SIZE,
+        options.scenes,
+        test_scenes=TEST_SCENES,
+        seed=options.seed,
+        batch_size=BATCH_SIZE,
+        eval_batch_size=BATCH_SIZE,
+        num_workers=1,
     )
     model = build_model(data)
     folder, console = Path(options.output), rich.get_console()
@@ -126,7 +134,7 @@ def constant_scores(confusion: Tensor) -> tuple[int, float, float]:
     return commonest, float(class_iou(constant).nanmean()), float(counts.max() / counts.sum())
 
 
-def faster_precision() -> str:
+def faster_precision() -> Literal["bf16-mixed", "32-true"]:
     """Return "bf16-mixed" where this machine convolves bfloat16 clearly faster than float32, else "32-true"."""
     if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         return "bf16-mixed"
@@ -178,5 +186,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="runs/demo", help="folder for results; what is there is replaced")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and training, from 0")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the scenes")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="to train on")
+    parser.add_argument("--scenes", type=int, default=TRAIN_SCENES, help="to train on")
     return parser

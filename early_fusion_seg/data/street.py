@@ -220,7 +220,7 @@ class _Street:
     def fence(self, side: int) -> None:
         """Paint a lattice fence along a part of the pavement."""
         draw = self.draw
-        near, length, tall, step = (draw.between(*pair) for pair in ((1.8, 5), (4, 10), (0.7, 1.0), (2.5, 4)))
+        near, length, tall, step = (draw.between(*pair) for pair in ((1.5, 4), (5, 10), (0.7, 1.0), (2.5, 4)))
         slats, gaps = draw.colours(FENCE, 2)
 
         def surface(z: Floats, rise: Floats) -> tuple[Where, Floats]:

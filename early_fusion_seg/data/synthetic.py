@@ -57,7 +57,8 @@ class SyntheticDataModule(SegmentationDataModule):
         self.size = (size[0], size[1])
         self.counts = {"train": train_scenes, "val": val_scenes, "test": test_scenes}
         self.seed = seed
-        for name, value in {"height": size[0], "width": size[1], **self.counts}.items():
+        numbers = {"height": size[0], "width": size[1], **{f"{split}_scenes": n for split, n in self.counts.items()}}
+        for name, value in numbers.items():
             if not 1 <= value <= SCENES_PER_SPLIT:
                 raise UserError(f"{name} is {value}; expected a whole number from 1 to {SCENES_PER_SPLIT}")
         if seed < 0:

@@ -12,9 +12,9 @@ HEAD = """\
 CamVid at 240x180 (11 classes), ResNet-50, the same batches, budget, seeds and augmentation for every head:
 `python examples/benchmarks/heads.py run|cost|table`, whose head describes the procedure. The peers are the decoders and
 segmentation heads of segmentation-models-pytorch with its defaults, on the same maps of the same encoder object. No
-encoder here has ImageNet weights: "random" is a random frozen ResNet-50, "camvid" one that was trained on CamVid's train
-without sequence 0001TP, with a plain FCN head, and then frozen. Figures of val are never comparable with published ones
-of the test split.
+encoder here has ImageNet weights: "random" is a random frozen ResNet-50, "camvid" one trained on CamVid's train
+without sequence 0001TP, with a plain FCN head, and then frozen. Figures of val are never comparable with published
+ones of the test split.
 """
 
 
@@ -73,11 +73,10 @@ def cost(records: Records) -> str:
     dates = sorted({r["date"] for r in records if "date" in r})
     lines = ["## Cost", ""]
     lines += [
-        f"Per image of 512x512, float32: forward GFLOPs of the head, and bytes that autograd keeps for head and loss."
+        "Per image of 512x512, float32: forward GFLOPs of the head, and bytes that autograd keeps for head and loss."
     ]
-    lines += [
-        f"Time of a training step of 8 crops, encoder included, bf16, as a ratio to Unet's in the same run; {span(dates)}."
-    ]
+    lines += ["Time of a training step of 8 crops, encoder included, bf16, as a ratio to Unet's in the same run;"]
+    lines += [f"{span(dates)}."]
     lines += ["", "| head | parameters (M) | GFLOPs | saved activations (MiB) | time / Unet |", "|---|---|---|---|---|"]
     for name, r in latest.items():
         numbers = f"{r['parameters'] / 1e6:.2f} | {r['gflops']:.1f} | {r['saved_mib']:.0f} | {r['time_ratio']:.2f}"

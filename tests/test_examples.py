@@ -1,0 +1,82 @@
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from early_fusion_seg.__main__ import main
+from early_fusion_seg.data.fake import fake_camvid_segnet, fake_folder
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--model.encoder", "resnet18", "--model.encoder_weights", "random", "--model.width", "8"]
+SHORT = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false", "--data.crop_size", "32"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def run_script(name: str, *args: str) -> None:
+    old = sys.argv
+    sys.argv = [name, *args]
+    try:
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    finally:
+        sys.argv = old
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning says to a script is the script's affair
+def test_train_in_python(tmp_path):
+    run_script("train_in_python.py", "--max_steps", "1", "--output", str(tmp_path))
+    assert (tmp_path / "panel.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning says to a script is the script's affair
+def test_own_network(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_script("own_network.py", "--max_steps", "2")
+    assert "val/mIoU" in capsys.readouterr().out
+
+
+def test_example_scripts_are_short():
+    lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "examples").glob("*.py")}
+    assert lengths
+    assert max(lengths.values()) <= 60
+
+
+def test_python_in_the_readme_runs():
+    (code,) = blocks(ROOT / "README.md", "python")
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    assert scope["logits"].shape == (1, 11, 90, 120)
+    assert scope["labels"].shape == (90, 120)
+    assert scope["sample"]["image"].shape == (3, 90, 120)
+
+
+def readme_commands(word: str) -> list[list[str]]:
+    """Words of the early-fusion-seg commands of the block that has `word`."""
+    (block,) = [b for b in blocks(ROOT / "README.md", "bash") if word in b]
+    return [line.split()[1:] for line in block.splitlines() if line.startswith("early-fusion-seg")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("word", "data"), [("CAMVID", "CAMVID"), ("DATA", "DATA")])
+def test_commands_of_the_readme_run(word, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if word == "CAMVID":
+        fake_camvid_segnet(Path("CAMVID"))
+        shutil.copytree("CAMVID/val", "FOLDER_OF_IMAGES")
+    else:
+        fake_folder(Path("DATA"))
+        (labels,) = blocks(ROOT / "README.md", "csv")
+        assert labels.splitlines()[0] == Path("DATA/labels.csv").read_text().splitlines()[0]
+        images = next(p for p in Path("DATA/images").rglob("*") if p.is_file()).parent
+        shutil.copytree(images, "NEW_PHOTOGRAPHS")
+    fit, validate, predict = readme_commands(f"{word} " if word == "DATA" else word)
+    assert main([*fit, *SHORT, *TINY]) == 0
+    assert main([*validate, "--trainer.enable_progress_bar", "false"]) == 0
+    assert main([*predict, "--trainer.enable_progress_bar", "false"]) == 0
+    assert Path("runs/validate/version_0/results.json").exists()
+    assert list(Path("runs/predict/version_0/masks").rglob("*.png"))
