@@ -1,6 +1,6 @@
 """What a checkpoint says of the encoder: where to fetch it and its fingerprint, or the whole of it.
 
-The entry `encoder` is a dict of plain types: `name` (timm's), `weights` (where they come from), `fingerprint`, `licence`
+The entry `encoder` is a dict of plain types: `name` (timm's), `weights` (where from), `fingerprint`, `licence`
 and `state_dict` (timm's own, unfolded keys) where the weights cannot be fetched again.
 """
 
@@ -71,7 +71,9 @@ def restore_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder) -> None:
     entry = checkpoint.get("encoder")
     if entry is None:
         raise UserError("the checkpoint has no entry 'encoder': it was not written by ReverseHRNetSeg")
-    awaits = encoder.weights == "checkpoint" or not encoder.frozen
+    # a random one may differ in the last digits where the threads or the processor are others
+    random = encoder.weights == entry["weights"] == "random"
+    awaits = encoder.weights == "checkpoint" or random or not encoder.frozen
     if awaits and "state_dict" in entry and entry["name"] == encoder.name:
         encoder.load_timm_state_dict(entry["state_dict"])
         encoder.licence = entry["licence"]

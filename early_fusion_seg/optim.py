@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
 
+OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["poly", "cosine"]
 
 
@@ -16,6 +18,11 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    """Build AdamW, or SGD with momentum 0.9."""
+    return AdamW(groups, lr=lr) if name == "adamw" else SGD(groups, lr=lr, momentum=0.9)
 
 
 def lr_factor(step: int, steps: int, warmup_steps: int, schedule: Schedule) -> float:

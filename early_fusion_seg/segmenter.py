@@ -7,8 +7,9 @@ Shapes: n images of h x w pixels, K classes. A batch is a dict: `image` (n, 3, h
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, cast
+from typing import Any, Self, TypedDict, cast
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from early_fusion_seg.checkpoint import read_checkpoint, restore_encoder, store_encoder
@@ -32,7 +32,7 @@ from early_fusion_seg.labels.palette import voc_palette
 from early_fusion_seg.losses import SegmentationLoss, Term
 from early_fusion_seg.metrics import Absent, PredVoid, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
-from early_fusion_seg.optim import Schedule, lr_factor, parameter_groups
+from early_fusion_seg.optim import OptimizerName, Schedule, lr_factor, make_optimizer, parameter_groups
 
 Picture = np.ndarray | Image.Image | Path | str
 """One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
@@ -103,7 +103,7 @@ class ReverseHRNetSeg(LightningModule):
         loss: dict[Term, float] | None = None,
         class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
-        optimizer: Literal["adamw", "sgd"] = "adamw",
+        optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
         schedule: Schedule = "poly",
@@ -171,13 +171,16 @@ class ReverseHRNetSeg(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch; one that is not finite stops the training with the names of its images."""
-        loss: Tensor = self.loss(self.network(batch["image"]), batch["mask"])
+        images = batch["image"]
+        if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
+            raise UserError("one crop so small has one value at the coarsest stride; raise crop_size or batch_size")
+        loss: Tensor = self.loss(self.network(images), batch["mask"])
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.global_step}, on the images {', '.join(batch['key'])}; "
                 "lower lr, or look at these images and masks"
             )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
         self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]  # one optimiser
         return loss
 
@@ -223,8 +226,9 @@ class ReverseHRNetSeg(LightningModule):
 
     def _log_scores(self, split: str) -> None:
         scores = cast(SegmentationMetrics, self.metrics[split]).compute()  # summed over ranks, so equal on all
-        self.log(f"{split}/mIoU", scores["miou"].float(), prog_bar=True)
-        self.log(f"{split}/pixel_accuracy", scores["pixel_accuracy"].float(), prog_bar=True)
+        for name, key in (("mIoU", "miou"), ("pixel_accuracy", "pixel_accuracy")):
+            # the ranks have equal values, so that their maximum is exact
+            self.log(f"{split}/{name}", scores[key].float(), prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def setup(self, stage: str) -> None:
         """Compare the encoder over the ranks: one that differs would train a head on two kinds of features."""
@@ -239,17 +243,13 @@ class ReverseHRNetSeg(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser and its schedule, stepped with each batch."""
         options: Any = self.hparams
-        groups = parameter_groups(self.parameters(), options.weight_decay)
-        optimizer: Optimizer
-        if options.optimizer == "adamw":
-            optimizer = AdamW(groups, lr=options.lr)
-        else:
-            optimizer = SGD(groups, lr=options.lr, momentum=0.9)
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise UserError("the learning-rate schedule needs an end: set the trainer's max_epochs or max_steps")
-        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, int(steps), options.warmup_steps, options.schedule))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        groups = parameter_groups(self.parameters(), options.weight_decay)
+        optimizer = make_optimizer(options.optimizer, groups, options.lr)
+        factor = partial(lr_factor, steps=int(steps), warmup_steps=options.warmup_steps, schedule=options.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the encoder as name and fingerprint where it can be fetched again, else whole in timm's keys."""

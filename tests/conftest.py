@@ -2,10 +2,17 @@
 
 import ipaddress
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_runs import SIZE, fit_args
+
+from early_fusion_seg.__main__ import main
+from early_fusion_seg.data.fake import fake_camvid_segnet
+
+SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by Lightning
 
 torch.set_num_threads(1)  # the workers of pytest-xdist are the parallelism
 
@@ -27,6 +34,36 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", checked_connect)
     monkeypatch.setattr(socket, "getaddrinfo", checked_lookup)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that run commands: an empty working directory, and the seed in the environment undone."""
+    monkeypatch.chdir(tmp_path)
+    for name in SEEDS:
+        monkeypatch.setenv(name, "0")
+
+
+@pytest.fixture(scope="session")
+def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images in each split of CamVid."""
+    return fake_camvid_segnet(tmp_path_factory.mktemp("data") / "camvid", images=3, size=SIZE)
+
+
+@pytest.fixture(scope="session")
+def trained(camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two epochs; read only."""
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SEEDS:
+            patch.setenv(name, "0")
+        assert main(fit_args(camvid, run)) == 0
+    return run
+
+
+@pytest.fixture
+def checkpoint(trained: Path) -> Path:
+    return trained / "checkpoints" / "best.ckpt"
 
 
 def _is_loopback(host: Any) -> bool:

@@ -147,6 +147,15 @@ def test_random_encoder_is_always_the_same_and_leaves_the_generator_alone(random
     assert again.fingerprint() == random_resnet18.fingerprint()
 
 
+def test_random_encoder_does_not_depend_on_the_number_of_threads(random_resnet18):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    try:
+        assert FrozenEncoder("resnet18", weights="random").fingerprint() == random_resnet18.fingerprint()
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_layer_scale_of_a_random_convnext_is_open():
     encoder = FrozenEncoder("convnext_atto", weights="random", freeze=False)
     gammas = [p for n, p in encoder.named_parameters() if n.endswith("gamma")]

@@ -190,6 +190,11 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(tmp_path):
         trainer(tmp_path).fit(model, loader(), loader(2, 1))
 
 
+def test_a_batch_with_one_value_at_the_coarsest_stride_is_refused(tmp_path):
+    with pytest.raises(UserError, match="raise crop_size or batch_size"):
+        trainer(tmp_path).fit(ReverseHRNetSeg(**SMALL), loader(8, 1), loader(2, 1))
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_norms_and_biases_have_no_weight_decay(tmp_path, optimizer):
     model = ReverseHRNetSeg(**(SMALL | {"optimizer": optimizer, "weight_decay": 0.3}))
@@ -270,6 +275,20 @@ def test_another_encoder_is_refused_with_both_names(fitted_random, tmp_path, enc
         ReverseHRNetSeg.load_from_checkpoint(path, encoder="mobilenetv3_small_050", encoder_weights="random")
     with pytest.raises(UserError, match=r"resnet18 \(random.* this model has resnet18 \(.*encoder\.safetensors"):
         ReverseHRNetSeg.load_from_checkpoint(path, encoder_weights=str(encoder_file))
+
+
+def test_a_random_encoder_made_elsewhere_comes_from_the_checkpoint(fitted_random, tmp_path):
+    model, path = fitted_random
+    stored = torch.load(path, weights_only=True)
+    stored["encoder"]["state_dict"]["conv1.weight"] *= 1 + 1e-6
+    again = ReverseHRNetSeg(**SMALL)
+    again.network.encoder.load_timm_state_dict(stored["encoder"]["state_dict"])
+    stored["encoder"]["fingerprint"] = again.network.encoder.fingerprint()
+    torch.save(stored, tmp_path / "elsewhere.ckpt")
+    fresh = ReverseHRNetSeg(**SMALL)
+    trainer(tmp_path).validate(fresh, loader(2, 1), ckpt_path=tmp_path / "elsewhere.ckpt", verbose=False)
+    assert fresh.network.encoder.fingerprint() == stored["encoder"]["fingerprint"]
+    assert fresh.network.encoder.fingerprint() != model.network.encoder.fingerprint()
 
 
 @pytest.mark.parametrize("change", ["missing", "left over"])

@@ -55,7 +55,6 @@ def main(args: list[str]) -> int:
             f"--epochs is {options.epochs} and --scenes {options.scenes}; expected at least 1 and at least {BATCH_SIZE}"
         )
     _hush()
-    seed_everything(options.seed, workers=True)
     start = time.monotonic()
     data = SyntheticDataModule(
         SIZE,
@@ -64,8 +63,9 @@ def main(args: list[str]) -> int:
         seed=options.seed,
         batch_size=BATCH_SIZE,
         eval_batch_size=BATCH_SIZE,
-        num_workers=1,
+        num_workers=0,  # the two cores have enough to do
     )
+    seed_everything(options.seed)
     model = build_model(data)
     folder, console = Path(options.output), rich.get_console()
     precision = faster_precision()

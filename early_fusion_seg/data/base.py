@@ -23,7 +23,6 @@ from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
 
 Split = Literal["train", "val", "test", "predict"]
-Absent = Literal["nan-skip", "gt-only", "zero", "strict-nan"]
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):

@@ -148,8 +148,9 @@ class _Street:
 
     def put(self, rows: slice, cols: slice, where: Where, label: int, colour: Floats, depth: Floats) -> None:
         """Paint the pixels `where` of a patch in `colour`, hazy with depth."""
-        mist = np.minimum(self.fog * depth, np.float32(0.8))[..., None]
-        np.copyto(self.image[rows, cols], colour + (self.haze - colour) * mist, where=where[..., None])
+        mist = np.minimum(self.fog * depth[where], np.float32(0.8))[..., None]
+        seen = colour[where]
+        self.image[rows, cols][where] = seen + (self.haze - seen) * mist
         self.mask[rows, cols][where] = label
 
     def sky(self) -> None:
@@ -187,15 +188,17 @@ class _Street:
         colour = np.where(pane[..., None], glass / 2, wall)
         self.put(rows, slice(None), np.ones_like(pane), BUILDING, colour, np.full(pane.shape, self.end))
 
-    def wall(self, side: int, lateral: np.float32, label: int, surface: Surface) -> None:
+    def wall(self, side: int, lateral: np.float32, tall: np.float32, label: int, surface: Surface) -> None:
         """Paint what stands along the street, at `lateral` units to the left (side -1) or the right (1)."""
         edge = int(self.vanish + side * lateral * self.focal / self.end)
         cols = slice(max(edge, 0), None) if side > 0 else slice(0, max(edge, 0))
         s = np.abs(self.x[:, cols] - self.vanish) / lateral
-        rise = (self.horizon + s - self.y) / s
+        near = s.max(initial=0)
+        rows = slice(max(int(self.horizon - (tall - 1) * near), 0), int(self.horizon + near) + 1)
+        rise = (self.horizon + s - self.y[rows]) / s
         z = np.broadcast_to(self.focal / s, rise.shape)
         where, colour = surface(z, rise)
-        self.put(slice(None), cols, where & (rise > 0), label, colour, z)
+        self.put(rows, cols, where & (rise > 0), label, colour, z)
 
     def houses(self, side: int) -> None:
         """Paint a row of brick houses with windows, and gaps."""
@@ -215,7 +218,7 @@ class _Street:
             course += np.float32(0.1) * grain(z * 3, rise * 5, salt)
             return rise < tall[house], np.where(pane[..., None], glass[house], bricks[house] * course[..., None])
 
-        self.wall(side, self.kerb, BUILDING, surface)
+        self.wall(side, self.kerb, tall.max(), BUILDING, surface)
 
     def fence(self, side: int) -> None:
         """Paint a lattice fence along a part of the pavement."""
@@ -228,7 +231,7 @@ class _Street:
             where = (rise < tall) & band(z, near, near + length)
             return where, np.where(lattice[..., None], slats, gaps * np.float32(0.35))
 
-        self.wall(side, self.kerb - np.float32(0.1), FENCE, surface)
+        self.wall(side, self.kerb - np.float32(0.1), tall, FENCE, surface)
 
     def things(self) -> None:
         """Paint trees, cars, riders, walkers and signs on poles, at places where they do not hide each other much."""

@@ -1,0 +1,162 @@
+import csv
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from cli_runs import SIZE, command, epochs_logged, fit_args, torch_epoch, without_output
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+from torch.utils.data import DataLoader
+
+from early_fusion_seg import ReverseHRNetSeg
+from early_fusion_seg.__main__ import main
+from early_fusion_seg.cli.output import best_and_last
+from early_fusion_seg.data.fake import fake_camvid_segnet
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+def test_fit_leaves_config_scores_checkpoints_and_panels(trained: Path) -> None:
+    found = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
+    assert {"config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= found
+    assert not (trained / "checkpoints" / "last.ckpt").is_symlink()
+    panels = [path for path in found if path.startswith("panels/")]
+    assert len(panels) == 2 * 3  # epochs, images
+    config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
+    assert config["model"]["width"] == 4
+    assert config["trainer"]["max_epochs"] == 2
+    assert config.get("output") is None  # a rerun must not overwrite this run
+    with (trained / "metrics.csv").open(encoding="utf-8") as file:
+        columns = set(csv.DictReader(file).fieldnames or ())
+    assert {"train/loss", "val/mIoU", "val/pixel_accuracy", "val/loss"} <= columns
+    assert any(column.startswith("lr-") for column in columns)
+
+
+def test_a_checkpoint_holds_plain_types_and_the_classes_of_the_data(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["hyper_parameters"]["class_names"][0] == "Sky"
+    assert content["hyper_parameters"]["absent"] == "zero"
+    assert ReverseHRNetSeg.load_from_checkpoint(checkpoint).num_classes == 11
+
+
+def test_a_run_goes_on_from_its_checkpoint_in_its_own_folder(camvid: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(fit_args(camvid, run, "--trainer.max_epochs=1")) == 0
+    first = (run / "metrics.csv").read_bytes()
+    last = run / "checkpoints" / "last.ckpt"
+    before = torch.load(last, weights_only=True)
+    assert main(without_output(fit_args(camvid, run, "--trainer.max_epochs=3", f"--ckpt_path={last}"))) == 0
+    after = torch.load(last, weights_only=True)
+    assert (before["epoch"], after["epoch"]) == (0, 2)
+    assert after["global_step"] == 3 * before["global_step"]
+    assert epochs_logged(run) == [1, 2]
+    assert (run / "metrics_1.csv").read_bytes() == first
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_run_goes_on_elsewhere_and_says_that_its_best_stays_behind(
+    camvid: Path, trained: Path, tmp_path: Path
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    with pytest.warns(UserWarning, match="The dirpath has changed"):
+        assert main(fit_args(camvid, tmp_path / "b", "--trainer.max_epochs=3", f"--ckpt_path={last}")) == 0
+    assert epochs_logged(tmp_path / "b") == [2]
+
+
+def test_a_rerun_into_the_same_folder_keeps_the_earlier_scores(camvid: Path, tmp_path: Path) -> None:
+    args = fit_args(camvid, tmp_path / "run", "--trainer.max_epochs=1")
+    assert main(args) == 0
+    with pytest.warns(UserWarning, match="Checkpoint directory .* is not empty"):
+        assert main(args) == 0
+    assert epochs_logged(tmp_path / "run") == [0]
+    assert (tmp_path / "run" / "metrics_1.csv").is_file()
+
+
+def test_fewer_epochs_than_are_done_is_an_error_not_a_traceback(
+    camvid: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    assert main(fit_args(camvid, trained, "--trainer.max_epochs=1", f"--ckpt_path={last}")) == 2
+    assert "trainer.max_epochs is 1, but" in capsys.readouterr().err
+
+
+class GettingWorse(BoringModel):
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/mIoU", torch.tensor(-float(self.current_epoch)))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(RandomDataset(32, 2), num_workers=0)
+
+    val_dataloader = train_dataloader
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # two vectors need none
+def test_the_last_checkpoint_is_that_of_the_last_epoch_not_of_the_best(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_epochs": 3, "logger": False, "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[*best_and_last(tmp_path)], enable_model_summary=False, accelerator="cpu", **options)
+    trainer.fit(GettingWorse())
+    assert [torch_epoch(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("best", "last")] == [0, 2]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_runs_are_numbered_below_runs(camvid: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "fit" / "version_4").mkdir(parents=True)
+    (tmp_path / "runs" / "fit" / "version_old").mkdir()
+    args = without_output(fit_args(camvid, tmp_path))
+    assert main([*args, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]) == 0
+    assert (tmp_path / "runs" / "fit" / "version_5" / "metrics.csv").is_file()
+
+
+def test_logging_and_checkpointing_can_be_switched_off(camvid: Path, tmp_path: Path) -> None:
+    off = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.max_epochs=1"]
+    assert main(fit_args(camvid, tmp_path / "run", f"--trainer.default_root_dir={tmp_path / 'root'}", *off)) == 0
+    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["config.yaml"]
+
+
+def test_tensorboard_is_one_flag_away(camvid: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(fit_args(camvid, tmp_path / "run", "--logger=tensorboard", "--trainer.max_epochs=1")) == 0
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
+    assert len(events.Tags()["images"]) == 3
+    assert "val/mIoU" in events.Tags()["scalars"]
+    assert (tmp_path / "run" / "metrics.csv").is_file()
+
+
+def test_wandb_is_one_flag_away_and_needs_no_account_offline(
+    camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
+
+    assert main(fit_args(camvid, tmp_path / "run", "--logger=wandb", "--trainer.max_epochs=1")) == 0
+    wandb.finish()
+    wandb.teardown()
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/files/media/images/panels/val*.png"))) == 3
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_mid_epoch_goes_on(tmp_path: Path) -> None:
+    camvid = fake_camvid_segnet(tmp_path / "camvid", images=24, size=SIZE)  # 12 steps an epoch
+    run = tmp_path / "run"
+    last = run / "checkpoints" / "last.ckpt"
+    args = fit_args(camvid, run, "--trainer.max_epochs=1000", "--trainer.limit_val_batches=1")
+    with subprocess.Popen(command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not last.exists() or torch_epoch(last) < 1:
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+    epoch = torch_epoch(last)
+    more = [f"--ckpt_path={last}", f"--trainer.max_epochs={epoch + 3}"]
+    assert main(without_output(fit_args(camvid, run, *more))) == 0
+    assert epochs_logged(run) == [epoch + 1, epoch + 2]
+    assert torch_epoch(last) == epoch + 2

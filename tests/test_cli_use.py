@@ -1,0 +1,154 @@
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from cli_runs import LOOK, QUICK, command, fit_args
+from PIL import Image
+
+from early_fusion_seg import ReverseHRNetSeg
+from early_fusion_seg.__main__ import main
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+# --- validate and test
+
+
+def run_validate(camvid: Path, checkpoint: Path, output: Path, *more: str, command: str = "validate") -> dict[str, Any]:
+    data = ["--config=camvid", f"--data.root={camvid}", f"--output={output}"]
+    assert main([command, *data, f"--ckpt_path={checkpoint}", *QUICK, LOOK[0], *more]) == 0
+    results: dict[str, Any] = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
+def numpy_scores(model: ReverseHRNetSeg, camvid: Path, split: str) -> tuple[float, list[float]]:
+    """Mean IoU with absent classes as 0 (SegNet's rule), and the IoU of each class, nan where absent."""
+    hit, union = np.zeros(11), np.zeros(11)
+    for path in sorted((camvid / split).glob("*.png")):
+        truth = np.asarray(Image.open(camvid / f"{split}annot" / path.name))
+        prediction = np.where(truth < 11, model.predict(path), 255)
+        for c in range(11):
+            hit[c] += ((prediction == c) & (truth == c)).sum()
+            union[c] += ((prediction == c) | (truth == c)).sum()
+    iou = np.full(11, np.nan)
+    iou[union > 0] = hit[union > 0] / union[union > 0]
+    return float(np.nan_to_num(iou).mean()), iou.tolist()
+
+
+@pytest.mark.parametrize(("command", "split"), [("validate", "val"), ("test", "test")])
+def test_scores_are_those_that_numpy_counts(
+    command: str, split: str, camvid: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = run_validate(camvid, checkpoint, tmp_path / "run", command=command)
+    miou, per_class = numpy_scores(ReverseHRNetSeg.load_from_checkpoint(checkpoint).eval(), camvid, split)
+    assert results["miou"] == pytest.approx(miou, abs=1e-9)
+    for value, expected in zip(results["per_class"].values(), per_class, strict=True):
+        assert value is None if np.isnan(expected) else value == pytest.approx(expected, abs=1e-9)
+    assert list(results["per_class"])[:2] == ["Sky", "Building"]
+    assert (results["split"], results["images"], results["partial"]) == (split, 3, False)
+    assert (results["absent"], results["scale"], results["seed"]) == ("zero", 1.0, 0)
+    assert results["checkpoint"] == str(checkpoint)
+    assert results["encoder"]["name"] == "resnet18"
+    assert results["config"]["model"]["width"] == 4
+    assert results["config"]["data"]["init_args"]["root"] == str(camvid)
+    assert len(list((tmp_path / "run" / "panels" / split).glob("*.png"))) == 3
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("Bicyclist", "mIoU", "licence", "results.json"))
+
+
+def test_a_limited_validation_says_that_it_is_partial(camvid: Path, checkpoint: Path, tmp_path: Path) -> None:
+    results = run_validate(camvid, checkpoint, tmp_path / "run", "--trainer.limit_val_batches=2")
+    assert (results["images"], results["partial"]) == (2, True)
+
+
+def test_the_config_of_a_run_serves_to_score_it(trained: Path, tmp_path: Path) -> None:
+    args = ["test", f"--config={trained / 'config.yaml'}", f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}"]
+    assert main([*args, f"--output={tmp_path / 'run'}"]) == 0
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_an_encoder_file_that_has_moved_is_named_again(camvid: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet18").state_dict(), weights)
+    run = tmp_path / "run"
+    assert main(fit_args(camvid, run, f"--model.encoder_weights={weights}", "--trainer.max_epochs=1")) == 0
+    moved = weights.rename(tmp_path / "moved.pth")
+    best = run / "checkpoints" / "best.ckpt"
+    data = ["--config=camvid", f"--data.root={camvid}", f"--ckpt_path={best}", *QUICK]
+    assert main(["validate", *data]) == 2
+    assert main(["validate", *data, f"--model.encoder_weights={moved}"]) == 0
+
+
+# --- predict
+
+
+def image(path: Path, size: tuple[int, int] = (21, 33), mode: str = "RGB", **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = size
+    ramp = np.linspace(0, 255, width).astype(np.uint8)[None].repeat(height, 0)
+    Image.fromarray(ramp).convert("RGB").convert(mode).save(path, **options)
+
+
+def predict(folder: Path, checkpoint: Path, output: Path, *more: str) -> int:
+    return main(["predict", f"--data.root={folder}", f"--ckpt_path={checkpoint}", f"--output={output}", *QUICK, *more])
+
+
+def test_predict_keeps_the_tree_and_every_image(checkpoint: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("a.jpg", "a.png", "deep/er/b.webp", "c.tif"):
+        image(photos / name)
+    image(photos / "grey.png", mode="L")
+    image(photos / "tiny.png", size=(1, 1))
+    assert predict(photos, checkpoint, tmp_path / "out") == 0
+    names = {path.relative_to(photos).as_posix() for path in photos.rglob("*") if path.is_file()}
+    for kind in ("masks", "overlays"):
+        written = {p.relative_to(tmp_path / "out" / kind).as_posix() for p in (tmp_path / "out" / kind).rglob("*.png")}
+        assert written == {f"{name}.png" for name in names}
+    model = ReverseHRNetSeg.load_from_checkpoint(checkpoint).eval()
+    with Image.open(tmp_path / "out" / "masks" / "a.png.png") as mask:
+        assert mask.mode == "P"
+        assert mask.size == (33, 21)
+        np.testing.assert_array_equal(np.asarray(mask), model.predict(photos / "a.png"))
+        colours = np.array(mask.getpalette()).reshape(-1, 3)[:11]
+    np.testing.assert_array_equal(colours, model.palette)
+    with Image.open(tmp_path / "out" / "overlays" / "deep" / "er" / "b.webp.png") as overlay:
+        assert overlay.size == (33, 21)
+
+
+def test_masks_follow_the_orientation_in_which_an_image_is_shown(checkpoint: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    image(tmp_path / "photos" / "turned.jpg", exif=exif)
+    assert predict(tmp_path / "photos", checkpoint, tmp_path / "out") == 0
+    with Image.open(tmp_path / "out" / "masks" / "turned.jpg.png") as mask:
+        assert mask.size == (21, 33)
+
+
+def test_what_is_no_image_is_named_and_the_others_are_done(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    image(photos / "a.png")
+    image(photos / "z.png")
+    (photos / "notes.txt").write_text("not an image", encoding="utf-8")
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    assert predict(photos, checkpoint, tmp_path / "out") == 1
+    errors = capsys.readouterr().err
+    assert str(photos / "notes.txt") in errors
+    assert str(photos / "cut.png") in errors
+    assert "a.png is" not in errors.replace("cut.png", "")
+    assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == ["a.png.png", "z.png.png"]
+
+
+def test_as_a_module_with_clean_streams(checkpoint: Path, tmp_path: Path) -> None:
+    image(tmp_path / "photos" / "a.png")
+    args = command("predict", f"--data.root={tmp_path / 'photos'}", f"--ckpt_path={checkpoint}", *QUICK, LOOK[0])
+    done = subprocess.run(args, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "written: runs/predict/version_0\n"
+    assert (tmp_path / "runs" / "predict" / "version_0" / "masks" / "a.png.png").is_file()
