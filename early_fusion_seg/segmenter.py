@@ -271,11 +271,10 @@ class ReverseHRNetSeg(LightningModule):
             **overrides: Constructor arguments that replace the stored ones, e.g. `encoder_weights=FILE`.
 
         Returns:
-            The model, in training mode as any new module.
+            The model, in training mode.
 
         Raises:
-            MissingFileError: No such file.
-            UserError: A remote address, a damaged file, or another encoder or head.
+            UserError: No such file, a remote address, a damaged file, or another encoder or head.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         stored = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}

@@ -21,6 +21,7 @@ from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, c
 from early_fusion_seg.data.transforms import Transform, default_train_transform
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
+from early_fusion_seg.metrics import Absent
 
 Split = Literal["train", "val", "test", "predict"]
 
