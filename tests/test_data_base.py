@@ -340,3 +340,12 @@ def test_lightning_overfits_the_same_augmented_batch(tmp_path: Path) -> None:
 def test_default_transform_is_the_one_of_the_crop_size() -> None:
     dm = ToyDataModule(ToySource(1), crop_size=9)
     assert str(dm.train_transform) == str(default_train_transform((9, 9)))
+
+
+def test_random_scale_reaches_the_default_augmentation():
+    dm = ToyDataModule(ToySource(4), random_scale=(1.0, 1.0), crop_size=(20, 24))
+    sample, plain = dm.dataset("train")[0], ToyDataModule(ToySource(4)).dataset("val")[0]
+    mask = plain["mask"]
+    assert torch.equal(sample["mask"], mask) or torch.equal(sample["mask"], mask.flip(1))
+    with pytest.raises(UserError, match=r"random_scale is \(2\.0, 0\.5\)"):
+        ToyDataModule(ToySource(4), random_scale=(2.0, 0.5))

@@ -66,6 +66,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         crop_size: Height and width of training images, or one number for both, in pixels after `scale`. None: each
             image's own size, which must then be the same for all.
         scale: Factor on the size of images and masks of every split, before augmentation: 0.5 makes 240x180 of 480x360.
+        random_scale: Lowest and highest factor of the default augmentation.
         train_transform: Replaces the default augmentation. Called with `image=` (h, w, 3) uint8 and `mask=` (h, w)
             uint8; returns a dict with both, as albumentations does. Normalised float images are let through, for
             networks that want them (ours wants uint8).
@@ -84,11 +85,14 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         num_workers: int | None = None,
         crop_size: int | tuple[int, int] | None = None,
         scale: float = 1.0,
+        random_scale: tuple[float, float] = (0.5, 2.0),
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
     ) -> None:
         super().__init__()
         _check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, scale=scale)
+        if not 0 < random_scale[0] <= random_scale[1]:
+            raise UserError(f"random_scale is {random_scale}; expected two factors above 0, the lower one first")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"num_workers is {num_workers}; give 0 or more, or leave it out")
         self.root = Path(root)
@@ -97,7 +101,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self.num_workers = min(4, suggested_max_num_workers(1)) if num_workers is None else num_workers
         self.crop_size = _pair(crop_size)
         self.scale = scale
-        self.train_transform = train_transform or default_train_transform(self.crop_size)
+        self.train_transform = train_transform or default_train_transform(self.crop_size, random_scale)
         self.eval_transform = eval_transform
         # without this, Lightning warns of fewer than two workers also where they were asked for
         warnings.filterwarnings("ignore", message=".*does not have many workers", category=UserWarning)

@@ -27,18 +27,21 @@ Transform = Callable[..., dict[str, Any]]
 FILL = (124, 116, 104)  # ImageNet's mean colour, which normalisation turns into about zero
 
 
-def default_train_transform(crop_size: tuple[int, int] | None) -> A.Compose:
+def default_train_transform(
+    crop_size: tuple[int, int] | None, random_scale: tuple[float, float] = (0.5, 2.0)
+) -> A.Compose:
     """Make the augmentation that training uses unless told otherwise.
 
     Args:
         crop_size: Height and width of the result in pixels; None for the size of each image.
+        random_scale: Lowest and highest factor.
 
     Returns:
         A transform that takes `image` and `mask` and returns both, uint8.
     """
     return A.Compose(
         [
-            RandomScaleCrop(crop_size),
+            RandomScaleCrop(crop_size, random_scale),
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03, p=0.8),
         ]
