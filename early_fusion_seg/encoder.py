@@ -256,9 +256,9 @@ def _randomise(model: FeatureGetterNet, mean: tuple[float, ...], std: tuple[floa
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0  # the running statistics become the batch's
-    images = _noise_images()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them add in another order, which shows in the last digits
+    images = _noise_images()
     model((images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
     torch.set_num_threads(threads)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -16,6 +16,7 @@ import rich
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from PIL import Image
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ TRAIN_SCENES = 800
 TEST_SCENES = 100
 BATCH_SIZE = 8
 PANELS = 4
+THEME = RichProgressBarTheme(metrics_format=".2f")  # so that the bar fits in 80 columns
 INTRODUCTION = (
     "Training a reverse HRNet on {scenes} synthetic street scenes of {width}x{height} pixels, on the maps of a frozen "
     "ResNet-18 with random weights ({precision}). Nothing is downloaded."
@@ -82,7 +84,7 @@ def main(args: list[str]) -> int:
         enable_model_summary=False,
         limit_val_batches=0,
         default_root_dir=folder,
-        callbacks=[RichProgressBar(), ResultsWriter(folder, str(checkpoint), vars(options))],
+        callbacks=[RichProgressBar(theme=THEME), ResultsWriter(folder, str(checkpoint), vars(options))],
     )
     trainer.fit(model, datamodule=data)
     trainer.save_checkpoint(checkpoint)
@@ -101,7 +103,8 @@ def build_model(data: SyntheticDataModule) -> ReverseHRNetSeg:
         encoder="resnet18",
         encoder_weights="random",
         blocks=1,
-        lr=3e-3,
+        hr_modules=[1, 0, 0, 0, 0],
+        lr=6e-3,
         warmup_steps=20,
     )
 
