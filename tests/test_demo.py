@@ -38,7 +38,15 @@ def test_a_tiny_demo_leaves_scores_checkpoint_and_panels(tiny, tmp_path, capsys)
 
     said = capsys.readouterr()
     assert said.err == ""
-    for words in ("random weights", "train/loss", "Bicyclist", "mIoU", "pixel accuracy", "always ", "next: early-fusion"):
+    for words in (
+        "random weights",
+        "train/loss",
+        "Bicyclist",
+        "mIoU",
+        "pixel accuracy",
+        "always ",
+        "next: early-fusion",
+    ):
         assert words in said.out, words
     assert str(tmp_path) in said.out
 

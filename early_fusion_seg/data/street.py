@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from early_fusion_seg.data import street_parts as parts
-from early_fusion_seg.data.street_parts import Floats, Where, band, fraction, grain, stripes
+from early_fusion_seg.data.street_parts import Floats, Number, Where, band, fraction, grain, stripes
 from early_fusion_seg.errors import UserError
 
 Pixels = NDArray[np.uint8]
@@ -97,7 +97,7 @@ class _Draw:
     def below(self, n: int) -> int:
         return int(self._words.random_raw()) % n
 
-    def between(self, low: float, high: float) -> np.float32:
+    def between(self, low: Number, high: Number) -> np.float32:
         return np.float32(low + (high - low) * (self.below(1 << 24) / (1 << 24)))
 
     def noise(self, *shape: int) -> Floats:
@@ -251,10 +251,11 @@ class _Street:
 
     def place(self, thing: Thing, taken: list[tuple[float, float]], placed: list[tuple[float, float, Thing]]) -> None:
         """Find a place (s, x) for a thing whose columns are mostly free, or leave it out."""
-        low, high = {
+        ranges: dict[int, tuple[Number, Number]] = {
             CAR: (0, self.road), BICYCLIST: (0, self.road + 0.2), PEDESTRIAN: (self.road * 0.6, self.kerb + 0.2),
             POLE: (self.road + 0.15, self.road + 0.15), TREE: (self.kerb, self.kerb),
-        }[thing.label]  # fmt: skip
+        }  # fmt: skip
+        low, high = ranges[thing.label]
         half = 0.35 if thing is MAST else thing.width / 2
         for _ in range(8):
             s = float(self.draw.between(0.21, 0.4) * self.height) * (0.8 if thing is PLANT else 1)

@@ -10,11 +10,13 @@ Shapes: u, v, parts and brightness are all (h, w).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
+Number = float | np.floating[Any]
 Where = NDArray[np.bool_]
 Parts = NDArray[np.uint8]
 Shape = Callable[[Floats, Floats, int], tuple[Parts, Floats]]
@@ -41,7 +43,7 @@ def stripes(x: Floats, share: float = 0.5) -> Where:
     return fraction(x) < share
 
 
-def band(x: Floats, low: float, high: float) -> Where:
+def band(x: Floats, low: Number, high: Number) -> Where:
     """Say where low <= x < high."""
     return (x >= low) & (x < high)
 
