@@ -207,7 +207,12 @@ class ResultsWriter(Callback):
             absent=module.metrics[split].absent,
             scale=getattr(data, "scale", None),  # data modules of other projects need not have one
             checkpoint=None if checkpoint is None else str(checkpoint),
-            encoder=EncoderFacts(name=encoder.name, fingerprint=encoder.fingerprint(), licence=encoder.licence),
+            encoder=EncoderFacts(
+                name=encoder.name,
+                weights=encoder.source,
+                fingerprint=encoder.fingerprint(),
+                licence=encoder.licence,
+            ),
             seed=None if seed is None else int(seed),
             precision=str(trainer.precision),
             config=self.config,
@@ -220,7 +225,8 @@ def show_results(results: Results, path: Path) -> None:
     console = rich.get_console()  # the one of Lightning's progress bar, so that they do not overwrite each other
     console.print(score_table(results))
     encoder = results["encoder"]
-    console.print(f"encoder {encoder['name']}, licence of its weights: {encoder['licence'] or 'none stated'}")
+    licence = encoder["licence"] or "none stated"
+    console.print(f"encoder {encoder['name']}, weights: {encoder['weights']}, their licence: {licence}", soft_wrap=True)
     console.print(f"written: {path}", soft_wrap=True)
 
 

@@ -47,7 +47,7 @@ def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, whole: bool) -
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(ENCODER_PREFIX)}
     entry: dict[str, Any] = {
         "name": encoder.name,
-        "weights": encoder.weights,
+        "weights": encoder.source if encoder.frozen else f"trained from {encoder.source.removeprefix('trained from ')}",
         "fingerprint": encoder.fingerprint(),
         "licence": encoder.licence,
     }
@@ -76,11 +76,11 @@ def restore_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder) -> None:
     awaits = encoder.weights == "checkpoint" or random or not encoder.frozen
     if awaits and "state_dict" in entry and entry["name"] == encoder.name:
         encoder.load_timm_state_dict(entry["state_dict"])
-        encoder.licence = entry["licence"]
+        encoder.licence, encoder.source = entry["licence"], entry["weights"]
     if (entry["name"], entry["fingerprint"]) != (encoder.name, encoder.fingerprint()):
         raise UserError(
             f"the checkpoint belongs to the encoder {entry['name']} ({entry['weights']}, fingerprint "
-            f"{entry['fingerprint'][:12]}), this model has {encoder.name} ({encoder.weights}, fingerprint "
+            f"{entry['fingerprint'][:12]}), this model has {encoder.name} ({encoder.source}, fingerprint "
             f"{encoder.fingerprint()[:12]}); give the former's weights with encoder_weights=FILE"
         )
     live = {ENCODER_PREFIX + key: value for key, value in encoder.state_dict().items()}

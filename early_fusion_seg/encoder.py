@@ -45,6 +45,7 @@ class FrozenEncoder(nn.Module):
         strides: Stride s of each map, in input pixels.
         mean: RGB mean that the weights expect, for pixels in 0..1.
         std: RGB standard deviation, likewise.
+        source: Where the weights come from in words: as `weights`, or what the checkpoint says that brought them.
         licence: Licence of timm's pretrained weights, None where timm states none or the weights are not timm's.
 
     Raises:
@@ -60,6 +61,7 @@ class FrozenEncoder(nn.Module):
         super().__init__()
         self.name = name
         self.weights = weights
+        self.source = weights
         self.frozen = freeze
         self.model = _create(name, pretrained=weights == "hub")
         config = self.model.model.pretrained_cfg

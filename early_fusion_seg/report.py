@@ -24,9 +24,10 @@ HEADLINES = {
 
 
 class EncoderFacts(TypedDict):
-    """What identifies the encoder, and under which licence its weights stand."""
+    """What identifies the encoder, where its weights come from, and under which licence they stand."""
 
     name: str
+    weights: str
     fingerprint: str
     licence: str | None
 

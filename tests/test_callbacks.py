@@ -29,6 +29,7 @@ PALETTE = [[200, 0, 0], [0, 0, 200]]
 
 class Encoder(nn.Module):
     name = "brightness"
+    source = "hub"
     licence = "CC0"
 
     def fingerprint(self) -> str:
@@ -174,7 +175,7 @@ def test_results_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFix
     assert results["pixel_accuracy"] == pytest.approx((truth == predicted).mean())
     assert (results["images"], results["partial"], results["scale"]) == (3, False, 0.5)
     assert (results["checkpoint"], results["config"], results["data"]) == ("x.ckpt", {"a": 1}, "Pictures")
-    assert results["encoder"] == {"name": "brightness", "fingerprint": "00" * 32, "licence": "CC0"}
+    assert results["encoder"] == {"name": "brightness", "weights": "hub", "fingerprint": "00" * 32, "licence": "CC0"}
     shown = capsys.readouterr().out
     assert "bright" in shown
     assert "CC0" in shown

@@ -35,7 +35,7 @@ def facts(**changes: object) -> RunFacts:
         "absent": "zero",
         "scale": 1.0,
         "checkpoint": "runs/best.ckpt",
-        "encoder": EncoderFacts(name="resnet18", fingerprint="ab" * 32, licence=None),
+        "encoder": EncoderFacts(name="resnet18", weights="random", fingerprint="ab" * 32, licence=None),
         "seed": 0,
         "precision": "32-true",
         "config": {"trainer": {"max_epochs": 2}},

@@ -262,11 +262,14 @@ def test_a_trained_encoder_is_stored_whole_and_can_be_saved_again(tmp_path):
     model, path = fitted(tmp_path, freeze_encoder=False)
     loaded = ReverseHRNetSeg.load_from_checkpoint(path)
     assert same_output(loaded, model)
+    assert loaded.network.encoder.source == "trained from random"
     again = tmp_path / "again.ckpt"
     engine = trainer(tmp_path)
     engine.strategy.connect(loaded)
     engine.save_checkpoint(again, weights_only=True)
-    assert same_output(ReverseHRNetSeg.load_from_checkpoint(again), model)
+    again_loaded = ReverseHRNetSeg.load_from_checkpoint(again)
+    assert same_output(again_loaded, model)
+    assert again_loaded.network.encoder.source == "trained from random"
 
 
 def test_another_encoder_is_refused_with_both_names(fitted_random, tmp_path, encoder_file):
