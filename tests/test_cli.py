@@ -196,6 +196,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert captured.err.startswith("early-fusion-seg: error: ")
     assert sentence in captured.err.splitlines()[0]
     assert "Traceback" not in captured.err + captured.out
+    assert (checkpoint.parents[1] / "metrics.csv").is_file()  # a refused run leaves the scores of an earlier one alone
 
 
 def test_data_with_fewer_classes_is_refused() -> None:

@@ -29,6 +29,7 @@ from early_fusion_seg.cli.output import (
     LoggerName,
     RunConfig,
     best_and_last,
+    keep_scores,
     make_loggers,
     next_folder,
     report_checkpoint,
@@ -192,6 +193,7 @@ class FitCLI(CommandCLI):
             refuse_other_classes(self.datamodule.class_names, self.stored["class_names"], path)
             refuse_other_settings(dict(self.model.hparams), self.stored, path)
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
+        keep_scores(self.folder)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         report_checkpoint(self.trainer)
         return 0
@@ -237,6 +239,7 @@ class CheckpointCLI(CommandCLI):
 
     def evaluate(self) -> int:
         """Run the command; 1 where files could not be read."""
+        keep_scores(self.folder)
         if self.command == "predict":
             self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
             report_predictions(self.predictions)

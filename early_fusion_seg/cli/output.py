@@ -59,7 +59,6 @@ def keep_scores(folder: Path) -> None:
 
 def make_loggers(name: LoggerName, folder: Path) -> list[Logger]:
     """Return the CSV logger and, after it, the one asked for."""
-    keep_scores(folder)
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
     if name == "tensorboard":
         loggers.append(TensorBoardLogger(folder, name="", version=""))
