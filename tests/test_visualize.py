@@ -74,12 +74,13 @@ def test_errors_are_red_only_where_the_prediction_is_wrong():
     image, truth = _scene(ignored=True)
     prediction = truth.copy()
     prediction[5, 10] = 1
+    prediction[20, 12] = 1  # above the truth, the other below it
     prediction[6, 0] = 1  # no truth there
     prediction[:, 2] = 2
     shown = error_map(image, truth, prediction)
-    assert np.argwhere((shown == np.array(WRONG)).all(-1)).tolist() == [[5, 10]]
+    assert np.argwhere((shown == np.array(WRONG)).all(-1)).tolist() == [[5, 10], [20, 12]]
     assert (shown[:, :3] == np.array(IGNORED)).all()
-    rest = np.delete(shown[:, 3:].reshape(-1, 3), 5 * 29 + 7, axis=0)
+    rest = np.delete(shown[:, 3:].reshape(-1, 3), [5 * 29 + 7, 20 * 29 + 9], axis=0)
     assert (rest.min(1) == rest.max(1)).all()  # grey
     assert rest.min() >= 110
     assert rest.max() <= 237
@@ -155,11 +156,13 @@ def test_titles_are_lettered_and_state_the_share_of_errors(monkeypatch):
     written = []
     image, truth = _scene(330, 400)
     prediction = truth.copy()
-    prediction[:33] = 1  # a tenth
+    prediction[:33] = 1
+    truth[165:] = 255  # of the rest, the wrong rows are a fifth
     text = "PIL.ImageDraw.ImageDraw.text"
     monkeypatch.setattr(text, lambda self, xy, text, *args, **kwargs: written.append(text))
     unlettered = panel(image, truth, prediction, PALETTE, NAMES)
-    assert written == ["image", "truth", "prediction", "errors: 10.0 % of the pixels", "road", "tree", "sky", "wrong"]
+    legend = ["road", "tree", "sky", "wrong", "ignored"]
+    assert written == ["image", "truth", "prediction", "errors: 20.0 % of the pixels", *legend]
     monkeypatch.undo()
     lettered = panel(image, truth, prediction, PALETTE, NAMES)
     changed = (lettered != unlettered).any(-1)
