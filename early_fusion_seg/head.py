@@ -102,9 +102,11 @@ class ReverseHRNet(nn.Module):
             streams[2] = self.stem(images)
         for module in self.stages:
             streams |= module(streams)
-        votes = [self.vote[str(s)](streams[s]) for s in self.strides]
-        size = votes[0].shape[-2:]
-        return sum((resize(vote, size) for vote in votes[1:]), start=votes[0])
+        finest = self.strides[0]
+        total: Tensor = self.vote[str(finest)](streams[finest])
+        for s in self.strides[1:]:
+            total = total + upsample(self.vote[str(s)](streams[s]), s // finest, total.shape[-2:])
+        return total
 
 
 def default_hr_modules(plan: Plan, streams: int) -> list[int]:
@@ -180,7 +182,8 @@ class Exchange(nn.Module):
             total = own
             for source, x in streams.items():
                 if source != target:
-                    total = total + resize(self.paths[f"{source}_to_{target}"](x), own.shape[-2:])
+                    moved = self.paths[f"{source}_to_{target}"](x)
+                    total = total + (upsample(moved, source // target, own.shape[-2:]) if source > target else moved)
             fused[target] = F.relu(total)
         return fused
 
@@ -200,11 +203,14 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: boo
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if relu else []))
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize (n, c, h, w) bilinearly; of its own size it stays as it is."""
-    return (
-        x if x.shape[-2:] == tuple(size) else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-    )
+def upsample(x: Tensor, ratio: int, size: Sequence[int]) -> Tensor:
+    """Upsample (n, c, h, w) bilinearly by a ratio of strides and cut off what lies beyond the finer map.
+
+    A map of stride s covers s * ceil(h / s) pixels, more than the image where h is no multiple of s. Stretching it to the
+    finer map's size instead would shift it, by up to s - 1 pixels at the far edges.
+    """
+    fine = F.interpolate(x, scale_factor=ratio, mode="bilinear", align_corners=False)
+    return fine[..., : size[0], : size[1]]
 
 
 def _check(strides: list[int], widths: dict[int, int], width: int, blocks: int, counts: list[int], plan: str) -> None:

@@ -44,6 +44,30 @@ def test_any_size(h, w):
     assert head(maps(h, w, n=1), torch.rand(1, 3, h, w)).shape[-2:] == (-(-h // 2), -(-w // 2))
 
 
+def ramps(h: int, w: int) -> dict[int, torch.Tensor]:
+    """At each stride the sum of the pixel coordinates under each cell's centre."""
+    return {
+        s: ((torch.arange(-(-h // s)) + 0.5) * s)[:, None] + ((torch.arange(-(-w // s)) + 0.5) * s)[None, :]
+        for s in STRIDES
+    }
+
+
+@pytest.mark.parametrize(("h", "w"), [(180, 240), (101, 67), (64, 96)])
+def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h, w):
+    streams = {s: x[None, None] for s, x in ramps(h, w).items()}
+    inside = (..., slice(8, (h - 32) // 2), slice(8, (w - 32) // 2))  # between the centres of the coarsest cells
+    head = small(hr_modules=[0] * 5)
+    head.adapt = nn.ModuleDict({str(s): nn.Identity() for s in STRIDES})
+    head.vote = nn.ModuleDict({str(s): nn.Identity() for s in STRIDES})
+    logits = head(list(streams.values()), torch.rand(1, 3, h, w))
+    torch.testing.assert_close(logits[inside], 5 * streams[2][inside])
+    exchange = Exchange(dict.fromkeys(STRIDES, 1))
+    for name in exchange.paths:
+        source, target = map(int, name.split("_to_"))
+        exchange.paths[name] = nn.Identity() if source > target else nn.AvgPool2d(target // source, ceil_mode=True)
+    torch.testing.assert_close(exchange(streams)[2][inside], 5 * streams[2][inside])
+
+
 @pytest.mark.parametrize("plan", ["early", "progressive"])
 def test_votes_equal_a_convolution_on_the_concatenated_last_states(plan):
     head = small(plan=plan, hr_modules=[1] * 5).eval()
