@@ -206,8 +206,8 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: boo
 def upsample(x: Tensor, ratio: int, size: Sequence[int]) -> Tensor:
     """Upsample (n, c, h, w) bilinearly by a ratio of strides and cut off what lies beyond the finer map.
 
-    A map of stride s covers s * ceil(h / s) pixels, more than the image where h is no multiple of s. Stretching it to the
-    finer map's size instead would shift it, by up to s - 1 pixels at the far edges.
+    A map of stride s covers s * ceil(h / s) pixels, more than the image where h is no multiple of s. Stretching it to
+    the finer map's size instead would shift it, by up to s - 1 pixels at the far edges.
     """
     fine = F.interpolate(x, scale_factor=ratio, mode="bilinear", align_corners=False)
     return fine[..., : size[0], : size[1]]
