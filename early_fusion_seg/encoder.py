@@ -117,9 +117,9 @@ class FrozenEncoder(nn.Module):
         return digest(self.state_dict())
 
     def timm_state_dict(self) -> Weights:
-        """Return the weights in timm's own, unfolded keys, on the CPU."""
+        """Return the weights in timm's own, unfolded keys, on the CPU, as `safetensors.torch.save_file` takes them."""
         if not self.frozen:
-            return {k: v.detach().cpu().clone() for k, v in self.model.model.state_dict().items()}
+            return _copied(self.model.model.state_dict())
         if self._original is None:  # from the hub or a file: there again
             fresh = FrozenEncoder(self.name, self.weights, freeze=False)
             if fresh.fingerprint() != self.fingerprint():
@@ -142,7 +142,7 @@ class FrozenEncoder(nn.Module):
         self._fingerprint = digest(state)
         if self.frozen:
             if keep:
-                self._original = {k: v.detach().cpu().clone() for k, v in state.items()}
+                self._original = _copied(state)
             self.model.eval().requires_grad_(False)
             side = 2 * self.strides[-1]
             fold_batch_norms(self.model, _noise_images()[:1, :, :side, :side])
@@ -150,6 +150,11 @@ class FrozenEncoder(nn.Module):
         else:
             self.model.train()
         self.model.to(memory_format=torch.channels_last)
+
+
+def _copied(state: Weights) -> Weights:
+    """Copy tensors to the CPU, out of channels_last memory, which safetensors refuses."""
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
 
 
 def digest(state: Weights) -> str:

@@ -234,6 +234,14 @@ def test_timm_state_dict_comes_back_unfolded(resnet18_file, random_resnet18):
     assert copy.fingerprint() != random_resnet18.fingerprint()
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_an_encoder_saved_to_a_file_comes_back_from_it(tmp_path, freeze):
+    encoder = FrozenEncoder("resnet18", weights="random", freeze=freeze)
+    save_file(encoder.timm_state_dict(), tmp_path / "trained_here.safetensors")
+    again = FrozenEncoder("resnet18", weights=str(tmp_path / "trained_here.safetensors"))
+    assert again.fingerprint() == encoder.fingerprint()
+
+
 def test_timm_state_dict_notices_that_the_file_changed(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(randomised("resnet18"), path)
