@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from early_fusion_seg.data import CamVidDataModule as CamVidDataModule
+    from early_fusion_seg.data import CityscapesDataModule as CityscapesDataModule
+    from early_fusion_seg.data import COCODataModule as COCODataModule
     from early_fusion_seg.data import FolderDataModule as FolderDataModule
+    from early_fusion_seg.data import MapillaryVistasDataModule as MapillaryVistasDataModule
     from early_fusion_seg.data import SyntheticDataModule as SyntheticDataModule
+    from early_fusion_seg.data import VOCDataModule as VOCDataModule
     from early_fusion_seg.encoder import FrozenEncoder as FrozenEncoder
     from early_fusion_seg.head import ReverseHRNet as ReverseHRNet
     from early_fusion_seg.labels import LabelSet as LabelSet
@@ -17,15 +21,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "COCODataModule": "data",
     "CamVidDataModule": "data",
+    "CityscapesDataModule": "data",
     "EarlyFusionNet": "network",
     "FolderDataModule": "data",
     "FrozenEncoder": "encoder",
     "LabelSet": "labels",
+    "MapillaryVistasDataModule": "data",
     "ReverseHRNet": "head",
     "ReverseHRNetSeg": "segmenter",
     "SegmentationMetrics": "metrics",
     "SyntheticDataModule": "data",
+    "VOCDataModule": "data",
 }
 __all__ = list(_MODULES)
 

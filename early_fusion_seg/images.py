@@ -4,7 +4,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,14 @@ DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches grey levels of 2 and 4 bits to 0..255
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+class Openable(Protocol):
+    """A file that is not on disk by itself, such as a member of a zip file; as text it is its name."""
+
+    def open(self, mode: str, /) -> BinaryIO:
+        """Open it; `mode` is "rb"."""
+
+
+def read_image(path: str | Path | Openable) -> NDArray[np.uint8]:
     """Read an image as it is meant to be seen.
 
     The orientation tag is applied; grey, palette, CMYK and other modes become RGB, 16 bits become 8, transparency is
@@ -35,7 +42,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         MissingFileError: There is no such file.
         UserError: It is not an image, is damaged, or has 32-bit levels, which have no agreed range.
     """
-    return np.array(_decode(Path(path), _as_seen)[0])
+    return np.array(_decode(path, _as_seen)[0])
 
 
 def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
@@ -62,7 +69,7 @@ def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
     return image
 
 
-def read_mask(path: str | Path) -> NDArray[Any]:
+def read_mask(path: str | Path | Openable) -> NDArray[Any]:
     """Read the numbers stored in a mask file, without any conversion.
 
     Args:
@@ -75,7 +82,7 @@ def read_mask(path: str | Path) -> NDArray[Any]:
         MissingFileError: There is no such file.
         UserError: It is not an image, is damaged, or has colours where numbers were expected.
     """
-    image, raw_mode = _decode(Path(path), Image.Image.copy)
+    image, raw_mode = _decode(path, Image.Image.copy)
     if image.mode not in ("1", "L", "P", "I", *DEEP_GREY):
         raise UserError(
             f"{path} has the mode {image.mode}; a mask must be grey or indexed, each pixel the number of its class. "
@@ -118,16 +125,17 @@ def _as_seen(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decode(path: Path, prepare: Callable[[Image.Image], Image.Image]) -> tuple[Image.Image, str]:
+def _decode(path: str | Path | Openable, prepare: Callable[[Image.Image], Image.Image]) -> tuple[Image.Image, str]:
     """Decode a file whole, so that damage shows here.
 
     Returns:
         The prepared image, and how a PNG stores its pixels ("L;4": grey of 4 bits), which Pillow forgets on decoding.
     """
-    if not path.is_file():
+    path = Path(path) if isinstance(path, str) else path
+    if isinstance(path, Path) and not path.is_file():
         raise MissingFileError(f"there is no file {path}")
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             raw_mode = str(image.tile[0].args) if isinstance(image, PngImageFile) else ""
             image.load()
             return prepare(image), raw_mode

@@ -41,7 +41,7 @@ from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.segmenter import ReverseHRNetSeg
 
-LINKED = ("class_names", "num_classes", "palette", "ignore_index", "absent")
+LINKED = ("class_names", "num_classes", "palette", "ignore_index", "absent", "pred_void")
 UNHELPFUL = (  # warnings that a user need do nothing about
     r"Experiment logs directory .* exists and is not empty",  # earlier scores are kept
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch

@@ -21,7 +21,7 @@ from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, c
 from early_fusion_seg.data.transforms import Transform, default_train_transform
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
-from early_fusion_seg.metrics import Absent
+from early_fusion_seg.metrics import Absent, PredVoid
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -73,7 +73,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         eval_transform: The same for the other splits, where the default is to change nothing.
     """
 
-    absent: ClassVar[Absent] = "nan-skip"  # the rule for absent classes of the data set's own evaluator
+    absent: ClassVar[Absent] = "nan-skip"  # the rules of the data set's own evaluator; see `metrics`
+    pred_void: ClassVar[PredVoid] = "fn"
     licence: ClassVar[str | None] = None
     ignore_index: ClassVar[int] = IGNORE_INDEX
 
@@ -169,6 +170,10 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
     def _eval_dataloader(self, split: Split) -> DataLoader[Sample]:
         dataset = self.dataset(split)
+        if not dataset.source.labelled:
+            raise UserError(
+                f"{type(self).__name__}'s {split} split has no labels to score with; validate, or predict its images"
+            )
         return self._loader(BatchLoader, dataset, self.eval_batch_size, self._eval_sampler(dataset))
 
     def _eval_sampler(self, dataset: SegmentationDataset) -> UnrepeatedDistributedSampler | None:

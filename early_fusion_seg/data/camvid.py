@@ -17,6 +17,7 @@ from early_fusion_seg.data.base import SegmentationDataModule, Split, require_fo
 from early_fusion_seg.data.dataset import FileSource, Item, Source
 from early_fusion_seg.data.download import download as fetch
 from early_fusion_seg.data.download import unpack
+from early_fusion_seg.data.files import File
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.images import read_image
 from early_fusion_seg.labels import LabelSet, load_label_set, packaged_rows
@@ -159,7 +160,7 @@ def original_split(key: str) -> str:
     return "train" if sequence == "0006R0" else "test"
 
 
-def read_colour_mask(path: Path) -> NDArray[np.uint8]:
+def read_colour_mask(path: File) -> NDArray[np.uint8]:
     """Read an original mask as raw ids (h, w) of camvid_32.csv; a colour that is not in the table is Void."""
     pixels = read_image(path).astype(np.int32)
     codes, raw_ids = _colour_codes()

@@ -5,7 +5,6 @@ Shapes: h, w are an image's height and width, n the batch size; images are RGB, 
 
 import abc
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from early_fusion_seg.data.files import File
 from early_fusion_seg.data.transforms import Transform, resize, seed_transform
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.images import read_image, read_mask
@@ -36,12 +36,18 @@ class Item(NamedTuple):
     """An image file, its name in the split, and its mask file where it has one."""
 
     key: str
-    image: Path
-    mask: Path | None = None
+    image: File
+    mask: File | None = None
 
 
 class Source(abc.ABC):
-    """The images of one split before any preparation: a sequence that reads one pair at a time."""
+    """The images of one split before any preparation: a sequence that reads one pair at a time.
+
+    Attributes:
+        labelled: Whether every image has a mask.
+    """
+
+    labelled: bool = True
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -73,9 +79,10 @@ class FileSource(Source):
         self,
         items: Sequence[Item],
         label_set: LabelSet | None = None,
-        read_raw: Callable[[Path], NDArray[Any]] = read_mask,
+        read_raw: Callable[[File], NDArray[Any]] = read_mask,
     ) -> None:
         self.items = list(items)
+        self.labelled = label_set is not None and all(item.mask is not None for item in self.items)
         self.label_set = label_set
         self.read_raw = read_raw
 
@@ -92,7 +99,7 @@ class FileSource(Source):
         image = read_image(item.image)
         if item.mask is None or self.label_set is None:
             return image, None
-        mask = self.label_set.encode(self.read_raw(item.mask), item.mask)
+        mask = self.label_set.encode(self.read_raw(item.mask), str(item.mask))
         if mask.shape != image.shape[:2]:
             raise UserError(
                 f"{item.image} is {_size(image)} pixels (width x height) and its mask {item.mask} is {_size(mask)}; "

@@ -1,4 +1,4 @@
-"""Tiny replicas of the official layouts, to try readers and training without the data.
+"""Tiny replicas of CamVid's layouts and of a user's folder, to try readers and training without the data.
 
 Images are blocks in the colours of their classes with noise, so that a network can learn them. The same arguments write
 the same pixels.
@@ -37,9 +37,9 @@ def fake_camvid_segnet(root: str | Path, images: int = 3, size: Size = (36, 48),
     for split in FRAMES:
         lines = []
         for key in _frames(split, images):
-            image, labels = _scene(rng, size, colours)
-            _save(root / split / f"{key}.png", image)
-            _save(root / f"{split}annot" / f"{key}.png", labels)
+            image, labels = scene(rng, size, colours)
+            save(root / split / f"{key}.png", image)
+            save(root / f"{split}annot" / f"{key}.png", labels)
             lines.append(f"/SegNet/CamVid/{split}/{key}.png /SegNet/CamVid/{split}annot/{key}.png\n")
         (root / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
     return root
@@ -50,9 +50,9 @@ def fake_camvid_original(root: str | Path, images: int = 3, size: Size = (72, 96
     root, rng = Path(root), np.random.default_rng(seed)
     colours = np.array([row.color for row in packaged_rows("camvid_32")], np.uint8)
     for key in [key for split in FRAMES for key in _frames(split, images)]:
-        image, labels = _scene(rng, size, colours)
-        _save(root / "701_StillsRaw_full" / f"{key}.png", image)
-        _save(root / "LabeledApproved_full" / f"{key}_L.png", colours[labels])
+        image, labels = scene(rng, size, colours)
+        save(root / "701_StillsRaw_full" / f"{key}.png", image)
+        save(root / "LabeledApproved_full" / f"{key}_L.png", colours[labels])
     return root
 
 
@@ -85,19 +85,13 @@ def fake_folder(root: str | Path, images: int = 4, size: Size = (36, 48), splits
     palette[raw_ids] = colours
     for split in ("train", "val") if splits else ("",):
         for number in range(images):
-            image, labels = _scene(rng, size, colours)
-            _save(root / "images" / split / f"{number:03}.jpg", image)
+            image, labels = scene(rng, size, colours)
+            save(root / "images" / split / f"{number:03}.jpg", image)
             write_indexed_png(root / "masks" / split / f"{number:03}.png", raw_ids[labels], palette)
     return root
 
 
-def _frames(split: str, count: int) -> list[str]:
-    sequence, first, step = FRAMES[split]
-    digits = 6 if sequence == "0001TP_" else 5
-    return [f"{sequence}{first + step * i:0{digits}}" for i in range(count)]
-
-
-def _scene(
+def scene(
     rng: np.random.Generator, size: Size, colours: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw blocks of random classes, (h, w, 3) and (h, w)."""
@@ -110,6 +104,13 @@ def _scene(
     return np.clip(colours[labels] + noise, 0, 255).astype(np.uint8), labels
 
 
-def _save(path: Path, pixels: NDArray[Any]) -> None:
+def save(path: Path, pixels: NDArray[Any]) -> None:
+    """Write pixels in the format of the file's name; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+def _frames(split: str, count: int) -> list[str]:
+    sequence, first, step = FRAMES[split]
+    digits = 6 if sequence == "0001TP_" else 5
+    return [f"{sequence}{first + step * i:0{digits}}" for i in range(count)]

@@ -6,7 +6,7 @@ Several raw ids may share a train id. All of it comes from CSV files with the co
 
 import csv
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -96,6 +96,11 @@ class LabelSet:
         decoded: NDArray[Any] = table.astype(np.uint16 if wide else np.uint8)[train]
         return decoded
 
+    def of_train_ids(self) -> "LabelSet":
+        """Return the same classes for files that hold train ids."""
+        same = (*((i, i) for i in range(self.num_classes)), (self.ignore_index, self.ignore_index))
+        return replace(self, name=f"{self.name}_train_ids", raw_to_train=same)
+
     @classmethod
     def from_csv(cls, path: str | Path) -> "LabelSet":
         """Read a label CSV.
@@ -104,7 +109,38 @@ class LabelSet:
             UserError: It is missing or wrong; the message names the file and line.
         """
         path = Path(path)
-        return _from_rows(path.stem, read_rows(path), str(path))
+        return cls.from_rows(path.stem, read_rows(path), str(path))
+
+    @classmethod
+    def from_rows(cls, name: str, rows: Iterable[LabelRow], where: str) -> "LabelSet":
+        """Check rows together; a class takes name and colour from its first row.
+
+        Args:
+            name: What to call the set.
+            rows: One for each raw id.
+            where: Where they come from, for messages.
+
+        Raises:
+            UserError: A raw id or a name is there twice, or the train ids have gaps.
+        """
+        raw_to_train: dict[int, int] = {}
+        classes: dict[int, LabelRow] = {}
+        for row in rows:
+            if row.raw_id in raw_to_train:
+                raise UserError(f"{where}: raw_id {row.raw_id} is there twice")
+            raw_to_train[row.raw_id] = row.train_id
+            if row.train_id != IGNORE_INDEX:
+                classes.setdefault(row.train_id, row)
+        if not classes or set(classes) != set(range(len(classes))):
+            raise UserError(
+                f"{where}: the train ids are {sorted(classes)}; expected 0, 1, 2, ... without a gap, or 255"
+            )
+        ordered = [classes[train_id] for train_id in range(len(classes))]
+        names = [row.name for row in ordered]
+        if len(set(names)) < len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise UserError(f"{where}: two train ids have the same name ({', '.join(twice)})")
+        return cls(name, tuple(names), tuple(row.color for row in ordered), tuple(raw_to_train.items()))
 
     def _unknown(self, raw_id: int, file: str | Path) -> UserError:
         known = ", ".join(str(raw) for raw, _ in self.raw_to_train)
@@ -116,7 +152,7 @@ class LabelSet:
 
 def load_label_set(name: str) -> LabelSet:
     """Load a label set of the package, such as "camvid_11"."""
-    return _from_rows(name, packaged_rows(name), name)
+    return LabelSet.from_rows(name, packaged_rows(name), name)
 
 
 def packaged_rows(name: str, train_column: str = "train_id") -> list[LabelRow]:
@@ -172,26 +208,6 @@ def _color(text: str | None, where: str) -> Color:
         raise UserError(f"{where}: the color is '{value}'; expected red, green and blue as in #804080")
     red, green, blue = bytes.fromhex(digits)
     return red, green, blue
-
-
-def _from_rows(name: str, rows: Iterable[LabelRow], where: str) -> LabelSet:
-    """Check the lines together; a class takes name and colour from its first line."""
-    raw_to_train: dict[int, int] = {}
-    classes: dict[int, LabelRow] = {}
-    for row in rows:
-        if row.raw_id in raw_to_train:
-            raise UserError(f"{where}: raw_id {row.raw_id} is there twice")
-        raw_to_train[row.raw_id] = row.train_id
-        if row.train_id != IGNORE_INDEX:
-            classes.setdefault(row.train_id, row)
-    if not classes or set(classes) != set(range(len(classes))):
-        raise UserError(f"{where}: the train ids are {sorted(classes)}; expected 0, 1, 2, ... without a gap, or 255")
-    ordered = [classes[train_id] for train_id in range(len(classes))]
-    names = [row.name for row in ordered]
-    if len(set(names)) < len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
-        raise UserError(f"{where}: two train ids have the same name ({', '.join(twice)})")
-    return LabelSet(name, tuple(names), tuple(row.color for row in ordered), tuple(raw_to_train.items()))
 
 
 @lru_cache(maxsize=16)
