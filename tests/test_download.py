@@ -1,7 +1,6 @@
 import hashlib
 import shutil
 import threading
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,12 +8,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from archives import pack_folder
 
 import early_fusion_seg.data.camvid as camvid
+import early_fusion_seg.data.coco as coco
+import early_fusion_seg.data.voc as voc
+from early_fusion_seg.data import COCODataModule, VOCDataModule
 from early_fusion_seg.data import download as module
 from early_fusion_seg.data.camvid import CamVidDataModule
-from early_fusion_seg.data.download import download, unpack
+from early_fusion_seg.data.download import download
 from early_fusion_seg.data.fake import fake_camvid_original
+from early_fusion_seg.data.fake_benchmarks import fake_coco_panoptic, fake_coco_stuff, fake_coco_stuff10k, fake_voc
 from early_fusion_seg.errors import UserError
 
 BODY = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
@@ -196,107 +200,12 @@ def test_full_disk_is_told_before_the_transfer(server: Server, tmp_path: Path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
     with pytest.raises(UserError, match="has 2 MB free; 3 MB are needed"):
         download(server.url(), tmp_path)
-    pack(tmp_path / "a.zip", {"a": BODY})
-    with pytest.raises(UserError, match="has 2 MB free; 3 MB are needed"):
-        unpack(tmp_path / "a.zip", tmp_path / "out")
-
-
-def pack(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
-@pytest.mark.parametrize("top", ["", "top/"])
-def test_archive_is_unpacked_without_its_single_top_folder(tmp_path: Path, top: str) -> None:
-    files = {f"{top}a.png": b"1", f"{top}deep/b.png": b"22", "__MACOSX/._a.png": b"junk"}
-    archive = pack(tmp_path / "a.zip", files)
-    with zipfile.ZipFile(archive, "a") as opened:
-        opened.mkdir(f"{top}empty")
-    (tmp_path / "out.part").mkdir()
-    (tmp_path / "out.part" / "stale").write_text("of an attempt that broke off")
-    unpack(archive, tmp_path / "out")
-    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert found == {"a.png", "deep/b.png"}
-    assert (tmp_path / "out/deep/b.png").read_bytes() == b"22"
-    assert names(tmp_path) == ["a.zip", "out"]
-    with pytest.raises(UserError, match="out is there already"):
-        unpack(archive, tmp_path / "out")
-
-
-def test_single_file_is_unpacked(tmp_path: Path) -> None:
-    unpack(pack(tmp_path / "a.zip", {"a.png": b"1"}), tmp_path / "out")
-    assert (tmp_path / "out/a.png").read_bytes() == b"1"
-
-
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "..\\x", "C:\\x", "C:x", "\\\\host\\share\\x"])
-def test_archive_that_would_write_elsewhere_is_refused_whole(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "deep"
-    folder.mkdir()
-    archive = pack(folder / "a.zip", {"good": b"1", name: b"2"})
-    with pytest.raises(UserError, match="lies outside the folder; it is not unpacked"):
-        unpack(archive, folder / "out")
-    assert names(folder) == ["a.zip"]
-    assert names(tmp_path) == ["deep"]
-
-
-@pytest.mark.parametrize("mode", [0o120777, 0o020666])
-def test_links_and_devices_are_refused(tmp_path: Path, mode: int) -> None:
-    info = zipfile.ZipInfo("link")
-    info.external_attr = mode << 16
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr(info, "/etc")
-        archive.writestr("link/x", "1")
-    with pytest.raises(UserError, match="'link', which is a link or encrypted"):
-        unpack(tmp_path / "a.zip", tmp_path / "out")
-    assert names(tmp_path) == ["a.zip"]
-
-
-def test_encrypted_archive_is_refused(tmp_path: Path) -> None:
-    archive = pack(tmp_path / "a.zip", {"a": b"1"})
-    data = bytearray(archive.read_bytes())
-    data[data.index(b"PK\x01\x02") + 8] |= 1
-    archive.write_bytes(data)
-    with pytest.raises(UserError, match="link or encrypted"):
-        unpack(archive, tmp_path / "out")
-
-
-def test_bombs_and_empty_archives_are_refused(tmp_path: Path) -> None:
-    bomb = pack(tmp_path / "a.zip", {"a": bytes(20_000_000)}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match="would unpack to 20000000; it is empty or a zip bomb"):
-        unpack(bomb, tmp_path / "out")
-    with pytest.raises(UserError, match="would unpack to 0"):
-        unpack(pack(tmp_path / "b.zip", {}), tmp_path / "out")
-
-
-def test_bomb_that_lies_about_its_size_writes_no_more_than_it_says(tmp_path: Path) -> None:
-    bomb = pack(tmp_path / "a.zip", {"a": bytes(20_000_000)}, zipfile.ZIP_DEFLATED)
-    data = bytearray(bomb.read_bytes())
-    entry = data.index(b"PK\x01\x02")
-    data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
-    bomb.write_bytes(data)
-    with pytest.raises(UserError, match="is damaged"):
-        unpack(bomb, tmp_path / "out")
-    assert (tmp_path / "out.part" / "a").stat().st_size <= 1000
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("damage", ["text", "cut", "byte"])
-def test_damaged_archive_is_refused(tmp_path: Path, damage: str) -> None:
-    data = bytearray(pack(tmp_path / "a.zip", {"a": BODY[:5000]}, zipfile.ZIP_DEFLATED).read_bytes())
-    data[2000] ^= 255
-    (tmp_path / "a.zip").write_bytes({"text": b"no zip", "cut": bytes(data[:3000]), "byte": bytes(data)}[damage])
-    with pytest.raises(UserError, match=r"a\.zip is damaged .*delete it and download it again"):
-        unpack(tmp_path / "a.zip", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_camvid_from_the_site_to_a_sample(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = fake_camvid_original(tmp_path / "made", images=2, size=(12, 16))
     for name, top in ((camvid.IMAGES, f"{camvid.IMAGES}/"), (camvid.MASKS, "")):  # as the real archives are made
-        files = {f"{top}{path.name}": path.read_bytes() for path in (made / name).iterdir()}
-        server.bodies[f"/{name}.zip"] = pack(tmp_path / "x.zip", files).read_bytes()
+        server.bodies[f"/{name}.zip"] = pack_folder(tmp_path / "x.zip", made / name, top).read_bytes()
     monkeypatch.setattr(
         camvid, "ARCHIVES", {name: server.url(f"/{name}.zip") for name in (camvid.IMAGES, camvid.MASKS)}
     )
@@ -307,3 +216,55 @@ def test_camvid_from_the_site_to_a_sample(server: Server, tmp_path: Path, monkey
     assert sample["key"] == "0016E5_07961"
     assert sample["mask"].shape == (12, 16)
     assert (tmp_path / "root" / f"{camvid.MASKS}.zip.sha256").exists()
+
+
+def test_voc_and_sbd_from_their_sites_to_a_sample(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fake_voc(tmp_path / "made", images=1)
+    archives = {"VOC": pack_folder(tmp_path / "voc.tar", made / "VOCdevkit", "VOCdevkit/"),
+                "SBD": pack_folder(tmp_path / "sbd.tgz", made / "benchmark_RELEASE", "benchmark_RELEASE/")}  # fmt: skip
+    for name, archive in archives.items():
+        server.bodies[f"/{archive.name}"] = archive.read_bytes()
+        monkeypatch.setattr(voc, f"{name}_URL", server.url(f"/{archive.name}"))
+        monkeypatch.setattr(voc, f"{name}_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    server.cuts = [700, 900]
+    dm = VOCDataModule(tmp_path / "root", download=True)
+    dm.prepare_data()
+    assert [len(dm.dataset(split)) for split in ("train", "val", "test")] == [2, 1, 1]
+    assert dm.dataset("train")[1]["key"] == "2010_000000"
+    server.bodies.clear()
+    dm.prepare_data()  # all is there
+    monkeypatch.setattr(voc, "VOC_MD5", "0" * 32)
+    server.bodies["/voc.tar"] = archives["VOC"].read_bytes()
+    with pytest.raises(UserError, match="has the md5"):
+        VOCDataModule(tmp_path / "other", download=True).prepare_data()
+    assert not (tmp_path / "other/VOCdevkit").exists()
+
+
+@pytest.mark.parametrize("labels", ["stuff", "panoptic", "stuff10k"])
+def test_coco_from_its_sites_to_a_sample(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: str) -> None:
+    made = {"stuff": fake_coco_stuff, "panoptic": fake_coco_panoptic, "stuff10k": fake_coco_stuff10k}[labels](
+        tmp_path / "made", images=2
+    )
+    sources = {f"{split}2017.zip": (made / "images" / f"{split}2017", f"{split}2017/") for split in ("train", "val")}
+    if labels == "panoptic":  # zip files in the zip file
+        for split in ("train", "val"):
+            folder = made / "annotations" / f"panoptic_{split}2017"
+            pack_folder(folder.with_suffix(".zip"), folder, f"{folder.name}/")
+            shutil.rmtree(folder)
+    sources["stuffthingmaps_trainval2017.zip"] = (made / "stuffthingmaps", "")
+    sources["panoptic_annotations_trainval2017.zip"] = (made / "annotations", "annotations/")
+    sources["cocostuff-10k-v1.1.zip"] = (made, "")
+    wanted = coco.ARCHIVES[labels]
+    for url in wanted.values():
+        name = url.rpartition("/")[2]
+        server.bodies[f"/{name}"] = pack_folder(tmp_path / "x.zip", *sources[name]).read_bytes()
+    urls = {folder: server.url("/" + url.rpartition("/")[2]) for folder, url in wanted.items()}
+    monkeypatch.setitem(coco.ARCHIVES, labels, urls)
+    dm = COCODataModule(tmp_path / "root", labels=labels, download=True)
+    dm.prepare_data()
+    assert [len(dm.dataset(split)) for split in ("train", "val")] == [2, 2]
+    assert (dm.dataset("val")[1]["mask"] != 255).any()
+    server.bodies.clear()
+    dm.prepare_data()  # all is there
+    COCODataModule(tmp_path / "nowhere", labels=labels).prepare_data()  # nothing was asked for
+    assert not (tmp_path / "nowhere").exists()

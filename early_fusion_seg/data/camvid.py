@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from early_fusion_seg.data.base import SegmentationDataModule, Split, require_folder
 from early_fusion_seg.data.dataset import FileSource, Item, Source
 from early_fusion_seg.data.download import download as fetch
-from early_fusion_seg.data.download import unpack
 from early_fusion_seg.data.files import File
+from early_fusion_seg.data.unpack import unpack
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.images import read_image
 from early_fusion_seg.labels import LabelSet, load_label_set, packaged_rows

@@ -1,27 +1,23 @@
-"""Fetch a file that was asked for, go on where an earlier attempt broke off, check it, and unpack it safely."""
+"""Fetch a file that was asked for, go on where an earlier attempt broke off, and check it."""
 
 import hashlib
 import http.client
-import shutil
-import stat
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from early_fusion_seg.data.unpack import require_space
 from early_fusion_seg.errors import UserError
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 8  # connections per call; each goes on where the last one broke off
 PAUSE = 1.0  # seconds between them
-MAX_RATIO = 100  # unpacked to packed bytes; images do not shrink much, zip bombs do
 BROKEN = (http.client.HTTPException, OSError)  # OSError: no connection, reset, timeout, urllib.error.URLError
 
 
@@ -64,35 +60,6 @@ def download(
     return part.replace(target)
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip file as a new folder; a single folder at its top is left out.
-
-    All of it is checked before anything is written, and the folder appears only when it is complete.
-
-    Args:
-        archive: The zip file.
-        folder: The folder to make.
-
-    Raises:
-        UserError: The archive is damaged, would write outside the folder or hold links, or is suspiciously large.
-    """
-    if folder.exists():
-        raise UserError(f"{folder} is there already; delete it to unpack {archive} again")
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of an attempt that broke off
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = _checked_members(archive, opened)
-            _require_space(folder.parent, sum(info.file_size for info, _ in members))
-            for info, path in members:
-                (part / path).parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(info) as source, (part / path).open("wb") as sink:
-                    shutil.copyfileobj(source, sink, CHUNK)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise UserError(f"{archive} is damaged ({error}); delete it and download it again") from None
-    part.replace(folder)
-
-
 def _fetch(url: str, part: Path, size: int | None) -> None:
     """Append to a part until it is complete."""
     reason = ""
@@ -129,7 +96,7 @@ def _fetch_once(url: str, part: Path, size: int | None) -> bool:
         total = start + int(length) if length else None
         if size is not None and total is not None and total != size:
             raise UserError(f"{url} has {total} bytes; expected {size}. The server has another file.")
-        _require_space(part.parent, (total or size or start) - start)
+        require_space(part.parent, (total or size or start) - start)
         _save(response, part, start, total)
     return total is None or _length(part) == total
 
@@ -163,30 +130,6 @@ def _check(path: Path, record: Path, size: int | None, sha256: str | None, md5: 
         raise UserError(
             f"{path} has the sha256 {found}; the first download had {first} ({record}). Delete the one that is wrong."
         )
-
-
-def _checked_members(archive: Path, opened: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, Path]]:
-    """Return the files of an archive and their places below the folder, all of them harmless."""
-    members: dict[Path, zipfile.ZipInfo] = {}
-    for info in opened.infolist():
-        path = PureWindowsPath(info.filename)  # splits at / and \, and knows drives
-        if path.anchor or ".." in path.parts:
-            raise UserError(f"{archive} holds '{info.filename}', which lies outside the folder; it is not unpacked")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
-            raise UserError(f"{archive} holds '{info.filename}', which is a link or encrypted; it is not unpacked")
-        if not info.is_dir() and path.parts[0] != "__MACOSX":
-            members[Path(*path.parts)] = info
-    size, packed = sum(info.file_size for info in members.values()), _length(archive)
-    if not members or size > MAX_RATIO * packed:
-        raise UserError(f"{archive} has {packed} bytes and would unpack to {size}; it is empty or a zip bomb")
-    single = len({path.parts[0] for path in members}) == 1 and all(len(path.parts) > 1 for path in members)
-    return [(info, Path(*path.parts[1:]) if single else path) for path, info in members.items()]
-
-
-def _require_space(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(f"{folder} has {free / 1e6:.0f} MB free; {size / 1e6:.0f} MB are needed")
 
 
 def _digest(path: Path, kind: str) -> str:
