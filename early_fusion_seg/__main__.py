@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib import import_module
 from importlib.metadata import version
 
 from early_fusion_seg.errors import UserError
@@ -17,12 +18,15 @@ commands:
   validate  score on val:     validate --config camvid --data.root PATH --ckpt_path FILE
   test      score on test:    test --config camvid --data.root PATH --ckpt_path FILE
   predict   segment a folder: predict --ckpt_path FILE --data.root FOLDER
+  evaluate  score PNGs as the benchmark does: evaluate cityscapes --predictions DIR --data.root PATH
+  submit    write what its test server takes: submit cityscapes --ckpt_path FILE --data.root PATH --output DIR
 
 options:
   -h, --help  print this; after a command, print its options
   --version   print the version
 """
-COMMANDS = ("demo", "fit", "validate", "test", "predict")
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+OTHER_COMMANDS = ("demo", "evaluate", "submit")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -50,15 +54,15 @@ def _dispatch(args: list[str]) -> int:
     if command == "--version":
         print(f"early-fusion-seg {version('early-fusion-seg')}")
         return 0
-    if command == "demo":
-        from early_fusion_seg.commands import demo
-
-        return demo.main(args[1:])
-    if command in COMMANDS:
+    if command in OTHER_COMMANDS:
+        module = import_module(f"early_fusion_seg.commands.{command.replace('-', '_')}")
+        return int(module.main(args[1:]))
+    if command in TRAINER_COMMANDS:
         from early_fusion_seg import cli
 
         return cli.run(command, args[1:])
-    raise UserError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
+    known = ", ".join(OTHER_COMMANDS + TRAINER_COMMANDS)
+    raise UserError(f"there is no command {command!r}; the commands are {known}")
 
 
 def plain_message(error: UserError) -> str:

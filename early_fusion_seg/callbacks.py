@@ -205,8 +205,10 @@ class ResultsWriter(Callback):
             images=images,
             partial=partial,
             absent=module.metrics[split].absent,
+            pred_void=module.metrics[split].pred_void,
             scale=getattr(data, "scale", None),  # data modules of other projects need not have one
             checkpoint=None if checkpoint is None else str(checkpoint),
+            predictions=None,
             encoder=EncoderFacts(
                 name=encoder.name,
                 weights=encoder.source,
@@ -220,14 +222,15 @@ class ResultsWriter(Callback):
 
 
 @rank_zero_only
-def show_results(results: Results, path: Path) -> None:
+def show_results(results: Results, path: Path | str | None) -> None:
     """Print the table, where the results are, and the licence under which the encoder's weights stand."""
     console = rich.get_console()  # the one of Lightning's progress bar, so that they do not overwrite each other
     console.print(score_table(results))
-    encoder = results["encoder"]
-    licence = encoder["licence"] or "none stated"
-    console.print(f"encoder {encoder['name']}, weights: {encoder['weights']}, their licence: {licence}", soft_wrap=True)
-    console.print(f"written: {path}", soft_wrap=True)
+    if encoder := results["encoder"]:
+        of_weights = f"weights: {encoder['weights']}, their licence: {encoder['licence'] or 'none stated'}"
+        console.print(f"encoder {encoder['name']}, {of_weights}", soft_wrap=True)
+    if path is not None:
+        console.print(f"written: {path}", soft_wrap=True)
 
 
 def check_images(trainer: Trainer, split: Split, images: int) -> bool:

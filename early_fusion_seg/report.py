@@ -40,11 +40,13 @@ class RunFacts(TypedDict):
     images: int
     partial: bool
     absent: str
+    pred_void: str
     scale: float | None
     checkpoint: str | None
-    encoder: EncoderFacts
+    predictions: str | None
+    encoder: EncoderFacts | None
     seed: int | None
-    precision: str
+    precision: str | None
     config: dict[str, Any]
 
 

@@ -10,7 +10,7 @@ from cli_runs import QUICK, TINY_MODEL
 from torch.utils.data import DataLoader, Dataset
 
 from early_fusion_seg.__main__ import main, plain_message
-from early_fusion_seg.cli.checkpoint import refuse_other_classes
+from early_fusion_seg.commands.loading import refuse_other_classes
 from early_fusion_seg.data.fake import fake_folder
 from early_fusion_seg.errors import MissingFileError, UserError
 

@@ -19,12 +19,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from early_fusion_seg import __version__
 from early_fusion_seg.callbacks import PanelLogger, PredictionWriter, ResultsWriter
 from early_fusion_seg.checkpoint import read_checkpoint
-from early_fusion_seg.cli.checkpoint import (
-    is_plain_folder,
-    load_model,
-    refuse_other_classes,
-    refuse_other_settings,
-)
 from early_fusion_seg.cli.output import (
     LoggerName,
     RunConfig,
@@ -37,6 +31,12 @@ from early_fusion_seg.cli.output import (
     run_folder,
 )
 from early_fusion_seg.cli.parsing import HINTS, ShortHelp, add_data, add_trainer, parse
+from early_fusion_seg.commands.loading import (
+    is_plain_folder,
+    load_model,
+    refuse_other_classes,
+    refuse_other_settings,
+)
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.segmenter import ReverseHRNetSeg

@@ -14,20 +14,13 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from early_fusion_seg.commands.wording import one_sentence
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.errors import UserError
 
 HINTS = (
     "--trainer.NAME sets any argument of Lightning's Trainer, such as --trainer.max_epochs 30 or --trainer.devices 2; "
     "--data.NAME those of the data class, which --data.help CLASS lists."
-)
-NOISE = r"Does not validate|Subtypes:|Errors:|Expected a path|Given value type|Expected a <class 'NoneType'>"
-PHRASES = (  # the parser's words, and plainer ones
-    (r"Problem with given class_path '(?:\w+\.)*(\w+)'", r"\1"),
-    (r"Expected a dot import path string: (\S+)", r"there is no data class \1"),
-    (r"argument \S+ --> (\S+):.*", r"\1 comes from the data, so leave it out"),
-    (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected \1"),
-    (r"Expected a typing\.Literal(\[.*?\])", r"expected one of \1"),
 )
 
 
@@ -117,27 +110,6 @@ def without_defaults(text: str, trainer: Mapping[str, Any]) -> str:
         return text
     config["trainer"] = {key: value for key, value in config["trainer"].items() if value != trainer[key]}
     return str(yaml.safe_dump(config, sort_keys=False))
-
-
-def one_sentence(message: str) -> str:
-    r"""Join the parser's nested message about one key to a sentence.
-
-    Example:
-        >>> one_sentence('Parser key "model.width":\n  Expected a <class \'int\'>. Got value: abc')
-        'model.width: expected int. Got value: abc'
-    """
-    keys: list[str] = []
-    parts: list[str] = []
-    for line in (line.strip(" -") for line in message.splitlines()):
-        if match := re.fullmatch(r'Parser key "(.+?)":(.*)', line):
-            keys.append(match[1])
-            line = match[2].strip()
-        if line and not re.match(NOISE, line):
-            parts.append(line)
-    sentence = "; ".join(parts).replace(":; ", ": ")
-    for pattern, words in PHRASES:
-        sentence = re.sub(pattern, words, sentence)
-    return f"{'.'.join(keys)}: {sentence}" if keys else sentence
 
 
 def _hint(prog: str, message: str) -> str:

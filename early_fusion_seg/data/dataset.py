@@ -99,13 +99,20 @@ class FileSource(Source):
         image = read_image(item.image)
         if item.mask is None or self.label_set is None:
             return image, None
-        mask = self.label_set.encode(self.read_raw(item.mask), str(item.mask))
+        mask = self.read_labels(index)
         if mask.shape != image.shape[:2]:
             raise UserError(
                 f"{item.image} is {_size(image)} pixels (width x height) and its mask {item.mask} is {_size(mask)}; "
                 "they must be equal. Give the mask in the size and orientation in which the image is shown."
             )
         return image, mask
+
+    def read_labels(self, index: int) -> Mask:
+        """Read the train ids (h, w) of a labelled item alone."""
+        item = self.items[index]
+        assert item.mask is not None, f"{item.key} has no labels"
+        assert self.label_set is not None
+        return self.label_set.encode(self.read_raw(item.mask), str(item.mask))
 
 
 class SegmentationDataset(Dataset[Sample]):

@@ -1,0 +1,143 @@
+"""`early-fusion-seg evaluate DATASET --predictions DIR`: score a folder of PNGs, whoever made them.
+
+The rules are those of the data set's own evaluator, so the score is the one that its server would give.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import rich
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+
+from early_fusion_seg.callbacks import show_results
+from early_fusion_seg.commands.datasets import dataset_parser, parse
+from early_fusion_seg.data import SegmentationDataModule
+from early_fusion_seg.data.dataset import FileSource
+from early_fusion_seg.data.files import files_below
+from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.images import read_mask
+from early_fusion_seg.labels import LabelSet
+from early_fusion_seg.metrics import SegmentationMetrics
+from early_fusion_seg.report import RunFacts, build_results, write_json
+
+Ids = Literal["raw", "train"]
+
+
+def main(args: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: What follows `evaluate` on the command line.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: Files are missing, or their labels or sizes are wrong; the message names one.
+    """
+    _, parser = dataset_parser("evaluate", "Score a folder of PNGs with the rules of the official evaluator.", args)
+    parser.add_argument(
+        "--predictions", type=str, required=True, help="folder of PNGs called KEY.png or KEY_ANYTHING.png"
+    )
+    parser.add_argument(
+        "--split", type=Literal["train", "val", "test"], default="val", help="whose labels to score with"
+    )
+    parser.add_argument(
+        "--ids", type=Ids, default="raw", help="raw: the numbers of the data set's own files, as servers take them"
+    )
+    parser.add_argument("--output", type=str | None, help="results.json; default: none is written")
+    data, options = parse(parser, args)
+    metrics = score_folder(data, options.split, Path(options.predictions), options.ids)
+    facts = RunFacts(
+        data=type(data).__name__,
+        split=options.split,
+        images=int(metrics.images),
+        partial=False,
+        absent=data.absent,
+        pred_void=data.pred_void,
+        scale=1.0,
+        checkpoint=None,
+        predictions=str(options.predictions),
+        encoder=None,
+        seed=None,
+        precision=None,
+        config={},
+    )
+    results = build_results(metrics.compute(), data.class_names, facts)
+    if options.output:
+        write_json(results, Path(options.output))
+    show_results(results, options.output)
+    return 0
+
+
+def score_folder(data: SegmentationDataModule, split: str, folder: Path, ids: Ids = "raw") -> SegmentationMetrics:
+    """Compare a folder of predictions with the truth, at the size of the truth.
+
+    Args:
+        data: The data set.
+        split: Whose labels to score with.
+        folder: PNGs of one channel, called KEY.png or KEY_ANYTHING.png, at any depth.
+        ids: Whether they hold the data set's raw ids or train ids. Raw ids of ignored classes are void predictions.
+
+    Returns:
+        The metrics, with the data set's rules.
+
+    Raises:
+        UserError: A prediction is missing, is there twice, has another size or an unknown label.
+    """
+    source = data.source(split)  # type: ignore[arg-type]  # a command line's text is checked by the parser
+    if not isinstance(source, FileSource) or not source.labelled:
+        raise UserError(f"{type(data).__name__}'s {split} split has no labels to score with")
+    labels = data.label_set if ids == "raw" else data.label_set.of_train_ids()
+    predictions = find_predictions(folder, [source.key(i) for i in range(len(source))])
+    metrics = SegmentationMetrics(data.num_classes, data.ignore_index, data.absent, data.pred_void)
+    for i in track(range(len(source)), "scoring", console=rich.get_console(), transient=True):
+        truth, path = source.read_labels(i), predictions[source.key(i)]
+        prediction = read_prediction(path, labels)
+        if prediction.shape != truth.shape:
+            raise UserError(f"{path} is {_size(prediction)} pixels (width x height) and the truth {_size(truth)}")
+        if (
+            data.pred_void == "error"
+            and (void := (prediction == data.ignore_index) & (truth != data.ignore_index)).any()
+        ):
+            raise UserError(f"{path} has {void.sum()} void pixels where the truth has classes; the rules refuse that")
+        metrics.update(torch.from_numpy(prediction)[None], torch.from_numpy(truth)[None])
+    return metrics
+
+
+def find_predictions(folder: Path, keys: list[str]) -> dict[str, Path]:
+    """Find the PNG of each image below a folder.
+
+    Raises:
+        MissingFileError: There is no such folder, or it lacks some.
+        UserError: An image has several.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is not a folder of predictions")
+    found: dict[str, list[Path]] = {key: [] for key in keys}
+    for path in (Path(str(file)) for file in files_below(folder, ".", ".png").values()):
+        key = path.stem
+        while key not in found and "_" in key:
+            key = key.rpartition("_")[0]
+        if key in found:
+            found[key].append(path)
+    for key, paths in found.items():
+        if len(paths) > 1:
+            raise UserError(f"{key} has {len(paths)} predictions, {paths[0]} and {paths[1]}; expected one")
+    if lacking := [key for key, paths in found.items() if not paths]:
+        raise MissingFileError(
+            f"{folder} lacks the predictions of {len(lacking)} of {len(keys)} images, such as {lacking[0]}.png"
+        )
+    return {key: paths[0] for key, paths in found.items()}
+
+
+def read_prediction(path: Path, labels: LabelSet) -> NDArray[np.uint8]:
+    """Read a prediction as train ids (h, w); ignored classes are void."""
+    return labels.encode(read_mask(path), path)
+
+
+def _size(array: NDArray[np.uint8]) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

@@ -1,0 +1,222 @@
+import glob
+import importlib
+import json
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from early_fusion_seg.__main__ import main
+from early_fusion_seg.commands.evaluate import find_predictions, score_folder
+from early_fusion_seg.data import (
+    CityscapesDataModule,
+    COCODataModule,
+    MapillaryVistasDataModule,
+    SegmentationDataModule,
+    VOCDataModule,
+)
+from early_fusion_seg.data.fake_benchmarks import fake_cityscapes, fake_coco_stuff, fake_mapillary, fake_voc
+from early_fusion_seg.errors import MissingFileError, UserError
+
+Masks = dict[str, np.ndarray]
+
+
+def read(folder: Path, pattern: str) -> Masks:
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))}
+
+
+def disturbed(masks: Masks, raw_ids: list[int], seed: int) -> Masks:
+    """Predictions: the truth with blocks of random labels."""
+    rng = np.random.default_rng(seed)
+    changed = {}
+    for name, mask in masks.items():
+        changed[name] = mask.copy()
+        for _ in range(6):
+            top, left = rng.integers(mask.shape[0]), rng.integers(mask.shape[1])
+            changed[name][top : top + 15, left : left + 20] = rng.choice(raw_ids)
+    return changed
+
+
+def write(masks: Masks, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, mask in masks.items():
+        Image.fromarray(mask).save(folder / name)
+    return folder
+
+
+def compare(data: SegmentationDataModule, folder: Path, per_class: list[float], mean: float) -> None:
+    scores = score_folder(data, "val", folder).compute()
+    np.testing.assert_allclose(scores["per_class"], per_class, atol=1e-12, equal_nan=True)
+    np.testing.assert_allclose(scores["miou"], mean, atol=1e-12, equal_nan=True)
+
+
+CITYSCAPES = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+
+
+@pytest.mark.parametrize(("truth_ids", "predicted_ids"), [
+    (range(34), range(34)),  # void in both
+    ([7, 8, 11, 26], [7, 8, 11, 26]),  # classes absent from both
+    ([7, 8, 0, 26], [7, 8, 26, 31, 0, 4]),  # a class that is only predicted, and void predictions
+])  # fmt: skip
+def test_cityscapes_equals_cityscapesscripts(tmp_path: Path, truth_ids, predicted_ids) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        official = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    fake_cityscapes(tmp_path, images=3)
+    folder = tmp_path / "gtFine/val/frankfurt"
+    truth = {n: np.array([*truth_ids], np.uint8)[m % len(truth_ids)] for n, m in read(folder, "*_labelIds.png").items()}
+    write(truth, folder)
+    predicted = write(disturbed(truth, [*predicted_ids], seed=1), tmp_path / "predicted")
+    official.args.evalInstLevelScore, official.args.JSONOutput, official.args.quiet = False, False, True
+    pairs = [sorted(glob.glob(str(f / "*_labelIds.png"))) for f in (predicted, folder)]  # noqa: PTH207 - what it takes
+    result = official.evaluateImgLists(*pairs, official.args)
+    names = CityscapesDataModule(tmp_path).class_names
+    compare(CityscapesDataModule(tmp_path), predicted, [result["classScores"][n] for n in names],
+            result["averageScoreClasses"])  # fmt: skip
+
+
+def counts(truth: Masks, predicted: Masks, size: int) -> np.ndarray:
+    """Count pairs of labels, in plain numpy."""
+    matrix = np.zeros((size, size), np.int64)
+    for name in truth:
+        np.add.at(matrix, (truth[name].astype(int).ravel(), predicted[name].astype(int).ravel()), 1)
+    return matrix
+
+
+def ious(matrix: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_mapillary_drops_rows_and_columns_that_are_not_evaluated(tmp_path: Path, absent: bool) -> None:
+    fake_mapillary(tmp_path, images=3, version="v1.1")
+    folder = tmp_path / "validation/labels"
+    truth = read(folder, "*.png")
+    if absent:
+        truth = {name: np.where(mask < 20, 20, mask).astype(np.uint8) for name, mask in truth.items()}
+        write(truth, folder)
+    predicted = disturbed(truth, [3, 30, 40, 65], seed=2)
+    assert any((mask == 65).any() for mask in predicted.values())
+    iou = ious(counts(truth, predicted, 66)[:65, :65])  # label 65 alone is not evaluated
+    assert np.isnan(iou).any()
+    compare(MapillaryVistasDataModule(tmp_path), write(predicted, tmp_path / "predicted"), iou, np.nanmean(iou))
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_voc_is_the_plain_mean_and_refuses_void(tmp_path: Path, absent: bool) -> None:
+    fake_voc(tmp_path, images=8)
+    folder = tmp_path / "VOCdevkit/VOC2012/SegmentationClass"
+    truth = read(folder, "2008*.png")
+    if absent:
+        truth = {name: np.where(mask == 20, 0, mask).astype(np.uint8) for name, mask in truth.items()}
+        write(truth, folder)
+    predicted = disturbed(truth, [0, 5, 7], seed=3)
+    predicted = {n: np.where(truth[n] == 255, 0, np.minimum(m, 20)).astype(np.uint8) for n, m in predicted.items()}
+    if absent:
+        predicted = {n: np.where(m == 20, 1, m).astype(np.uint8) for n, m in predicted.items()}
+    iou = ious(counts(truth, predicted, 256)[:21, :21])
+    dm = VOCDataModule(tmp_path)
+    compare(dm, write(predicted, tmp_path / "predicted"), iou, iou.mean())
+    assert math.isnan(iou.mean()) == absent
+    if absent:  # null in JSON
+        out = tmp_path / "results.json"
+        assert main(["evaluate", "voc", "--data.root", str(tmp_path), "--predictions", str(tmp_path / "predicted"),
+                     "--output", str(out)]) == 0  # fmt: skip
+        assert json.loads(out.read_text())["miou"] is None
+    name, mask = next(iter(predicted.items()))
+    mask[truth[name] != 255] = 255
+    write({name: mask}, tmp_path / "predicted")
+    with pytest.raises(UserError, match=rf"{name} has \d+ void pixels"):
+        score_folder(dm, "val", tmp_path / "predicted")
+
+
+def test_coco_stuff_counts_classes_of_the_truth_alone(tmp_path: Path) -> None:
+    fake_coco_stuff(tmp_path, images=3)
+    folder = tmp_path / "stuffthingmaps/val2017"
+    truth = {n: np.where((m < 60) & (m > 10), 0, m).astype(np.uint8) for n, m in read(folder, "*.png").items()}
+    write(truth, folder)
+    predicted = disturbed(truth, [0, 50, 100, 255], seed=4)  # 50 occurs in predictions alone
+    matrix = counts(truth, predicted, 256)[:255]
+    in_truth = matrix.sum(1) > 0
+    valid = matrix.copy()
+    hit = valid[:, :255].diagonal()
+    union = valid.sum(1) + valid[:, :255].sum(0) - hit
+    mean = (hit[in_truth] / union[in_truth]).mean()
+    scores = score_folder(COCODataModule(tmp_path), "val", write(predicted, tmp_path / "predicted")).compute()
+    np.testing.assert_allclose(scores["miou"], mean, atol=1e-12)
+    assert scores["per_class"][45] == 0  # 50 less the ids 11, 25, 28, 29 and 44, which never occur
+
+
+def test_the_command_prints_and_writes_the_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_cityscapes(tmp_path, images=2)
+    predicted = tmp_path / "predicted"
+    write(read(tmp_path / "gtFine/val/frankfurt", "*_labelIds.png"), predicted)
+    args = ["evaluate", "cityscapes", "--data.root", str(tmp_path), "--predictions", str(predicted)]
+    assert main([*args, "--output", str(tmp_path / "out/results.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "CityscapesDataModule val: 2 images" in printed
+    assert "encoder" not in printed
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    expected = {"miou": 1.0, "images": 2, "absent": "nan-skip", "pred_void": "fn", "encoder": None, "checkpoint": None}
+    assert expected.items() <= results.items()
+    assert results["predictions"] == str(predicted)
+    as_train_ids = write(read(tmp_path / "gtFine/val/frankfurt", "*_labelTrainIds.png"), tmp_path / "train_ids")
+    args[-1] = str(as_train_ids)
+    assert main([*args, "--ids", "train"]) == 0
+    assert "100.0" in capsys.readouterr().out
+    assert main(args) == 2
+    assert "labelTrainIds.png holds the label 255" in capsys.readouterr().err
+
+
+def test_wrong_folders_of_predictions_are_explained(tmp_path: Path) -> None:
+    fake_cityscapes(tmp_path, images=2)
+    dm = CityscapesDataModule(tmp_path)
+    truth = read(tmp_path / "gtFine/val/frankfurt", "*_labelIds.png")
+    with pytest.raises(MissingFileError, match="nowhere is not a folder of predictions"):
+        score_folder(dm, "val", Path("nowhere"))
+    one, two = ({name: mask} for name, mask in truth.items())
+    folder = write(one, tmp_path / "predicted")
+    with pytest.raises(MissingFileError, match=r"lacks .* 1 of 2 images, such as frankfurt_000001_000019.png"):
+        score_folder(dm, "val", folder)
+    write({name: mask[:, :100] for name, mask in two.items()}, folder)
+    with pytest.raises(UserError, match=r"frankfurt_000001.* is 100x64 pixels .* and the truth 128x64"):
+        score_folder(dm, "val", folder)
+    write(two, folder / "deeper")
+    with pytest.raises(UserError, match="frankfurt_000001_000019 has 2 predictions"):
+        score_folder(dm, "val", folder)
+    with pytest.raises(UserError, match="test split has no labels"):
+        score_folder(dm, "test", folder)
+
+
+def test_predictions_are_found_by_their_keys(tmp_path: Path) -> None:
+    names = ["a_1.png", "deep/a_1_b_pred.png", "x.png", "a_1.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_predictions(tmp_path, ["a_1", "a_1_b"])
+    assert found == {"a_1": tmp_path / "a_1.png", "a_1_b": tmp_path / "deep/a_1_b_pred.png"}
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    ([], "expected one of camvid, cityscapes"),
+    (["imagenet"], "DATASET is 'imagenet'"),
+    (["voc", "--predictions", "x"], "data.root"),
+    (["coco", "--data.root", "x", "--predictions", "x", "--data.labels", "things"], "data.labels"),
+    (["voc", "--data.root", "nowhere", "--predictions", "x"], "nowhere does not hold"),
+])  # fmt: skip
+def test_wrong_arguments_are_one_sentence(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", *args]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["--help"], ["coco", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(["evaluate", *args])
+        assert "--predictions" in capsys.readouterr().out
