@@ -20,13 +20,15 @@ commands:
   predict   segment a folder: predict --ckpt_path FILE --data.root FOLDER
   evaluate  score PNGs as the benchmark does: evaluate cityscapes --predictions DIR --data.root PATH
   submit    write what its test server takes: submit cityscapes --ckpt_path FILE --data.root PATH --output DIR
+  doctor    say what is right and wrong with a data set: doctor voc --data.root PATH
+  fake-data write a tiny synthetic data set in an official layout: fake-data voc PATH
 
 options:
   -h, --help  print this; after a command, print its options
   --version   print the version
 """
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-OTHER_COMMANDS = ("demo", "evaluate", "submit")
+OTHER_COMMANDS = ("demo", "doctor", "evaluate", "fake-data", "submit")
 
 
 def main(args: list[str] | None = None) -> int:

@@ -151,6 +151,40 @@ def panel(
     return _compose({title: fit_tile(tile) for title, tile in tiles.items()}, legend)
 
 
+def sheet(
+    images: Sequence[Pixels],
+    labels: Sequence[Labels | None],
+    titles: Sequence[str],
+    palette: ArrayLike,
+    class_names: Sequence[str],
+    ignore_index: int = 255,
+) -> Pixels:
+    """Draw images of one size and, beside each, its labels over it, with a legend of the classes that occur.
+
+    Args:
+        images: n of (h, w, 3) uint8.
+        labels: n of (h, w), or None where there are none.
+        titles: n names.
+        palette: (K, 3) RGB, 0..255.
+        class_names: The K names.
+        ignore_index: The label of pixels without truth.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UserError: Sizes differ, or a label is neither a class nor ignored.
+    """
+    tiles: dict[str, Pixels] = {}
+    for i, (image, truth, title) in enumerate(zip(images, labels, titles, strict=True)):
+        tiles[f"{i + 1}: {title}"] = fit_tile(image)
+        if truth is not None:
+            tiles[f"{i + 1}: labels"] = fit_tile(overlay(image, truth, palette, ignore_index=ignore_index))
+    occurring = sorted({int(v) for truth in labels if truth is not None for v in np.unique(truth)} - {ignore_index})
+    colours = np.asarray(palette, np.uint8).reshape(-1, 3)
+    return _compose(tiles, [(class_names[v], tuple(colours[v].tolist())) for v in occurring], columns=2)
+
+
 def fit_tile(tile: Pixels) -> Pixels:
     """Enlarge a small picture (h, w, 3) or thin out a large one, by a whole number and without mixing colours."""
     longer = max(tile.shape[:2])
@@ -161,10 +195,10 @@ def fit_tile(tile: Pixels) -> Pixels:
     return tile[::step, ::step]
 
 
-def _compose(tiles: dict[str, Pixels], legend: Sequence[tuple[str, Color]]) -> Pixels:
+def _compose(tiles: dict[str, Pixels], legend: Sequence[tuple[str, Color]], columns: int | None = None) -> Pixels:
     """Put titled tiles of one size on paper, the legend below."""
     height, width = next(iter(tiles.values())).shape[:2]
-    columns = 2 if width >= height else len(tiles)
+    columns = columns or (2 if width >= height else len(tiles))
     em = max(14, max(height, width) // 22)
     font = ImageFont.load_default(em)
     step_x, step_y = width + em, height + 2 * em  # a tile with its title and the gap after it

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import cv2
+import PIL.Image
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -22,6 +23,7 @@ from early_fusion_seg.data.transforms import Transform, default_train_transform
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
 from early_fusion_seg.metrics import Absent, PredVoid
+from early_fusion_seg.visualize import sheet
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -67,6 +69,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
             image's own size, which must then be the same for all.
         scale: Factor on the size of images and masks of every split, before augmentation: 0.5 makes 240x180 of 480x360.
         random_scale: Lowest and highest factor of the default augmentation.
+        short_side: Pixels to which the default augmentation brings the shorter side of each training image, before
+            `random_scale`. None: images keep their size.
         train_transform: Replaces the default augmentation. Called with `image=` (h, w, 3) uint8 and `mask=` (h, w)
             uint8; returns a dict with both, as albumentations does. Normalised float images are let through, for
             networks that want them (ours wants uint8).
@@ -87,11 +91,12 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         crop_size: int | tuple[int, int] | None = None,
         scale: float = 1.0,
         random_scale: tuple[float, float] = (0.5, 2.0),
+        short_side: int | None = None,
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
     ) -> None:
         super().__init__()
-        _check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, scale=scale)
+        _check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, scale=scale, short_side=short_side or 1)
         if not 0 < random_scale[0] <= random_scale[1]:
             raise UserError(f"random_scale is {random_scale}; expected two factors above 0, the lower one first")
         if num_workers is not None and num_workers < 0:
@@ -102,7 +107,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self.num_workers = min(4, suggested_max_num_workers(1)) if num_workers is None else num_workers
         self.crop_size = _pair(crop_size)
         self.scale = scale
-        self.train_transform = train_transform or default_train_transform(self.crop_size, random_scale)
+        self.train_transform = train_transform or default_train_transform(self.crop_size, random_scale, short_side)
         self.eval_transform = eval_transform
         # without this, Lightning warns of fewer than two workers also where they were asked for
         warnings.filterwarnings("ignore", message=".*does not have many workers", category=UserWarning)
@@ -121,6 +126,11 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         """
 
     @property
+    def published_sizes(self) -> dict[str, int]:
+        """Return the number of images that each split should have; empty where that is the user's choice."""
+        return {}
+
+    @property
     def class_names(self) -> list[str]:
         """Return the names of the classes in the order of their train ids."""
         return list(self.label_set.class_names)
@@ -134,6 +144,25 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
     def palette(self) -> list[list[int]]:
         """Return one RGB colour (0..255) per class."""
         return [list(color) for color in self.label_set.palette]
+
+    def plot(self, batch: dict[str, Any]) -> PIL.Image.Image:
+        """Draw a batch or a sample: each image, and beside it its labels over it.
+
+        Args:
+            batch: `image` (n, 3, h, w) uint8 or floats in 0..1, `mask` (n, h, w), `key`; or one sample without n.
+
+        Returns:
+            A picture; `plot(batch).save("batch.png")`, or a notebook shows it.
+        """
+        images, masks = batch["image"], batch.get("mask")
+        if images.ndim == 3:
+            batch = {"key": [batch["key"]]}
+            images, masks = images[None], None if masks is None else masks[None]
+        if images.is_floating_point():
+            images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+        pictures = list(images.permute(0, 2, 3, 1).cpu().numpy())
+        labels = [None] * len(pictures) if masks is None else list(masks.cpu().numpy())
+        return PIL.Image.fromarray(sheet(pictures, labels, batch["key"], self.palette, self.class_names))
 
     def dataset(self, split: Split) -> SegmentationDataset:
         """Return a split as a dataset of samples, augmented only for "train"."""

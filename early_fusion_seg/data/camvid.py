@@ -83,6 +83,11 @@ class CamVidDataModule(SegmentationDataModule):
             return load_label_set("camvid_11")
         return original_label_set(self.classes, self.grouping)
 
+    @property
+    def published_sizes(self) -> dict[str, int]:
+        """Return the number of images that each split should have."""
+        return {"train": 367, "val": 101, "test": 233}
+
     def prepare_data(self) -> None:
         """Fetch the original files where that was asked for and none are there."""
         if not self.download or _segnet_folder(self.root) or _original_folder(self.root):

@@ -64,6 +64,12 @@ class CityscapesDataModule(SegmentationDataModule):
         ids = load_label_set("cityscapes")
         return ids if self.labels == "labelIds" else ids.of_train_ids()
 
+    @property
+    def published_sizes(self) -> dict[str, int]:
+        """Return the number of images that each split should have."""
+        sizes = {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998}
+        return sizes | {"train": sum(sizes[part] for part in self.train_split.split("+"))}
+
     def source(self, split: Split) -> Source:
         """Return the images of a split; "test" and "predict" are the same, without labels."""
         if split in ("test", "predict"):

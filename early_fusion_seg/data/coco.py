@@ -87,6 +87,13 @@ class COCODataModule(SegmentationDataModule):
         pairs = tuple(((raw_id + 1) % 256, train_id) for raw_id, train_id in stuff.raw_to_train)  # 255 becomes 0
         return replace(stuff, name="coco_stuff_10k", raw_to_train=pairs)
 
+    @property
+    def published_sizes(self) -> dict[str, int]:
+        """Return the number of images that each split should have."""
+        if self.labels == "stuff10k":
+            return {"train": 9000, "val": 1000, "test": 1000}
+        return {"train": 118287, "val": 5000, "test": 40670}
+
     def prepare_data(self) -> None:
         """Fetch and unpack what is missing, where that was asked for."""
         if not self.download:

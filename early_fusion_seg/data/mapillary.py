@@ -84,6 +84,11 @@ class MapillaryVistasDataModule(SegmentationDataModule):
         )
         return packaged
 
+    @property
+    def published_sizes(self) -> dict[str, int]:
+        """Return the number of images that each split should have."""
+        return {"train": 18000, "val": 2000, "test": 5000}
+
     def source(self, split: Split) -> Source:
         """Return the images of a split; "test" and "predict" are the same, without labels."""
         folder = FOLDERS["test" if split == "predict" else split]

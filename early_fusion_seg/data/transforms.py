@@ -28,20 +28,23 @@ FILL = (124, 116, 104)  # ImageNet's mean colour, which normalisation turns into
 
 
 def default_train_transform(
-    crop_size: tuple[int, int] | None, random_scale: tuple[float, float] = (0.5, 2.0)
+    crop_size: tuple[int, int] | None,
+    random_scale: tuple[float, float] = (0.5, 2.0),
+    short_side: int | None = None,
 ) -> A.Compose:
     """Make the augmentation that training uses unless told otherwise.
 
     Args:
         crop_size: Height and width of the result in pixels; None for the size of each image.
         random_scale: Lowest and highest factor.
+        short_side: Pixels to which the shorter side is brought before; None: it stays.
 
     Returns:
         A transform that takes `image` and `mask` and returns both, uint8.
     """
     return A.Compose(
         [
-            RandomScaleCrop(crop_size, random_scale),
+            RandomScaleCrop(crop_size, random_scale, short_side),
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03, p=0.8),
         ]
@@ -57,6 +60,7 @@ class RandomScaleCrop(A.DualTransform):  # type: ignore[misc]  # albumentations 
     Args:
         crop_size: Height and width of the window in pixels; None for those of the image.
         scale: Lowest and highest factor, uniformly drawn.
+        short_side: Pixels of the shorter side to which the factor refers; None: the image's own.
         max_share: Highest share of one class, 0..1.
         tries: Windows drawn at most; the last one is taken as it is.
     """
@@ -65,12 +69,14 @@ class RandomScaleCrop(A.DualTransform):  # type: ignore[misc]  # albumentations 
         self,
         crop_size: tuple[int, int] | None,
         scale: tuple[float, float] = (0.5, 2.0),
+        short_side: int | None = None,
         max_share: float = 0.75,
         tries: int = 10,
     ) -> None:
         super().__init__(p=1.0)
         self.crop_size = crop_size
         self.scale = scale
+        self.short_side = short_side
         self.max_share = max_share
         self.tries = tries
 
@@ -79,6 +85,8 @@ class RandomScaleCrop(A.DualTransform):  # type: ignore[misc]  # albumentations 
         height, width = params["shape"][:2]
         crop = self.crop_size or (height, width)
         scale = self.py_random.uniform(*self.scale)
+        if self.short_side is not None:
+            scale *= self.short_side / min(height, width)
         rows, cols = (self._draw(side, out, scale) for side, out in zip((height, width), crop, strict=True))
         for _ in range(self.tries - 1):
             if "mask" not in data or largest_share(data["mask"][rows[0], cols[0]]) <= self.max_share:

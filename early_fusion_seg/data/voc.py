@@ -77,6 +77,12 @@ class VOCDataModule(SegmentationDataModule):
         """Return background and the 20 classes."""
         return load_label_set("voc2012")
 
+    @property
+    def published_sizes(self) -> dict[str, int]:
+        """Return the number of images that each split should have."""
+        train = 10582 if self.augmented else 1464
+        return {"train": train + 1449 * (self.train_split == "trainval"), "val": 1449, "test": 1456}
+
     def prepare_data(self) -> None:
         """Fetch and unpack what is missing, where that was asked for."""
         if not self.download:
