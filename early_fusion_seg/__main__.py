@@ -28,7 +28,7 @@ options:
   --version   print the version
 """
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-OTHER_COMMANDS = ("demo", "doctor", "evaluate", "fake-data", "submit")
+COMMANDS = ("demo", *TRAINER_COMMANDS, "evaluate", "submit", "doctor", "fake-data")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -56,15 +56,14 @@ def _dispatch(args: list[str]) -> int:
     if command == "--version":
         print(f"early-fusion-seg {version('early-fusion-seg')}")
         return 0
-    if command in OTHER_COMMANDS:
-        module = import_module(f"early_fusion_seg.commands.{command.replace('-', '_')}")
-        return int(module.main(args[1:]))
     if command in TRAINER_COMMANDS:
         from early_fusion_seg import cli
 
         return cli.run(command, args[1:])
-    known = ", ".join(OTHER_COMMANDS + TRAINER_COMMANDS)
-    raise UserError(f"there is no command {command!r}; the commands are {known}")
+    if command in COMMANDS:
+        module = import_module(f"early_fusion_seg.commands.{command.replace('-', '_')}")
+        return int(module.main(args[1:]))
+    raise UserError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
 
 
 def plain_message(error: UserError) -> str:

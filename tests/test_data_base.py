@@ -349,3 +349,20 @@ def test_random_scale_reaches_the_default_augmentation():
     assert torch.equal(sample["mask"], mask) or torch.equal(sample["mask"], mask.flip(1))
     with pytest.raises(UserError, match=r"random_scale is \(2\.0, 0\.5\)"):
         ToyDataModule(ToySource(4), random_scale=(2.0, 0.5))
+
+
+def test_plot_draws_images_beside_their_labels(tmp_path: Path) -> None:
+    dm = FolderDataModule(fake_folder(tmp_path, size=(160, 320)), crop_size=(160, 320), batch_size=3, num_workers=0)
+    batch = next(iter(dm.train_dataloader()))
+    picture = np.asarray(dm.plot(batch))
+    image = batch["image"][1].permute(1, 2, 0).numpy()
+    rows, cols = picture.shape[0] - 160, picture.shape[1] - 320
+    places = [(y, x) for y in range(rows) for x in range(cols) if (picture[y, x] == image[0, 0]).all()]
+    assert any((picture[y : y + 160, x : x + 320] == image).all() for y, x in places)
+    floats = dm.plot({**batch, "image": batch["image"].float() / 255})
+    np.testing.assert_array_equal(np.asarray(floats), picture)
+    sample = dm.dataset("val")[0]
+    one = np.asarray(dm.plot(sample))
+    assert one.shape[0] < picture.shape[0] / 2
+    without = {key: value for key, value in sample.items() if key != "mask"}
+    assert np.asarray(dm.plot(without)).shape[0] < one.shape[0]  # no labels, no legend

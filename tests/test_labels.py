@@ -168,3 +168,63 @@ def test_camvid_32_is_alphabetical_and_ignores_only_void() -> None:
     assert [row.name for row in rows] == sorted((row.name for row in rows), key=str.lower)
     assert [row.name for row in rows if row.train_id == 255] == ["Void"]
     assert load_label_set("camvid_32").num_classes == 31
+
+
+def test_cityscapes_is_the_table_of_cityscapesscripts() -> None:
+    from cityscapesscripts.helpers.labels import labels  # the official table
+
+    official = [label for label in labels if label.id >= 0]
+    rows = packaged_rows("cityscapes")
+    assert [(r.raw_id, r.name, r.color) for r in rows] == [(o.id, o.name, o.color) for o in official]
+    assert [r.train_id for r in rows] == [o.trainId if not o.ignoreInEval else 255 for o in official]
+    evaluated = {o.trainId: o.name for o in official if not o.ignoreInEval}
+    assert load_label_set("cityscapes").class_names == tuple(evaluated[i] for i in range(19))
+
+
+def test_voc_has_the_palette_of_its_devkit() -> None:
+    def colour(label: int) -> tuple[int, ...]:  # bit k of a label, three at a time, from the highest bit down
+        return tuple(sum((label >> (3 * k + channel) & 1) << (7 - k) for k in range(8)) for channel in range(3))
+
+    rows = packaged_rows("voc2012")
+    assert [r.color for r in rows] == [colour(r.raw_id) for r in rows]
+    assert [r.train_id for r in rows] == [*range(21), 255]
+    assert [r.name for r in rows][:5] == ["background", "aeroplane", "bicycle", "bird", "boat"]
+
+
+@pytest.mark.parametrize(("name", "classes", "ignored"), [
+    ("mapillary_v1.2", 65, ["Unlabeled"]),
+    ("mapillary_v2.0", 116, ["Person Group", "Vehicle Group", "Car Mount", "Dynamic", "Ego Vehicle", "Ground", "Static",
+                             "Unlabeled"]),
+    ("coco_panoptic", 133, ["void"]),
+    ("coco_stuff", 171, ["street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door",
+                         "blender", "hair brush", "unlabeled"]),
+])  # fmt: skip
+def test_train_ids_are_in_the_order_of_the_raw_ids(name: str, classes: int, ignored: list[str]) -> None:
+    rows = packaged_rows(name)
+    used = [row for row in rows if row.train_id != 255]
+    assert [row.train_id for row in sorted(used, key=lambda row: row.raw_id)] == [*range(classes)]
+    assert [row.name for row in rows if row.train_id == 255] == ignored
+
+
+def test_traffic_lights_of_mapillary_v2_have_the_published_order() -> None:  # often listed alphabetically
+    names = {row.raw_id: row.name for row in packaged_rows("mapillary_v2.0")}
+    assert [names[i] for i in range(90, 96)] == [
+        "Traffic Light - General (Single)", "Traffic Light - Pedestrians", "Traffic Light - General (Upright)",
+        "Traffic Light - General (Horizontal)", "Traffic Light - Cyclists", "Traffic Light - Other",
+    ]  # fmt: skip
+
+
+def test_train_ids_as_raw_ids() -> None:
+    same = load_label_set("cityscapes").of_train_ids()
+    labels = np.array([0, 18, 255])
+    assert same.encode(labels, "x").tolist() == same.decode(labels).tolist() == [0, 18, 255]
+    with pytest.raises(UserError, match="x holds the label 19"):
+        same.encode(np.array([19]), "x")
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "mapillary_v1.2", "mapillary_v2.0", "coco_stuff", "voc2012"])
+def test_submissions_hold_the_raw_ids_of_the_classes(name: str) -> None:
+    label_set = load_label_set(name)
+    train_ids = np.arange(label_set.num_classes, dtype=np.uint8)
+    assert label_set.encode(label_set.decode(train_ids), "x").tolist() == train_ids.tolist()
+    assert label_set.decode(train_ids).dtype == np.uint8

@@ -198,3 +198,16 @@ def test_resize_by_one_returns_the_same_arrays_and_none_stays_none() -> None:
 def test_resized_mask_has_no_new_labels() -> None:
     mask = np.where(RNG.random((37, 53)) < 0.5, 3, 200).astype(np.uint8)
     assert set(np.unique(resize_mask(mask, 50, 20))) <= {3, 200}
+
+
+@pytest.mark.parametrize("size", [(40, 60), (400, 300)])
+def test_short_side_comes_before_the_random_scale(size: tuple[int, int]) -> None:
+    # a pattern whose period shows the scale: 10 pixels in the original
+    image = np.zeros((*size, 3), np.uint8)
+    image[:, np.arange(size[1]) // (size[1] // 10) % 2 == 0] = 255
+    transform = default_train_transform((100, 100), random_scale=(2.0, 2.0), short_side=100)
+    seed_transform(transform, (0,))
+    cut = transform(image=image, mask=np.zeros(size, np.uint8))["image"]
+    changes = np.count_nonzero(np.diff(cut[50, :, 0].astype(int) > 127))
+    width = 200 * size[1] / min(size)  # of the scaled image
+    assert changes == pytest.approx(100 / (width / 10), abs=1)
