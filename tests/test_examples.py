@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from early_fusion_seg.__main__ import main
+from early_fusion_seg.commands.datasets import DATASETS
 from early_fusion_seg.data.fake import fake_camvid_segnet, fake_folder
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,16 @@ def test_own_network(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_script("own_network.py", "--max_steps", "2")
     assert "val/mIoU" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what Lightning says to a script is the script's affair
+@pytest.mark.parametrize("kind", ["camvid", "cityscapes", "coco", "mapillary", "voc"])
+def test_the_data_modules_serve_torchvisions_network(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fake-data", kind, "data", "--images", "2", "--size", "48", "64"]) == 0
+    run_script("torchvision_fcn.py", DATASETS[kind].__name__, "data", "64", "1")
+    assert list(tmp_path.rglob("*.ckpt"))
 
 
 def test_example_scripts_are_short():
