@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from early_fusion_seg.data import dataset, transforms
+from early_fusion_seg.data.dataset import FileSource, Item, SegmentationDataset
 from early_fusion_seg.data.transforms import (
     FILL,
-    RandomScaleCrop,
-    default_train_transform,
+    TrainAugmentation,
     largest_share,
     resize,
     resize_image,
     resize_mask,
     seed_transform,
 )
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.images import read_image
+from early_fusion_seg.labels import LabelSet
 
 RNG = np.random.default_rng(0)
 
@@ -30,6 +34,13 @@ def position_image(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def label_of(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     return ((rows // 10) % 3 + 3 * ((cols // 10) % 3)).astype(np.uint8)
+
+
+def crop_only(size: tuple[int, int] | None, scale: tuple[float, float] = (0.5, 2.0)) -> TrainAugmentation:
+    """The default augmentation without flip and colour."""
+    augmentation = TrainAugmentation(size, scale)
+    augmentation.others = ()
+    return augmentation
 
 
 def run(transform: A.BasicTransform, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +66,7 @@ def test_import_opens_no_socket() -> None:
 @pytest.mark.parametrize("crop", [None, (40, 60), (200, 30), (7, 250)])
 def test_crop_keeps_size_types_and_the_match_of_image_and_mask(crop: tuple[int, int] | None) -> None:
     image, mask = position_image(120, 160)
-    transform = RandomScaleCrop(crop)
+    transform = crop_only(crop)
     for seed in range(30):
         pixels, labels = run(transform, image, mask, seed)
         assert pixels.shape == (*(crop or (120, 160)), 3)
@@ -72,7 +83,7 @@ def test_scale_is_uniform_in_its_range_and_the_same_in_both_directions() -> None
     image, mask = position_image(250, 250)
     steps = []
     for seed in range(300):
-        pixels, _ = run(RandomScaleCrop((30, 30)), image, mask, seed)
+        pixels, _ = run(crop_only((30, 30)), image, mask, seed)
         down, right = np.ptp(pixels[..., 0].astype(float)) / 29, np.ptp(pixels[..., 1].astype(float)) / 29
         assert abs(down - right) < 0.12
         steps.append(1 / down)
@@ -85,7 +96,7 @@ def test_every_place_can_be_cut_out() -> None:
     image, mask = position_image(100, 100)
     seen = np.zeros((100, 100), bool)
     for seed in range(400):
-        pixels, labels = run(RandomScaleCrop((20, 20), scale=(1.0, 1.0)), image, mask, seed)
+        pixels, labels = run(crop_only((20, 20), scale=(1.0, 1.0)), image, mask, seed)
         assert not (labels == 255).any()
         seen[pixels[..., 0], pixels[..., 1]] = True
     assert seen.mean() > 0.97
@@ -95,19 +106,21 @@ def test_small_image_lies_whole_at_a_random_place_of_the_window() -> None:
     image = np.full((10, 10, 3), 200, np.uint8)
     corners = set()
     for seed in range(40):
-        _, labels = run(RandomScaleCrop((30, 40), scale=(1.0, 1.0)), image, np.zeros((10, 10), np.uint8), seed)
+        _, labels = run(crop_only((30, 40), scale=(1.0, 1.0)), image, np.zeros((10, 10), np.uint8), seed)
         assert (labels == 0).sum() == 100
         corners.add(tuple(np.argwhere(labels == 0)[0]))
     assert len(corners) > 20
 
 
-def test_windows_of_one_class_are_avoided() -> None:
+def test_windows_of_one_class_are_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.zeros((100, 200), np.uint8)
     mask[:, 100:] = np.arange(100) // 10 % 4  # the left half has one class, the right half four
     image = np.zeros((100, 200, 3), np.uint8)
 
     def one_class(max_share: float, tries: int) -> int:
-        transform = RandomScaleCrop((24, 24), scale=(1.0, 1.0), max_share=max_share, tries=tries)
+        monkeypatch.setattr(transforms, "MAX_SHARE", max_share)
+        monkeypatch.setattr(transforms, "TRIES", tries)
+        transform = crop_only((24, 24), scale=(1.0, 1.0))
         return sum(largest_share(run(transform, image, mask, seed)[1]) > 0.75 for seed in range(200))
 
     assert one_class(max_share=1.0, tries=10) > 60
@@ -117,12 +130,12 @@ def test_windows_of_one_class_are_avoided() -> None:
 
 def test_hopeless_image_is_cut_all_the_same() -> None:
     image, mask = np.zeros((50, 50, 3), np.uint8), np.full((50, 50), 255, np.uint8)
-    _, labels = run(RandomScaleCrop((20, 20)), image, mask, 0)
+    _, labels = run(crop_only((20, 20)), image, mask, 0)
     assert labels.shape == (20, 20)
 
 
 def test_image_without_mask_is_cut_too() -> None:
-    transform = RandomScaleCrop((20, 20))
+    transform = crop_only((20, 20))
     assert transform(image=np.zeros((50, 50, 3), np.uint8))["image"].shape == (20, 20, 3)
 
 
@@ -135,7 +148,7 @@ def test_largest_share_ignores_255_and_is_close_on_large_masks() -> None:
 
 def test_default_transform_flips_half_and_changes_colours_only_in_the_image() -> None:
     image, mask = position_image(120, 160)
-    transform = default_train_transform((60, 80))
+    transform = TrainAugmentation((60, 80))
     flipped = blue = 0
     for seed in range(100):
         pixels, labels = run(transform, image, mask, seed)
@@ -150,7 +163,7 @@ def test_default_transform_flips_half_and_changes_colours_only_in_the_image() ->
 
 def test_seed_decides_everything_and_transforms_draw_independently() -> None:
     image, mask = position_image(120, 160)
-    transform = default_train_transform((60, 80))
+    transform = TrainAugmentation((60, 80))
     first = run(transform, image, mask, 5)
     transform(image=image, mask=mask)  # state that the next seed must undo
     for a, b in zip(first, run(transform, image, mask, 5), strict=True):
@@ -205,9 +218,72 @@ def test_short_side_comes_before_the_random_scale(size: tuple[int, int]) -> None
     # a pattern whose period shows the scale: 10 pixels in the original
     image = np.zeros((*size, 3), np.uint8)
     image[:, np.arange(size[1]) // (size[1] // 10) % 2 == 0] = 255
-    transform = default_train_transform((100, 100), random_scale=(2.0, 2.0), short_side=100)
+    transform = TrainAugmentation((100, 100), random_scale=(2.0, 2.0), short_side=100)
     seed_transform(transform, (0,))
     cut = transform(image=image, mask=np.zeros(size, np.uint8))["image"]
     changes = np.count_nonzero(np.diff(cut[50, :, 0].astype(int) > 127))
     width = 200 * size[1] / min(size)  # of the scaled image
     assert changes == pytest.approx(100 / (width / 10), abs=1)
+
+
+def shown(height: int, width: int) -> np.ndarray:
+    """A smooth image whose colours are the position in steps of 4 pixels, as JPEG keeps it."""
+    rows, cols = np.mgrid[:height, :width]
+    return np.stack([rows / 4, cols / 4, (rows + cols) / 8], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(803, 602), (64, 1000)])
+def test_jpegs_that_will_be_shrunk_are_decoded_small_and_stay_aligned(size, tmp_path, monkeypatch) -> None:
+    rows, cols = np.mgrid[: size[0], : size[1]]
+    labels = (rows // 40 % 8 + 8 * (cols // 40 % 8)).astype(np.uint8)
+    Image.fromarray(shown(*size)).save(tmp_path / "a.jpg", quality=98, subsampling=0)
+    Image.fromarray(labels).save(tmp_path / "a.png")
+    label_set = LabelSet("x", tuple(map(str, range(64))), ((0, 0, 0),) * 64, tuple((i, i) for i in range(64)))
+    source = FileSource([Item("a", tmp_path / "a.jpg", tmp_path / "a.png")], label_set)
+    asked = []
+    real = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", lambda path, n=1: asked.append(n) or real(path, n))
+    for scale, reduction in ((0.13, 4), (0.3, 2), (0.5, 2), (0.6, 1), (0.12, 8)):
+        data = SegmentationDataset(source, crop_only((40, 60), (scale, scale)))
+        for epoch in range(6):
+            sample = data[epoch, 0]
+            pixels = sample["image"].permute(1, 2, 0).numpy().astype(float)
+            mask = sample["mask"].numpy()
+            assert pixels.shape == (40, 60, 3)
+            inside = mask != 255
+            at_rows, at_cols = pixels[..., 0] * 4 + 2, pixels[..., 1] * 4 + 2  # the place that a colour names
+            clear = inside & (np.abs(at_rows % 40 - 20) < 11) & (np.abs(at_cols % 40 - 20) < 11)
+            expected = (at_rows // 40 % 8 + 8 * (at_cols // 40 % 8)).astype(int)
+            assert clear.sum() > 50
+            assert (mask[clear] == expected[clear]).all()
+        assert set(asked) == {reduction}
+        asked.clear()
+    SegmentationDataset(source)[0]
+    assert asked == [1]  # never in evaluation
+
+
+def test_a_reduced_image_of_another_size_than_its_mask_is_refused(tmp_path) -> None:
+    Image.fromarray(shown(400, 300)).save(tmp_path / "a.jpg")
+    Image.fromarray(np.zeros((400, 310), np.uint8)).save(tmp_path / "a.png")
+    source = FileSource(
+        [Item("a", tmp_path / "a.jpg", tmp_path / "a.png")], LabelSet("x", ("a",), ((0, 0, 0),), ((0, 0),))
+    )
+    for scale in (0.3, 1.0):
+        with pytest.raises(UserError, match=r"a.jpg is 300x400 pixels .*a.png is 310x400"):
+            SegmentationDataset(source, TrainAugmentation((40, 60), (scale, scale)))[0]
+
+
+def test_a_reduced_jpeg_is_the_average_of_its_pixels(tmp_path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8).repeat(20, 0).repeat(20, 1)[:, :150]
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=95, subsampling=0)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    whole = read_image(tmp_path / "a.jpg")
+    for factor in (2, 4, 8):
+        small = read_image(tmp_path / "a.jpg", factor)
+        assert small.shape == (-(-120 // factor), -(-150 // factor), 3)
+        rows, cols = 120 // factor, 150 // factor
+        means = whole[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor, 3).mean((1, 3))
+        assert np.abs(small[:rows, :cols] - means).mean() < 2
+        assert read_image(tmp_path / "a.png", factor).shape == (120, 150, 3)
+    Image.fromarray(noise[:60, :60]).save(tmp_path / "small.jpg")
+    assert read_image(tmp_path / "small.jpg", 2).shape == (60, 60, 3)

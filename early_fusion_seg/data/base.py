@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import suggested_max_num_workers
 from torch.utils.data import DataLoader, DistributedSampler
 
 from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, collate
-from early_fusion_seg.data.transforms import Transform, default_train_transform
+from early_fusion_seg.data.transforms import TrainAugmentation, Transform
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
 from early_fusion_seg.metrics import Absent, PredVoid
@@ -107,7 +107,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self.num_workers = min(4, suggested_max_num_workers(1)) if num_workers is None else num_workers
         self.crop_size = _pair(crop_size)
         self.scale = scale
-        self.train_transform = train_transform or default_train_transform(self.crop_size, random_scale, short_side)
+        self.train_transform = train_transform or TrainAugmentation(self.crop_size, random_scale, short_side)
         self.eval_transform = eval_transform
         # without this, Lightning warns of fewer than two workers also where they were asked for
         warnings.filterwarnings("ignore", message=".*does not have many workers", category=UserWarning)

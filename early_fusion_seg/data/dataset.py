@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from early_fusion_seg.data.files import File
-from early_fusion_seg.data.transforms import Transform, resize, seed_transform
+from early_fusion_seg.data.transforms import TrainAugmentation, Transform, resize, seed_transform
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.images import read_image, read_mask
 from early_fusion_seg.labels import LabelSet
@@ -141,16 +141,34 @@ class SegmentationDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         epoch, position = index if isinstance(index, tuple) else (0, index)
-        image, mask = self.source.read(position)
-        image, mask = resize(image, mask, self.scale)
-        data: dict[str, Any] = {"image": image} if mask is None else {"image": image, "mask": mask}
         if self.transform is not None:
             seed_transform(self.transform, (self.seed, epoch, position))
-            data = self.transform(**data)
+        data = self._reduced(position)
+        if data is None:
+            image, mask = self.source.read(position)
+            image, mask = resize(image, mask, self.scale)
+            data = {"image": image} if mask is None else {"image": image, "mask": mask}
+            if self.transform is not None:
+                data = self.transform(**data)
         sample: Sample = {"key": self.source.key(position), "image": _image_tensor(data["image"])}
-        if mask is not None:
+        if "mask" in data:
             sample["mask"] = torch.as_tensor(np.ascontiguousarray(data["mask"])).to(torch.uint8)
         return sample
+
+    def _reduced(self, position: int) -> dict[str, Any] | None:
+        """Augment an image that is decoded at a fraction of its size, or give None where that would lose something."""
+        source, transform = self.source, self.transform
+        if not isinstance(transform, TrainAugmentation) or not isinstance(source, FileSource) or self.scale != 1.0:
+            return None
+        if source.items[position].mask is None or not str(source.items[position].image).endswith(".jpg"):
+            return None
+        mask = source.read_labels(position)
+        window = transform.draw((mask.shape[0], mask.shape[1]), mask)
+        image = read_image(source.items[position].image, window.reduction)
+        factor = round(mask.shape[0] / image.shape[0])
+        if image.shape[:2] != tuple(-(-side // factor) for side in mask.shape):
+            source.read(position)  # says that image and mask differ in size
+        return transform.apply(image, mask, window)
 
     def __getitems__(self, indices: list[int | tuple[int, int]]) -> list[Sample]:
         """Return the samples of a batch, with `error` in place of those that cannot be read (called by DataLoader)."""

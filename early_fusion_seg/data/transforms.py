@@ -1,8 +1,9 @@
-"""Augmentation with albumentations: random scale, a crop that avoids windows of one class, flip, colour.
+"""Augmentation: random scale, a crop that avoids windows of one class, flip, colour.
 
 Random scale (0.5 to 2) and the rule that at most 75 % of a crop belong to one class are those of mmsegmentation's
 `RandomResize` and `RandomCrop(cat_max_ratio=0.75)`. Only the window is resized, not the whole image, so that a small
-crop of a large photograph is cheap.
+crop of a large photograph is cheap. Where the window is drawn before the image is read, a JPEG that will be shrunk can
+be decoded at half its size or less. Flip and colour are albumentations'.
 
 Shapes: images are (h, w, 3) uint8, masks (h, w) uint8 with 255 = ignored.
 """
@@ -10,7 +11,7 @@ Shapes: images are (h, w, 3) uint8, masks (h, w) uint8 with 255 = ignored.
 import os
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,96 +26,156 @@ Pixels = NDArray[np.uint8]
 Transform = Callable[..., dict[str, Any]]
 
 FILL = (124, 116, 104)  # ImageNet's mean colour, which normalisation turns into about zero
+REDUCTIONS = (8, 4, 2)  # what a JPEG can be shrunk by while it is decoded
+MAX_SHARE = 0.75  # of one class among a window's labelled pixels, 0..1
+TRIES = 10  # windows drawn at most; the last one is taken as it is
 
 
-def default_train_transform(
-    crop_size: tuple[int, int] | None,
-    random_scale: tuple[float, float] = (0.5, 2.0),
-    short_side: int | None = None,
-) -> A.Compose:
-    """Make the augmentation that training uses unless told otherwise.
+class Axis(NamedTuple):
+    """One axis of a window: the pixels taken from a side, and their place among those of the result."""
+
+    taken: slice
+    placed: slice
+
+
+class Window(NamedTuple):
+    """What is cut out, and what becomes of it.
+
+    Args:
+        size: Height and width of the result.
+        scale: Factor on what is taken.
+        rows: Vertical axis.
+        cols: Horizontal axis.
+    """
+
+    size: tuple[int, int]
+    scale: float
+    rows: Axis
+    cols: Axis
+
+    @property
+    def reduction(self) -> int:
+        """Return by what the image may be shrunk while it is decoded without losing what the result shows."""
+        return next((factor for factor in REDUCTIONS if self.scale * factor <= 1), 1)
+
+
+class TrainAugmentation:
+    """The augmentation that training uses unless told otherwise.
+
+    A window of random scale and place is cut out as a single resize. Where the scaled image is smaller than the window,
+    it lies at a random place in it and the rest is filled, ignored in the mask. A window of which one class has more
+    than 75 % of the labelled pixels is drawn again. Then flip and colour.
 
     Args:
         crop_size: Height and width of the result in pixels; None for the size of each image.
-        random_scale: Lowest and highest factor.
-        short_side: Pixels to which the shorter side is brought before; None: it stays.
-
-    Returns:
-        A transform that takes `image` and `mask` and returns both, uint8.
-    """
-    return A.Compose(
-        [
-            RandomScaleCrop(crop_size, random_scale, short_side),
-            A.HorizontalFlip(p=0.5),
-            A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03, p=0.8),
-        ]
-    )
-
-
-class RandomScaleCrop(A.DualTransform):  # type: ignore[misc]  # albumentations has no complete types
-    """Scale at random and cut out one window, as a single resize of that window.
-
-    Where the scaled image is smaller than the window, it lies at a random place in it and the rest is filled, ignored
-    in the mask. A window of which one class has more than `max_share` of the labelled pixels is drawn again.
-
-    Args:
-        crop_size: Height and width of the window in pixels; None for those of the image.
-        scale: Lowest and highest factor, uniformly drawn.
+        random_scale: Lowest and highest factor, uniformly drawn.
         short_side: Pixels of the shorter side to which the factor refers; None: the image's own.
-        max_share: Highest share of one class, 0..1.
-        tries: Windows drawn at most; the last one is taken as it is.
     """
 
     def __init__(
         self,
         crop_size: tuple[int, int] | None,
-        scale: tuple[float, float] = (0.5, 2.0),
+        random_scale: tuple[float, float] = (0.5, 2.0),
         short_side: int | None = None,
-        max_share: float = 0.75,
-        tries: int = 10,
     ) -> None:
-        super().__init__(p=1.0)
         self.crop_size = crop_size
-        self.scale = scale
+        self.random_scale = random_scale
         self.short_side = short_side
-        self.max_share = max_share
-        self.tries = tries
+        self.random = random.Random()
+        self.others = (
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03, p=0.8),
+        )
 
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the scale and the window."""
-        height, width = params["shape"][:2]
-        crop = self.crop_size or (height, width)
-        scale = self.py_random.uniform(*self.scale)
+    def seed(self, seed: tuple[int, ...]) -> None:
+        """Make what is drawn next depend on a seed alone."""
+        generator = np.random.default_rng(seed)
+        self.random = random.Random(int(generator.integers(2**63)))
+        self.random.random()  # in albumentations' order of draws, in which measurements were made, one comes before
+        for transform in self.others:  # one stream for all: with streams of their own, bright images were large ones
+            transform.set_random_state(generator, self.random)
+
+    def draw(self, size: tuple[int, int], mask: Pixels | None = None) -> Window:
+        """Draw a window.
+
+        Args:
+            size: Height and width of the image.
+            mask: Its labels, by which windows of one class are avoided.
+        """
+        crop = self.crop_size or size
+        scale = self.random.uniform(*self.random_scale)
         if self.short_side is not None:
-            scale *= self.short_side / min(height, width)
-        rows, cols = (self._draw(side, out, scale) for side, out in zip((height, width), crop, strict=True))
-        for _ in range(self.tries - 1):
-            if "mask" not in data or largest_share(data["mask"][rows[0], cols[0]]) <= self.max_share:
+            scale *= self.short_side / min(size)
+        for _ in range(TRIES):
+            rows, cols = (self._axis(side, out, scale) for side, out in zip(size, crop, strict=True))
+            if mask is None or largest_share(mask[rows.taken, cols.taken]) <= MAX_SHARE:
                 break
-            rows, cols = (self._draw(side, out, scale) for side, out in zip((height, width), crop, strict=True))
-        return {"crop": crop, "rows": rows, "cols": cols}
+        return Window(crop, scale, rows, cols)
 
-    def apply(self, img: Pixels, crop: tuple[int, int], rows: Any, cols: Any, **_: Any) -> Pixels:
-        """Cut, resize and place the image's window."""
-        canvas = np.full((*crop, 3), FILL, np.uint8)
-        window = img[rows[0], cols[0]]
-        canvas[rows[1], cols[1]] = resize_image(window, _length(rows[1]), _length(cols[1]))
-        return canvas
+    def apply(self, image: Pixels, mask: Pixels | None, window: Window) -> dict[str, Any]:
+        """Cut a window out of an image and its mask, then flip and colour.
 
-    def apply_to_mask(self, mask: Pixels, crop: tuple[int, int], rows: Any, cols: Any, **_: Any) -> Pixels:
-        """Cut, resize and place the mask's window."""
-        canvas = np.full(crop, IGNORE_INDEX, np.uint8)
-        canvas[rows[1], cols[1]] = resize_mask(mask[rows[0], cols[0]], _length(rows[1]), _length(cols[1]))
-        return canvas
+        Args:
+            image: Pixels, of the size for which the window was drawn or reduced while they were decoded.
+            mask: Labels at full size, or None.
+            window: What `draw` gave.
 
-    def _draw(self, side: int, out: int, scale: float) -> tuple[slice, slice]:
-        """Draw a window of one axis: the pixels taken from a side, and their place among `out` pixels of the result."""
+        Returns:
+            `image` and, where there is one, `mask`.
+        """
+        data: dict[str, Any] = {"image": image}
+        if mask is None:
+            data["image"] = cut_image(image, window)
+        else:
+            factor = round(mask.shape[0] / image.shape[0])
+            window = snapped(window, factor, (mask.shape[0], mask.shape[1]))
+            data = {"image": cut_image(image, window, factor), "mask": cut_mask(mask, window)}
+        for transform in self.others:
+            data = transform(**data)
+        return data
+
+    def __call__(self, image: Pixels, mask: Pixels | None = None) -> dict[str, Any]:
+        """Draw a window and apply it."""
+        return self.apply(image, mask, self.draw((image.shape[0], image.shape[1]), mask))
+
+    def _axis(self, side: int, out: int, scale: float) -> Axis:
+        """Draw a window of one axis."""
         taken = min(side, max(1, round(out / scale)))
         filled = min(out, max(1, round(taken * scale)))
         if taken < side:  # rounding must not leave a filled line at the edge of a window that lies inside the image
             filled = out
-        start, place = self.py_random.randint(0, side - taken), self.py_random.randint(0, out - filled)
-        return slice(start, start + taken), slice(place, place + filled)
+        start, place = self.random.randint(0, side - taken), self.random.randint(0, out - filled)
+        return Axis(slice(start, start + taken), slice(place, place + filled))
+
+
+def cut_image(image: Pixels, window: Window, factor: int = 1) -> Pixels:
+    """Cut, resize and place a window of an image that is smaller by a factor than the window's pixels."""
+    canvas = np.full((*window.size, 3), FILL, np.uint8)
+    rows, cols = (slice(a.taken.start // factor, -(-a.taken.stop // factor)) for a in (window.rows, window.cols))
+    placed = window.rows.placed, window.cols.placed
+    canvas[placed] = resize_image(image[rows, cols], _length(placed[0]), _length(placed[1]))
+    return canvas
+
+
+def cut_mask(mask: Pixels, window: Window) -> Pixels:
+    """Cut, resize and place a window of a mask."""
+    canvas = np.full(window.size, IGNORE_INDEX, np.uint8)
+    placed = window.rows.placed, window.cols.placed
+    taken = mask[window.rows.taken, window.cols.taken]
+    canvas[placed] = resize_mask(taken, _length(placed[0]), _length(placed[1]))
+    return canvas
+
+
+def snapped(window: Window, factor: int, size: tuple[int, int]) -> Window:
+    """Move the edges of a window to pixels of the reduced image, so that image and mask stay aligned."""
+    if factor == 1:
+        return window
+    axes = []
+    for axis, side in zip((window.rows, window.cols), size, strict=True):
+        start = axis.taken.start // factor * factor
+        stop = min(side, max(start + factor, round(axis.taken.stop / factor) * factor))
+        axes.append(Axis(slice(start, stop), axis.placed))
+    return Window(window.size, window.scale, *axes)
 
 
 def largest_share(mask: Pixels) -> float:
@@ -156,12 +217,14 @@ def resize_mask(mask: Pixels, height: int, width: int) -> Pixels:
 
 
 def seed_transform(transform: Transform, seed: tuple[int, ...]) -> None:
-    """Make the next call of an albumentations transform depend on a seed alone; leave other callables as they are.
+    """Make the next call of our own or albumentations' transforms depend on a seed alone; leave others as they are.
 
     `set_random_seed` would give every transform of a Compose the same numbers, so that bright images were large ones;
     here they share one stream.
     """
-    if isinstance(transform, A.BaseCompose | A.BasicTransform):
+    if isinstance(transform, TrainAugmentation):
+        transform.seed(seed)
+    elif isinstance(transform, A.BaseCompose | A.BasicTransform):
         generator = np.random.default_rng(seed)
         transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
 
