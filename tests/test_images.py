@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.images import read_image, read_mask, to_rgb_array, write_indexed_png
@@ -229,3 +229,30 @@ def write_png(path: Path, width: int, height: int, bits: int, kind: int, scanlin
     palette = chunk(b"PLTE", bytes(range(3 * 2**bits))) if kind == 3 else b""
     data = chunk(b"IDAT", zlib.compress(scanlines)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + palette + data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_plain_files_give_what_pillow_gives_also_where_a_byte_is_wrong(tmp_path: Path, mode: str, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    smooth = np.add.outer(np.arange(40), np.arange(56)).astype(np.uint8) + rng.integers(0, 9, (40, 56), np.uint8)
+    image = Image.fromarray(smooth if mode == "L" else np.stack([smooth, smooth // 2, 255 - smooth], -1))
+    path = tmp_path / f"a.{suffix}"
+    image.save(path)
+    whole = path.read_bytes()
+    np.testing.assert_array_equal(read_image(path), Image.open(path).convert("RGB"))
+    refused = 0
+    for place in rng.integers(0, len(whole), 150):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(spoilt)
+        try:
+            with Image.open(path) as opened:
+                expected = np.array(ImageOps.exif_transpose(opened).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, KeyError, struct.error, zlib.error):
+            with pytest.raises(UserError):
+                read_image(path)
+            refused += 1
+        else:
+            np.testing.assert_array_equal(read_image(path), expected)
+    assert refused > (5 if suffix == "jpg" else 60)

@@ -150,10 +150,15 @@ class TrainAugmentation:
 
 def cut_image(image: Pixels, window: Window, factor: int = 1) -> Pixels:
     """Cut, resize and place a window of an image that is smaller by a factor than the window's pixels."""
-    canvas = np.full((*window.size, 3), FILL, np.uint8)
     rows, cols = (slice(a.taken.start // factor, -(-a.taken.stop // factor)) for a in (window.rows, window.cols))
     placed = window.rows.placed, window.cols.placed
-    canvas[placed] = resize_image(image[rows, cols], _length(placed[0]), _length(placed[1]))
+    pixels = resize_image(image[rows, cols], _length(placed[0]), _length(placed[1]))
+    if pixels.shape[:2] == window.size:
+        return pixels
+    canvas = np.empty((*window.size, 3), np.uint8)
+    for channel, value in enumerate(FILL):  # numpy is slow to repeat three numbers
+        canvas[..., channel] = value
+    canvas[placed] = pixels
     return canvas
 
 

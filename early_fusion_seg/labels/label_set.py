@@ -12,12 +12,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from early_fusion_seg.errors import MissingFileError, UserError
 
 IGNORE_INDEX = 255
+UNKNOWN = 254  # stands for what is not in the table, where no class has this train id
 RAW_IDS = 65536  # what an 8- or 16-bit mask can hold
 COLUMNS = ("raw_id", "train_id", "name", "color")
 EXAMPLE = "raw_id,train_id,name,color\n0,0,road,#804080\n1,1,car,#00008e\n255,255,void,#000000"
@@ -70,6 +72,10 @@ class LabelSet:
         Raises:
             UserError: A raw id is not in the table.
         """
+        if raw.size and raw.dtype == np.uint8 and self.num_classes < UNKNOWN:  # the usual case, several times faster
+            fast = cv2.LUT(np.ascontiguousarray(raw), _small_table(self.raw_to_train)).reshape(raw.shape)
+            if not (fast == UNKNOWN).any():
+                return np.asarray(fast, np.uint8)
         table = _table(self.raw_to_train)
         if raw.size and (int(raw.min()) < 0 or int(raw.max()) >= RAW_IDS):
             raise self._unknown(int(raw.min() if raw.min() < 0 else raw.max()), file)
@@ -208,6 +214,13 @@ def _color(text: str | None, where: str) -> Color:
         raise UserError(f"{where}: the color is '{value}'; expected red, green and blue as in #804080")
     red, green, blue = bytes.fromhex(digits)
     return red, green, blue
+
+
+@lru_cache(maxsize=16)
+def _small_table(raw_to_train: tuple[tuple[int, int], ...]) -> NDArray[np.uint8]:
+    """Return the train id of every 8-bit raw id, UNKNOWN where there is none."""
+    table = _table(raw_to_train)[:256]
+    return np.where(table < 0, UNKNOWN, table).astype(np.uint8)
 
 
 @lru_cache(maxsize=16)

@@ -1,11 +1,17 @@
-"""Write docs/benchmarks.md from what heads.py has measured."""
+"""Write docs/benchmarks.md from what heads.py and data.py have measured."""
 
+import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 Records = list[dict[str, Any]]
 TARGET = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+READING = """\
+`python examples/benchmarks/data.py`: one training sample with the recipe's augmentation, in one worker, against bare
+decoding of its image (OpenCV) and mask (Pillow), on generated files of real size; medians of the processor's time, the
+ratio of the sums and the median ratio;"""
+DATA = Path(__file__).parent / "data.json"
 HEAD = """\
 # Heads compared on one frozen encoder
 
@@ -32,6 +38,8 @@ def write_table(records: Records) -> None:
             parts.append(f"Encoder {encoder}: {'finals ' if screened else ''}not measured yet.\n")
     costs = [r for r in records if r["stage"] == "cost"]
     parts.append(cost(costs) if costs else "Costs: not measured yet.\n")
+    if DATA.exists():
+        parts.append(loading(json.loads(DATA.read_text())))
     TARGET.write_text("\n".join(parts))
     print(f"written: {TARGET}")
 
@@ -81,6 +89,17 @@ def cost(records: Records) -> str:
     for name, r in latest.items():
         numbers = f"{r['parameters'] / 1e6:.2f} | {r['gflops']:.1f} | {r['saved_mib']:.0f} | {r['time_ratio']:.2f}"
         lines.append(f"| {name} | {numbers} |")
+    return "\n".join([*lines, ""])
+
+
+def loading(records: dict[str, Any]) -> str:
+    """One row for each data set: what a training sample costs."""
+    lines = ["## Reading data", "", READING, f"{span([records['date']])}.", ""]
+    lines += ["| data set | sample (ms) | decoding (ms) | ratio | median ratio |", "|---|---:|---:|---:|---:|"]
+    for name, r in records["samples"].items():
+        numbers = f"{r['sample_ms']:.1f} | {r['decode_ms']:.1f} | {r['mean_ratio']:.2f} | {r['ratio']:.2f}"
+        lines.append(f"| {name} | {numbers} |")
+    lines += ["", f"Listing a tree of 100,000 images with their masks (COCO's layout): {records['scan_s']:.2f} s."]
     return "\n".join([*lines, ""])
 
 
