@@ -54,6 +54,35 @@ def read_image(path: str | Path | Openable, reduction: int = 1) -> NDArray[np.ui
     return np.array(_decode(path, content, _as_seen, reduction)[0]) if pixels is None else pixels
 
 
+def open_file(path: str | Path | Openable) -> BinaryIO:
+    """Open a file for reading bytes.
+
+    Raises:
+        MissingFileError: There is no such file.
+        UserError: It cannot be opened.
+    """
+    path = Path(path) if isinstance(path, str) else path
+    if isinstance(path, Path) and not path.is_file():
+        raise MissingFileError(f"there is no file {path}")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+
+
+def image_size(path: str | Path | Openable) -> tuple[int, int]:
+    """Return width and height of an image as stored, from its header.
+
+    Raises:
+        UserError: It is missing or no image.
+    """
+    try:
+        with open_file(path) as file, Image.open(file) as image:
+            return image.size
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read") from None
+
+
 def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
     """Turn an image in memory into RGB pixels, as `read_image` does with files.
 
@@ -136,14 +165,8 @@ def _as_seen(image: Image.Image) -> Image.Image:
 
 def _read(path: str | Path | Openable) -> bytes:
     """Read a file whole."""
-    path = Path(path) if isinstance(path, str) else path
-    if isinstance(path, Path) and not path.is_file():
-        raise MissingFileError(f"there is no file {path}")
-    try:
-        with path.open("rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+    with open_file(path) as file:
+        return file.read()
 
 
 def _decode_fast(content: bytes, reduction: int) -> NDArray[np.uint8] | None:

@@ -26,7 +26,7 @@ from early_fusion_seg.commands.loading import load_model, refuse_other_classes
 from early_fusion_seg.data import COCODataModule, SegmentationDataModule
 from early_fusion_seg.data.dataset import FileSource
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.images import read_image, read_mask, write_indexed_png
+from early_fusion_seg.images import image_size, read_image, read_mask, write_indexed_png
 
 FIRST_STUFF, THINGS = 92, 183  # COCO ids in a submission: stuff from here on, and what stands for everything else
 
@@ -173,8 +173,7 @@ def problems(name: str, data: SegmentationDataModule, source: FileSource, place:
         except UserError as error:
             yield str(error)
             continue
-        with item.image.open("rb") as file, Image.open(file) as image:
-            expected = image.size
+        expected = image_size(item.image)
         if size != expected:
             yield f"{path} is {size[0]}x{size[1]} pixels (width x height); its image is {expected[0]}x{expected[1]}"
         if mode != mode_expected:
@@ -198,8 +197,7 @@ def _json_problems(source: FileSource, path: Path) -> Iterator[str]:
         yield f"{path} cannot be read as COCO-Stuff's results ({type(error).__name__}: {error})"
         return
     for item in source.items:
-        with item.image.open("rb") as file, Image.open(file) as image:
-            width, height = image.size
+        width, height = image_size(item.image)
         number = int(item.key)
         if number not in areas:
             yield f"{path} lacks image {number}"

@@ -29,7 +29,7 @@ class ZipMember(NamedTuple):
             raise UserError(f"{self} cannot be read ({error}); download the zip file again") from None
 
 
-File = Path | ZipMember
+File = str | Path | ZipMember
 
 
 def files_below(root: Path, folder: str, suffix: str, archives: Iterable[str] = ()) -> dict[str, File]:
@@ -46,7 +46,8 @@ def files_below(root: Path, folder: str, suffix: str, archives: Iterable[str] = 
     """
     found: dict[str, File] = {}
     if (root / folder).is_dir():
-        found = {key: root / folder / f"{key}{suffix}" for key in _walk(str(root / folder), "", suffix)}
+        base = str(root / folder)
+        found = {key: f"{base}/{key}{suffix}" for key in _walk(base, "", suffix)}  # Paths would take four times as long
     else:
         for archive in [root / name for name in archives if (root / name).is_file()]:
             members = [name for name in _names(archive) if name.startswith(f"{folder}/") and name.endswith(suffix)]

@@ -3,7 +3,8 @@
 from typing import Any
 
 from early_fusion_seg.data.files import File
-from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.images import open_file
 
 
 def read_mat(file: File, name: str) -> Any:
@@ -21,12 +22,10 @@ def read_mat(file: File, name: str) -> Any:
     """
     from scipy.io import loadmat  # slow to import, and few data sets need it
 
-    try:
-        with file.open("rb") as opened:
+    with open_file(file) as opened:
+        try:
             return loadmat(opened, variable_names=[name], squeeze_me=True, struct_as_record=False)[name]
-    except FileNotFoundError:
-        raise MissingFileError(f"there is no file {file}") from None
-    except KeyError:
-        raise UserError(f"{file} has no variable {name}; it is not a label file of this data set") from None
-    except Exception as error:  # scipy raises many types on damaged files, from ValueError to zlib.error
-        raise UserError(f"{file} is damaged or no .mat file ({type(error).__name__}: {error})") from None
+        except KeyError:
+            raise UserError(f"{file} has no variable {name}; it is not a label file of this data set") from None
+        except Exception as error:  # scipy raises many types on damaged files, from ValueError to zlib.error
+            raise UserError(f"{file} is damaged or no .mat file ({type(error).__name__}: {error})") from None
