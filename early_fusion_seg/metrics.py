@@ -7,7 +7,7 @@ counts. Both are options, so one implementation serves all.
 Shapes: K classes; a confusion matrix is (K, K + 1) int64, rows truth, columns prediction, the last column void.
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,13 @@ predicted; if not, the mean is nan (PASCAL VOC).
 
 PredVoid = Literal["fn", "drop", "error"]
 """What a valid pixel predicted as void counts: a false negative, nothing at all, or it is refused."""
+
+
+class Rule(NamedTuple):
+    """The two things in which official evaluators differ."""
+
+    absent: Absent
+    pred_void: PredVoid
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

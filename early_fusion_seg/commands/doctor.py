@@ -197,20 +197,21 @@ def show(data: SegmentationDataModule, split: Split, source: FileSource, found: 
 def frequencies(data: SegmentationDataModule, raw_ids: Counter[int]) -> Table:
     """Return a table of the classes: raw ids found, and the share of the labelled pixels."""
     to_train = dict(data.label_set.raw_to_train)
-    pixels: Counter[int] = Counter()
-    ids: dict[int, list[int]] = {}
-    for raw_id, count in raw_ids.items():
-        pixels[to_train.get(raw_id, -1)] += count
-        ids.setdefault(to_train.get(raw_id, -1), []).append(raw_id)
-    total = max(1, sum(pixels[c] for c in range(data.num_classes)))
-    table = Table(title="what train would learn from", title_justify="left")
-    for title in ("class", "raw ids found", "% of the labelled pixels"):
-        table.add_column(title, justify="left" if title == "class" else "right")
+    ids: dict[int, dict[int, int]] = {}  # train id -> raw id -> pixels
+    for raw_id, count in sorted(raw_ids.items()):
+        ids.setdefault(to_train.get(raw_id, -1), {})[raw_id] = count
+    total = max(1, sum(sum(ids.get(c, {}).values()) for c in range(data.num_classes)))
+    table = Table(title="what train would learn from, % of the labelled pixels", title_justify="left")
+    table.add_column("class")
+    table.add_column("raw ids found")
+    table.add_column("%", justify="right")
     names: Iterable[tuple[int, str]] = [*enumerate(data.class_names), (data.ignore_index, "ignored"), (-1, "unknown")]
     for train_id, name in names:
-        if 0 <= train_id < data.num_classes or pixels[train_id]:
-            found = ", ".join(map(str, sorted(ids.get(train_id, [])))) or "none"
-            table.add_row(name, found, f"{100 * pixels[train_id] / total:.2f}")
+        found = ids.get(train_id, {})
+        if 0 <= train_id < data.num_classes or found:
+            many = len(found) > 1
+            shown = [f"{raw_id} ({100 * n / total:.2f})" if many else f"{raw_id}" for raw_id, n in found.items()]
+            table.add_row(name, ", ".join(shown) or "none", f"{100 * sum(found.values()) / total:.2f}")
     return table
 
 

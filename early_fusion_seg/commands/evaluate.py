@@ -93,7 +93,7 @@ def score_folder(data: SegmentationDataModule, split: str, folder: Path, ids: Id
         raise UserError(f"{type(data).__name__}'s {split} split has no labels to score with")
     labels = data.label_set if ids == "raw" else data.label_set.of_train_ids()
     predictions = find_predictions(folder, [source.key(i) for i in range(len(source))])
-    metrics = SegmentationMetrics(data.num_classes, data.ignore_index, data.absent, data.pred_void)
+    metrics = SegmentationMetrics(data.num_classes, data.ignore_index, *data.rule)
     for i in track(range(len(source)), "scoring", console=rich.get_console(), transient=True):
         truth, path = source.read_labels(i), predictions[source.key(i)]
         prediction = read_prediction(path, labels)

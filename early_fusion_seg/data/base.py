@@ -22,7 +22,7 @@ from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, c
 from early_fusion_seg.data.transforms import TrainAugmentation, Transform
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
-from early_fusion_seg.metrics import Absent, PredVoid
+from early_fusion_seg.metrics import Absent, PredVoid, Rule
 from early_fusion_seg.visualize import sheet
 
 Split = Literal["train", "val", "test", "predict"]
@@ -124,6 +124,11 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         Raises:
             UserError: The split is not there; the message shows what was expected and where to get it.
         """
+
+    @property
+    def rule(self) -> Rule:
+        """Return how the data set's own evaluator treats absent classes and void predictions."""
+        return Rule(self.absent, self.pred_void)
 
     @property
     def published_sizes(self) -> dict[str, int]:
