@@ -20,6 +20,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, Ove
 DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 SMALLEST_REDUCED = 64  # pixels
 REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 WHOLE = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # how a file of each format ends
 GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches grey levels of 2 and 4 bits to 0..255
 
@@ -181,7 +182,10 @@ def _decode_fast(content: bytes, reduction: int) -> NDArray[np.uint8] | None:
             kind, size = image.format, image.size
             plain = image.mode in ("RGB", "L") and "transparency" not in image.info and kind in WHOLE
             plain = plain and (kind == "JPEG" or image.tile[0].args in ("RGB", "L"))  # no PNG of 2, 4 or 16 bits
-            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            if kind == "JPEG":
+                upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            else:  # a PNG's would decode the whole image
+                upright = not any(tag in content for tag in PNG_EXIF)
     except (*DAMAGE, UnidentifiedImageError, Image.DecompressionBombError):
         return None
     if not plain or not upright or not content.endswith(WHOLE[str(kind)]):
