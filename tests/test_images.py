@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.images import read_image, read_mask, to_rgb_array, write_indexed_png
+from early_fusion_seg.images import image_size, read_image, read_mask, to_rgb_array, write_indexed_png
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (11, 14, 3), np.uint8)
@@ -256,3 +256,35 @@ def test_plain_files_give_what_pillow_gives_also_where_a_byte_is_wrong(tmp_path:
         else:
             np.testing.assert_array_equal(read_image(path), expected)
     assert refused > (5 if suffix == "jpg" else 60)
+
+
+def test_a_turned_jpeg_is_reduced_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    pixels = np.add.outer(np.arange(100), np.arange(140)).astype(np.uint8).repeat(3).reshape(100, 140, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=98)
+    small = read_image(tmp_path / "a.jpg", 2)
+    assert small.shape == (70, 50, 3)
+    whole = read_image(tmp_path / "a.jpg")
+    assert np.abs(whole.reshape(70, 2, 50, 2, 3).mean((1, 3)) - small).mean() < 1.5
+
+
+def test_sizes_come_from_the_header(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    assert image_size(tmp_path / "a.png") == (14, 11)
+    (tmp_path / "b.png").write_text("no image")
+    with pytest.raises(UserError, match=r"b\.png is not an image"):
+        image_size(tmp_path / "b.png")
+    with pytest.raises(MissingFileError, match=r"there is no file .*c\.png"):
+        image_size(str(tmp_path / "c.png"))
+
+
+def test_a_file_that_may_not_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"a\.png cannot be read \(not allowed\)"):
+        read_image(tmp_path / "a.png")

@@ -86,18 +86,9 @@ def matched(images: Mapping[str, File], masks: Mapping[str, File], what: str) ->
     return [(key, image, masks[key]) for key, image in images.items()]
 
 
-def first_folder(root: Path, *names: str) -> Path | None:
-    """Return the first of some folders below a root that is there."""
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
 @lru_cache(maxsize=16)
 def _names(archive: Path) -> tuple[str, ...]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return tuple(opened.namelist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{archive} cannot be read as a zip file ({error}); download it again") from None
+    return tuple(_opened(archive, os.getpid()).namelist())
 
 
 @lru_cache(maxsize=16)
