@@ -11,12 +11,15 @@ from early_fusion_seg.data import dataset, transforms
 from early_fusion_seg.data.dataset import FileSource, Item, SegmentationDataset
 from early_fusion_seg.data.transforms import (
     FILL,
+    Axis,
     TrainAugmentation,
+    Window,
     largest_share,
     resize,
     resize_image,
     resize_mask,
     seed_transform,
+    snapped,
 )
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.images import read_image
@@ -287,3 +290,20 @@ def test_a_reduced_jpeg_is_the_average_of_its_pixels(tmp_path) -> None:
         assert read_image(tmp_path / "a.png", factor).shape == (120, 150, 3)
     Image.fromarray(noise[:60, :60]).save(tmp_path / "small.jpg")
     assert read_image(tmp_path / "small.jpg", 2).shape == (60, 60, 3)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_windows_of_reduced_images_start_at_whole_pixels(factor: int) -> None:
+    rng = np.random.default_rng(factor)
+    for _ in range(200):
+        side = int(rng.integers(64, 400))
+        start, stop = sorted(rng.integers(0, side + 1, 2).tolist())
+        axis = Axis(slice(start, max(stop, start + 1)), slice(0, 10))
+        rows = snapped(Window((10, 10), 0.1, axis, axis), factor, (side, side)).rows
+        assert rows.placed == slice(0, 10)
+        assert rows.taken.start % factor == 0
+        assert rows.taken.stop % factor == 0 or rows.taken.stop == side
+        assert rows.taken.stop > rows.taken.start
+        assert abs(rows.taken.start - axis.taken.start) < factor
+        assert abs(rows.taken.stop - axis.taken.stop) <= factor
+    assert snapped(Window((10, 10), 1.0, axis, axis), 1, (side, side)).rows == axis
