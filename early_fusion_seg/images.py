@@ -84,6 +84,11 @@ def image_size(path: str | Path | Openable) -> tuple[int, int]:
         raise UserError(f"{path} is not an image that can be read") from None
 
 
+def size_text(pixels: NDArray[Any]) -> str:
+    """Return the size of an image or mask (h, w, ...) for a message, width first: "640x480"."""
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"
+
+
 def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
     """Turn an image in memory into RGB pixels, as `read_image` does with files.
 

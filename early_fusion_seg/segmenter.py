@@ -227,9 +227,8 @@ class ReverseHRNetSeg(LightningModule):
     def _log_scores(self, split: str) -> None:
         scores = cast(SegmentationMetrics, self.metrics[split]).compute()  # summed over ranks, so equal on all
         miou = scores["miou"].where(scores["miou"].isfinite(), scores["per_class"].nanmean())  # VOC's can be nan
-        for name, value in (("mIoU", miou), ("pixel_accuracy", scores["pixel_accuracy"])):
-            # the ranks have equal values, so that their maximum is exact
-            self.log(f"{split}/{name}", value.float(), prog_bar=True, sync_dist=True, reduce_fx="max")
+        values = {f"{split}/mIoU": miou.float(), f"{split}/pixel_accuracy": scores["pixel_accuracy"].float()}
+        self.log_dict(values, prog_bar=True, sync_dist=True, reduce_fx="max")  # of equal values the maximum is exact
 
     def setup(self, stage: str) -> None:
         """Compare the encoder over the ranks: one that differs would train a head on two kinds of features."""

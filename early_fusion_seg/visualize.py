@@ -141,9 +141,7 @@ def panel(
             image, truth, prediction, ignore_index
         ),
     }
-    occurring = sorted({*np.unique(truth).tolist(), *np.unique(prediction).tolist()} - {ignore_index})
-    colours = np.asarray(palette, np.uint8).reshape(-1, 3)
-    legend = [(class_names[label], tuple(colours[label].tolist())) for label in occurring]
+    legend = _legend([truth, prediction], palette, class_names, ignore_index)
     if wrong.any():
         legend.append(("wrong", WRONG))
     if not valid.all() or (prediction == ignore_index).any():
@@ -180,9 +178,17 @@ def sheet(
         tiles[f"{i + 1}: {title}"] = fit_tile(image)
         if truth is not None:
             tiles[f"{i + 1}: labels"] = fit_tile(overlay(image, truth, palette, ignore_index=ignore_index))
-    occurring = sorted({int(v) for truth in labels if truth is not None for v in np.unique(truth)} - {ignore_index})
+    known = [truth for truth in labels if truth is not None]
+    return _compose(tiles, _legend(known, palette, class_names, ignore_index), columns=2)
+
+
+def _legend(
+    label_maps: Sequence[Labels], palette: ArrayLike, class_names: Sequence[str], ignore_index: int
+) -> list[tuple[str, Color]]:
+    """List name and colour of the classes that occur."""
+    occurring = sorted({label for labels in label_maps for label in np.unique(labels).tolist()} - {ignore_index})
     colours = np.asarray(palette, np.uint8).reshape(-1, 3)
-    return _compose(tiles, [(class_names[v], tuple(colours[v].tolist())) for v in occurring], columns=2)
+    return [(class_names[label], tuple(colours[label].tolist())) for label in occurring]
 
 
 def fit_tile(tile: Pixels) -> Pixels:

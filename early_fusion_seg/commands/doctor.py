@@ -19,7 +19,7 @@ from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.data.base import Split
 from early_fusion_seg.data.dataset import FileSource
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.images import read_image
+from early_fusion_seg.images import read_image, size_text
 
 SAMPLE = 20  # images of each split that are read without --full
 SHOWN = 10  # troubles of a split that are printed
@@ -97,7 +97,8 @@ def main(args: list[str]) -> int:
     name, parser = dataset_parser("doctor", "Say what is right and wrong with a data set, and what mends it.", args)
     parser.add_argument("--full", type=bool, default=False, help="read every file, with all cores")
     data, options = parse(parser, args)
-    names = ", ".join(dict.fromkeys(layout.name for layout in layouts(data.root)))
+    present = layouts(data.root)
+    names = ", ".join(dict.fromkeys(layout.name for layout in present))
     say(f"{data.root}: {names or 'no known layout'}")
     usable, explained = True, ""
     for split in SPLITS:
@@ -113,7 +114,7 @@ def main(args: list[str]) -> int:
         found = examine(source, SAMPLE if not options.full else len(source), split)
         show(data, split, source, found)
         usable &= split == "test" or (found.images > 0 and not found.troubles)
-    others = [layout.use for layout in layouts(data.root) if layout.use.split()[0] != name or "--" in layout.use]
+    others = [layout.use for layout in present if layout.use.split()[0] != name or "--" in layout.use]
     if others and not usable:
         say("what is there may fit: " + "; ".join(f"early-fusion-seg doctor {use}" for use in dict.fromkeys(others)))
     say("usable: fit can start" if usable else "not usable as it is")
@@ -166,14 +167,12 @@ def examine_one(source: FileSource, index: int) -> tuple[list[str], tuple[int, i
             counts = np.bincount(raw.ravel().astype(np.int64))
             source.label_set.encode(raw, str(item.mask))
             if raw.shape != size:
-                troubles.append(f"{item.mask} is {_by(raw.shape)} pixels (width x height) and its image {_by(size)}")
+                troubles.append(
+                    f"{item.mask} is {size_text(raw)} pixels (width x height) and its image {size_text(image)}"
+                )
         except UserError as error:
             troubles.append(str(error))
     return troubles, size, counts
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]}"
 
 
 def show(data: SegmentationDataModule, split: Split, source: FileSource, found: Findings) -> None:

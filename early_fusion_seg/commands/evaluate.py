@@ -15,10 +15,11 @@ from rich.progress import track
 from early_fusion_seg.callbacks import show_results
 from early_fusion_seg.commands.datasets import dataset_parser, parse
 from early_fusion_seg.data import SegmentationDataModule
+from early_fusion_seg.data.base import Split
 from early_fusion_seg.data.dataset import FileSource
 from early_fusion_seg.data.files import files_below
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.images import read_mask
+from early_fusion_seg.images import read_mask, size_text
 from early_fusion_seg.labels import LabelSet
 from early_fusion_seg.metrics import SegmentationMetrics
 from early_fusion_seg.report import RunFacts, build_results, write_json
@@ -73,7 +74,7 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def score_folder(data: SegmentationDataModule, split: str, folder: Path, ids: Ids = "raw") -> SegmentationMetrics:
+def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: Ids = "raw") -> SegmentationMetrics:
     """Compare a folder of predictions with the truth, at the size of the truth.
 
     Args:
@@ -88,7 +89,7 @@ def score_folder(data: SegmentationDataModule, split: str, folder: Path, ids: Id
     Raises:
         UserError: A prediction is missing, is there twice, has another size or an unknown label.
     """
-    source = data.source(split)  # type: ignore[arg-type]  # a command line's text is checked by the parser
+    source = data.source(split)
     if not isinstance(source, FileSource) or not source.labelled:
         raise UserError(f"{type(data).__name__}'s {split} split has no labels to score with")
     labels = data.label_set if ids == "raw" else data.label_set.of_train_ids()
@@ -98,7 +99,9 @@ def score_folder(data: SegmentationDataModule, split: str, folder: Path, ids: Id
         truth, path = source.read_labels(i), predictions[source.key(i)]
         prediction = read_prediction(path, labels)
         if prediction.shape != truth.shape:
-            raise UserError(f"{path} is {_size(prediction)} pixels (width x height) and the truth {_size(truth)}")
+            raise UserError(
+                f"{path} is {size_text(prediction)} pixels (width x height) and the truth {size_text(truth)}"
+            )
         if (
             data.pred_void == "error"
             and (void := (prediction == data.ignore_index) & (truth != data.ignore_index)).any()
@@ -137,7 +140,3 @@ def find_predictions(folder: Path, keys: list[str]) -> dict[str, Path]:
 def read_prediction(path: Path, labels: LabelSet) -> NDArray[np.uint8]:
     """Read a prediction as train ids (h, w); ignored classes are void."""
     return labels.encode(read_mask(path), path)
-
-
-def _size(array: NDArray[np.uint8]) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"

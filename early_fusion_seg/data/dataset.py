@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from early_fusion_seg.data.files import File
 from early_fusion_seg.data.transforms import TrainAugmentation, Transform, resize, seed_transform
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.images import read_image, read_mask
+from early_fusion_seg.images import read_image, read_mask, size_text
 from early_fusion_seg.labels import LabelSet
 
 Image = NDArray[np.uint8]
@@ -102,8 +102,9 @@ class FileSource(Source):
         mask = self.read_labels(index)
         if mask.shape != image.shape[:2]:
             raise UserError(
-                f"{item.image} is {_size(image)} pixels (width x height) and its mask {item.mask} is {_size(mask)}; "
-                "they must be equal. Give the mask in the size and orientation in which the image is shown."
+                f"{item.image} is {size_text(image)} pixels (width x height) "
+                f"and its mask {item.mask} is {size_text(mask)}; they must be equal. "
+                "Give the mask in the size and orientation in which the image is shown."
             )
         return image, mask
 
@@ -207,7 +208,3 @@ def _image_tensor(image: Any) -> Tensor:
         torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) if isinstance(image, np.ndarray) else image
     )
     return tensor if tensor.dtype == torch.uint8 else tensor.float()
-
-
-def _size(array: NDArray[Any]) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"

@@ -89,8 +89,7 @@ class TrainAugmentation:
 
     def seed(self, seed: tuple[int, ...]) -> None:
         """Make what is drawn next depend on a seed alone."""
-        generator = np.random.default_rng(seed)
-        self.random = random.Random(int(generator.integers(2**63)))
+        generator, self.random = _streams(seed)
         self.random.random()  # in albumentations' order of draws, in which measurements were made, one comes before
         for transform in self.others:  # one stream for all: with streams of their own, bright images were large ones
             transform.set_random_state(generator, self.random)
@@ -123,9 +122,9 @@ class TrainAugmentation:
         Returns:
             `image` and, where there is one, `mask`.
         """
-        data: dict[str, Any] = {"image": image}
+        data: dict[str, Any]
         if mask is None:
-            data["image"] = cut_image(image, window)
+            data = {"image": cut_image(image, window)}
         else:
             factor = round(mask.shape[0] / image.shape[0])
             window = snapped(window, factor, (mask.shape[0], mask.shape[1]))
@@ -231,8 +230,13 @@ def seed_transform(transform: Transform, seed: tuple[int, ...]) -> None:
     if isinstance(transform, TrainAugmentation):
         transform.seed(seed)
     elif isinstance(transform, A.BaseCompose | A.BasicTransform):
-        generator = np.random.default_rng(seed)
-        transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        transform.set_random_state(*_streams(seed))
+
+
+def _streams(seed: tuple[int, ...]) -> tuple[np.random.Generator, random.Random]:
+    """Return the two generators that albumentations draws from."""
+    generator = np.random.default_rng(seed)
+    return generator, random.Random(int(generator.integers(2**63)))
 
 
 def _length(window: slice) -> int:

@@ -156,6 +156,7 @@ class LabelSet:
         )
 
 
+@lru_cache(maxsize=16)  # data modules ask for theirs at each use
 def load_label_set(name: str) -> LabelSet:
     """Load a label set of the package, such as "camvid_11"."""
     return LabelSet.from_rows(name, packaged_rows(name), name)
