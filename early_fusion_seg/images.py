@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -19,10 +19,17 @@ from early_fusion_seg.errors import MissingFileError, UserError
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, OverflowError, struct.error, zlib.error)
 DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 SMALLEST_REDUCED = 64  # pixels
-REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+REDUCED = {  # OpenCV's flags; its REDUCED_COLOR ones would give BGR, and exclude IMREAD_COLOR_RGB
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 WHOLE = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # how a file of each format ends
 GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches grey levels of 2 and 4 bits to 0..255
+
+Prepared = TypeVar("Prepared")
 
 
 class Openable(Protocol):
@@ -120,19 +127,20 @@ def read_mask(path: str | Path | Openable) -> NDArray[Any]:
         path: A single-channel file, as a rule a PNG: grey (1 to 16 bits) or indexed (its colours do not matter).
 
     Returns:
-        The numbers, integers of shape (h, w).
+        The numbers, integers of shape (h, w); they may be read-only.
 
     Raises:
         MissingFileError: There is no such file.
         UserError: It is not an image, is damaged, or has colours where numbers were expected.
     """
-    image, raw_mode = _decode(path, _read(path), Image.Image.copy)
-    if image.mode not in ("1", "L", "P", "I", *DEEP_GREY):
+    (mode, values), raw_mode = _decode(path, _read(path), lambda image: (image.mode, np.asarray(image)))
+    if mode not in ("1", "L", "P", "I", *DEEP_GREY):
         raise UserError(
-            f"{path} has the mode {image.mode}; a mask must be grey or indexed, each pixel the number of its class. "
+            f"{path} has the mode {mode}; a mask must be grey or indexed, each pixel the number of its class. "
             "A mask in colours must be converted first."
         )
-    values: NDArray[Any] = np.array(image, dtype=np.uint8 if image.mode == "1" else None)
+    if mode == "1":
+        return values.astype(np.uint8)
     return values // GREY_STEP[raw_mode] if raw_mode in GREY_STEP else values
 
 
@@ -195,22 +203,22 @@ def _decode_fast(content: bytes, reduction: int) -> NDArray[np.uint8] | None:
         return None
     if not plain or not upright or not content.endswith(WHOLE[str(kind)]):
         return None
-    reduce = kind == "JPEG" and reduction > 1 and min(size) >= SMALLEST_REDUCED
-    flags = REDUCED[reduction] if reduce else cv2.IMREAD_COLOR
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if pixels is None else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+    flags = REDUCED[reduction if kind == "JPEG" and min(size) >= SMALLEST_REDUCED else 1]
+    flags |= cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    return None if pixels is None else np.asarray(pixels, np.uint8)
 
 
 def _decode(
     path: str | Path | Openable,
     content: bytes,
-    prepare: Callable[[Image.Image], Image.Image],
+    prepare: Callable[[Image.Image], Prepared],
     reduction: int = 1,
-) -> tuple[Image.Image, str]:
+) -> tuple[Prepared, str]:
     """Decode a file whole with Pillow, so that damage shows here.
 
     Returns:
-        The prepared image, and how a PNG stores its pixels ("L;4": grey of 4 bits), which Pillow forgets on decoding.
+        What `prepare` makes of it, and how a PNG stores its pixels ("L;4": grey of 4 bits), which Pillow then forgets.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:

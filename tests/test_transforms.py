@@ -1,16 +1,19 @@
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import albumentations as A
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from early_fusion_seg.data import dataset, transforms
 from early_fusion_seg.data.dataset import FileSource, Item, SegmentationDataset
 from early_fusion_seg.data.transforms import (
-    FILL,
+    FILLS,
     Axis,
     TrainAugmentation,
     Window,
@@ -75,7 +78,7 @@ def test_crop_keeps_size_types_and_the_match_of_image_and_mask(crop: tuple[int, 
         assert pixels.shape == (*(crop or (120, 160)), 3)
         assert labels.shape == pixels.shape[:2]
         assert pixels.dtype == labels.dtype == np.uint8
-        filled = (pixels == FILL).all(-1)
+        filled = (pixels == FILLS["image"]).all(-1)
         np.testing.assert_array_equal(filled, labels == 255)
         rows, cols = pixels[..., 0].astype(int), pixels[..., 1].astype(int)
         inner = ~filled & (np.abs(rows % 10 - 4.5) < 2.6) & (np.abs(cols % 10 - 4.5) < 2.6)  # away from label borders
@@ -182,12 +185,22 @@ def test_callables_that_are_not_albumentations_are_left_alone() -> None:
     seed_transform(lambda image, mask: {"image": image, "mask": mask}, (1, 2))
 
 
-@pytest.mark.parametrize(("scale", "size"), [(0.5, (18, 24)), (0.37, (13, 18)), (2.0, (72, 96)), (1.5, (54, 72))])
-def test_resize_has_the_rounded_size_and_pillows_nearest_labels(scale: float, size: tuple[int, int]) -> None:
+def nearest_centres(old: int, new: int) -> list[int]:
+    """List, for each new pixel, the old one whose centre is nearest; the later of two."""
+    distance = {
+        (i, j): abs(Fraction(2 * i + 1, 2 * new) - Fraction(2 * j + 1, 2 * old)) for i in range(new) for j in range(old)
+    }
+    return [min(range(old), key=lambda j: (distance[i, j], -j)) for i in range(new)]
+
+
+@pytest.mark.parametrize(
+    ("scale", "size"), [(0.5, (18, 24)), (0.37, (13, 18)), (2.0, (72, 96)), (1.5, (54, 72)), (0.75, (27, 36))]
+)
+def test_resize_has_the_rounded_size_and_the_labels_of_the_nearest_centres(scale: float, size: tuple[int, int]) -> None:
     image, mask = RNG.integers(0, 256, (36, 48, 3), np.uint8), RNG.integers(0, 12, (36, 48), np.uint8)
     pixels, labels = resize(image, mask, scale)
     assert pixels.shape == (*size, 3)
-    expected = np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+    expected = mask[np.ix_(nearest_centres(36, size[0]), nearest_centres(48, size[1]))]
     np.testing.assert_array_equal(labels, expected)
 
 
@@ -198,10 +211,12 @@ def test_resize_down_averages_all_pixels(factor: int) -> None:
     assert np.abs(resize(image, None, 1 / factor)[0] - mean).max() <= 0.51
 
 
-def test_resize_up_is_bilinear() -> None:
+@pytest.mark.parametrize("size", [(72, 96), (54, 60), (27, 36), (18, 24)])
+def test_resize_to_half_or_more_is_bilinear(size: tuple[int, int]) -> None:
     image = RNG.integers(0, 256, (36, 48, 3), np.uint8)
-    expected = np.asarray(Image.fromarray(image).resize((96, 72), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(resize_image(image, 72, 96) - expected).max() <= 1
+    floats = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    expected = F.interpolate(floats, size=size, mode="bilinear")[0].permute(1, 2, 0).numpy()
+    assert np.abs(resize_image(image, *size) - expected).max() <= 1.01
 
 
 def test_resize_by_one_returns_the_same_arrays_and_none_stays_none() -> None:

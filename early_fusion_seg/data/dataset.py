@@ -7,6 +7,7 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -204,7 +205,11 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 def _image_tensor(image: Any) -> Tensor:
     """Turn (h, w, 3) arrays into (3, h, w); tensors of that shape (albumentations' ToTensorV2) pass."""
-    tensor = (
-        torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) if isinstance(image, np.ndarray) else image
-    )
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        planes = np.empty((3, *image.shape[:2]), np.uint8)
+        cv2.split(np.ascontiguousarray(image), list(planes))  # several times faster than numpy's transposed copy
+        return torch.from_numpy(planes)
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    tensor: Tensor = image
     return tensor if tensor.dtype == torch.uint8 else tensor.float()

@@ -25,7 +25,7 @@ from early_fusion_seg.labels import IGNORE_INDEX
 Pixels = NDArray[np.uint8]
 Transform = Callable[..., dict[str, Any]]
 
-FILL = (124, 116, 104)  # ImageNet's mean colour, which normalisation turns into about zero
+FILLS = {"image": (124, 116, 104), "mask": (IGNORE_INDEX,)}  # ImageNet's mean colour is about zero when normalised
 REDUCTIONS = (8, 4, 2)  # what a JPEG can be shrunk by while it is decoded
 MAX_SHARE = 0.75  # of one class among a window's labelled pixels, 0..1
 TRIES = 10  # windows drawn at most; the last one is taken as it is
@@ -112,7 +112,7 @@ class TrainAugmentation:
         return Window(crop, scale, rows, cols)
 
     def apply(self, image: Pixels, mask: Pixels | None, window: Window) -> dict[str, Any]:
-        """Cut a window out of an image and its mask, then flip and colour.
+        """Cut a window out of an image and its mask, resize, flip and colour it.
 
         Args:
             image: Pixels, of the size for which the window was drawn or reduced while they were decoded.
@@ -122,13 +122,24 @@ class TrainAugmentation:
         Returns:
             `image` and, where there is one, `mask`.
         """
-        data: dict[str, Any]
-        if mask is None:
-            data = {"image": cut_image(image, window)}
-        else:
-            factor = round(mask.shape[0] / image.shape[0])
+        factor = 1 if mask is None else round(mask.shape[0] / image.shape[0])
+        if mask is not None:
             window = snapped(window, factor, (mask.shape[0], mask.shape[1]))
-            data = {"image": cut_image(image, window, factor), "mask": cut_mask(mask, window)}
+        rows, cols = (slice(a.taken.start // factor, -(-a.taken.stop // factor)) for a in (window.rows, window.cols))
+        data = {"image": image[rows, cols]}
+        if mask is not None:
+            data["mask"] = mask[window.rows.taken, window.cols.taken]
+        if window.scale > 1:  # where there are fewer pixels
+            data = self._flip_and_colour(data)
+        height, width = _length(window.rows.placed), _length(window.cols.placed)
+        data["image"] = resize_image(data["image"], height, width)
+        if mask is not None:
+            data["mask"] = resize_mask(data["mask"], height, width)
+        if window.scale <= 1:
+            data = self._flip_and_colour(data)
+        return {name: _placed(pixels, window, FILLS[name]) for name, pixels in data.items()}
+
+    def _flip_and_colour(self, data: dict[str, Pixels]) -> dict[str, Pixels]:
         for transform in self.others:
             data = transform(**data)
         return data
@@ -145,20 +156,6 @@ class TrainAugmentation:
             filled = out
         start, place = self.random.randint(0, side - taken), self.random.randint(0, out - filled)
         return Axis(slice(start, start + taken), slice(place, place + filled))
-
-
-def cut_image(image: Pixels, window: Window, factor: int = 1) -> Pixels:
-    """Cut, resize and place a window of an image that is smaller by a factor than the window's pixels."""
-    rows, cols = (slice(a.taken.start // factor, -(-a.taken.stop // factor)) for a in (window.rows, window.cols))
-    pixels = resize_image(image[rows, cols], _length(window.rows.placed), _length(window.cols.placed))
-    return _placed(pixels, window, FILL)
-
-
-def cut_mask(mask: Pixels, window: Window) -> Pixels:
-    """Cut, resize and place a window of a mask."""
-    taken = mask[window.rows.taken, window.cols.taken]
-    labels = resize_mask(taken, _length(window.rows.placed), _length(window.cols.placed))
-    return _placed(labels, window, (IGNORE_INDEX,))
 
 
 def _placed(pixels: Pixels, window: Window, fill: tuple[int, ...]) -> Pixels:
@@ -209,16 +206,21 @@ def resize(image: Pixels, mask: Pixels | None, scale: float) -> tuple[Pixels, Pi
 
 
 def resize_image(image: Pixels, height: int, width: int) -> Pixels:
-    """Resize pixels (h, w, 3), averaging where it shrinks (so that nothing aliases) and bilinearly where it grows."""
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    """Resize pixels (h, w, 3) bilinearly, or to less than half by averages, since nothing must be skipped."""
+    skips = 2 * height < image.shape[0] or 2 * width < image.shape[1]
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
     return np.asarray(resized, np.uint8)
 
 
 def resize_mask(mask: Pixels, height: int, width: int) -> Pixels:
-    """Resize train ids (h, w) to those at the nearest pixel centres; no new values appear."""
-    # INTER_NEAREST takes the corner of each pixel, which shifts labels by half a pixel against the image
-    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+    """Resize train ids (h, w) to those at the nearest pixel centres; no new values appear.
+
+    Of two centres equally near, the later is taken, in whole numbers: OpenCV's INTER_NEAREST_EXACT has changed sides
+    between versions 4 and 5, and its INTER_NEAREST takes the corner of each pixel, which shifts labels by half a pixel.
+    """
+    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
+    cols = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
+    return np.asarray(mask[rows].take(cols, axis=1), np.uint8)
 
 
 def seed_transform(transform: Transform, seed: tuple[int, ...]) -> None:
