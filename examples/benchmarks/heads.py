@@ -294,6 +294,7 @@ def train_encoder(data: Any, path: Path, epochs: int = 15, rate: float = 1e-3, s
 
 def cost(repeats: int = 7) -> None:
     """Measure what each head costs, with the same encoder maps, and append the records."""
+    torch.set_num_threads(1)
     encoder = FrozenEncoder("resnet50", weights="random")
     images = torch.rand(2, 3, 512, 512)
     maps, masks = encoder(images), torch.zeros(2, 512, 512, dtype=torch.uint8)
@@ -303,11 +304,11 @@ def cost(repeats: int = 7) -> None:
     times: dict[str, list[float]] = {name: [] for name in heads}
     for _ in range(repeats):  # interleaved, so that a disturbance meets all
         for name, head in heads.items():
-            start = time.perf_counter()
+            start = time.process_time()
             with torch.autocast("cpu", torch.bfloat16):
                 loss = cross_entropy(head(encoder(small), small), small_masks)
             loss.backward()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     unet = statistics.median(times["Unet"])
     with RESULTS.open("a") as file:
         for name, head in heads.items():

@@ -83,7 +83,8 @@ def cost(records: Records) -> str:
     lines += [
         "Per image of 512x512, float32: forward GFLOPs of the head, and bytes that autograd keeps for head and loss."
     ]
-    lines += ["Time of a training step of 8 crops, encoder included, bf16, as a ratio to Unet's in the same run;"]
+    lines += ["Time of a training step of 8 crops, encoder included, bf16: the processor's on one thread, median of 7,"]
+    lines += ["as a ratio to Unet's in the same run;"]
     lines += [f"{span(dates)}."]
     lines += ["", "| head | parameters (M) | GFLOPs | saved activations (MiB) | time / Unet |", "|---|---|---|---|---|"]
     for name, r in latest.items():
