@@ -110,8 +110,11 @@ class ReverseHRNet(nn.Module):
 
 
 def default_hr_modules(plan: Plan, streams: int) -> list[int]:
-    """Return the HR modules of each stage: early keeps all streams together, progressive fuses at each joining."""
-    return [2] + [0] * (streams - 1) if plan == "early" else [1] * streams
+    """Return the HR modules of each stage: early fuses all streams once, progressive at each joining.
+
+    Chosen by measurement: docs/decisions/0005-default-head.md.
+    """
+    return [1] + [0] * (streams - 1) if plan == "early" else [1] * streams
 
 
 def stage_strides(plan: Plan, strides: Sequence[int]) -> list[list[int]]:
