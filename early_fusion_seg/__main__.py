@@ -44,8 +44,13 @@ def main(args: list[str] | None = None) -> int:
     try:
         return _dispatch(sys.argv[1:] if args is None else args)
     except UserError as error:
-        print(f"early-fusion-seg: error: {plain_message(error)}", file=sys.stderr)
-        return 2
+        message = plain_message(error)
+    except OSError as error:  # of a file named by the user, such as an output that cannot be written
+        if error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}; check the path, the rights and the space there"
+    print(f"early-fusion-seg: error: {message}", file=sys.stderr)
+    return 2
 
 
 def _dispatch(args: list[str]) -> int:

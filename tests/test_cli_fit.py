@@ -38,6 +38,19 @@ def test_fit_leaves_config_scores_checkpoints_and_panels(trained: Path) -> None:
     assert any(column.startswith("lr-") for column in columns)
 
 
+@pytest.mark.parametrize(("more", "steps"), [
+    (["--trainer.max_epochs=1"], 3),
+    (["--trainer.max_epochs=-1", "--trainer.max_steps=6"], 6),
+    (["--trainer.max_epochs=-1", "--trainer.max_steps=4"], 4),  # in the middle of an epoch
+])  # fmt: skip
+def test_each_run_ends_with_a_score(more: list[str], steps: int, camvid: Path, tmp_path: Path) -> None:
+    one_each = ["--data.batch_size=1", "--data.crop_size=64", "--trainer.check_val_every_n_epoch=5"]
+    assert main(fit_args(camvid, tmp_path / "run", *one_each, *more)) == 0
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == steps
+    assert len(epochs_logged(tmp_path / "run")) == 1
+
+
 def test_a_checkpoint_holds_plain_types_and_the_classes_of_the_data(checkpoint: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     assert content["hyper_parameters"]["class_names"][0] == "Sky"

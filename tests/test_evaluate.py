@@ -18,6 +18,7 @@ from early_fusion_seg.data import (
     SegmentationDataModule,
     VOCDataModule,
 )
+from early_fusion_seg.data.fake import fake_folder
 from early_fusion_seg.data.fake_benchmarks import fake_cityscapes, fake_coco_stuff, fake_mapillary, fake_voc
 from early_fusion_seg.errors import MissingFileError, UserError
 
@@ -169,7 +170,9 @@ def test_the_command_prints_and_writes_the_score(tmp_path: Path, capsys: pytest.
     assert main([*args, "--ids", "train"]) == 0
     assert "100.0" in capsys.readouterr().out
     assert main(args) == 2
-    assert "labelTrainIds.png holds the label 255" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "labelTrainIds.png holds the label 255" in error
+    assert "if these are train ids, give --ids train" in error
 
 
 def test_wrong_folders_of_predictions_are_explained(tmp_path: Path) -> None:
@@ -199,6 +202,33 @@ def test_predictions_are_found_by_their_keys(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = find_predictions(tmp_path, ["a_1", "a_1_b"])
     assert found == {"a_1": tmp_path / "a_1.png", "a_1_b": tmp_path / "deep/a_1_b_pred.png"}
+
+
+def test_predictions_are_found_with_suffixes_and_folders(tmp_path: Path) -> None:
+    for name in ("masks/a/x.jpg.png", "masks/b/x.png", "masks/deep/y.png", "overlays/b/x.jpg.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    masks = tmp_path / "masks"
+    expected = {"a/x": masks / "a/x.jpg.png", "b/x.jpg": masks / "b/x.png", "y": masks / "deep/y.png"}
+    assert find_predictions(tmp_path, ["a/x", "b/x.jpg", "y"]) == expected
+
+
+def test_the_truth_of_a_folder_scores_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_folder(tmp_path / "data", images=2)
+    args = ["evaluate", "folder", "--data.root", str(tmp_path / "data"), "--predictions"]
+    assert main([*args, str(tmp_path / "data/masks/val")]) == 0
+    assert "mIoU 100.0" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_train_ids_that_are_read_as_raw_ids_are_suspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_cityscapes(tmp_path, images=2)
+    masks = read(tmp_path / "gtFine/val/frankfurt", "*_labelTrainIds.png")
+    write({name: np.where(mask == 255, 0, mask) for name, mask in masks.items()}, tmp_path / "train_ids")
+    args = ["evaluate", "cityscapes", "--data.root", str(tmp_path), "--predictions", str(tmp_path / "train_ids")]
+    assert main(args) == 0
+    assert "if they are train ids, give --ids train" in capsys.readouterr().out
+    assert main([*args, "--ids", "train"]) == 0
+    assert "give --ids" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("args", "message"), [

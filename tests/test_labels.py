@@ -48,10 +48,17 @@ def test_encode_follows_the_table() -> None:
 def test_unknown_raw_id_is_refused_with_file_id_and_table(raw: int, dtype: type) -> None:
     mask = np.full((4, 5), 7, dtype)
     mask[2, 3] = raw
-    with pytest.raises(
-        UserError, match=rf"deep/a\.png holds the label {raw}, .*'small'.*7, 300, 9, 255.*'{raw},255,void"
-    ):
+    with pytest.raises(UserError, match=rf"^deep/a\.png holds the label {raw}, .*'small'.*\(it has 7, 9, 255, 300\)$"):
         SMALL.encode(mask, Path("deep/a.png"))
+
+
+def test_unknown_raw_id_of_a_users_table_can_be_added_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("raw_id,train_id,name,color\n0,0,road,#804080\n1,1,car,#00008e\n2,255,void,#000000", "utf-8")
+    with pytest.raises(
+        UserError, match=rf"\(it has 0\.\.2\)\. .* add the line '9,255,void,#000000' to {path} to ignore"
+    ):
+        LabelSet.from_csv(path).encode(np.full((2, 2), 9, np.uint8), "a.png")
 
 
 def test_empty_mask_is_encoded() -> None:

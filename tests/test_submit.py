@@ -206,12 +206,60 @@ def test_stuff_and_things() -> None:
 @pytest.mark.parametrize(("args", "message"), [
     (["camvid"], "camvid has no test server; those that have one are cityscapes"),
     (["coco", "--data.labels", "panoptic"], "give --data.labels stuff"),
+    (["cityscapes", "--data.labels", "labelTrainIds"], "takes labelIds: leave --data.labels out"),
     (["cityscapes"], "needs --ckpt_path FILE and --output FOLDER"),
 ])  # fmt: skip
 def test_what_cannot_be_submitted_is_refused(args, message: str, tmp_path: Path, capsys) -> None:
     root = fake_cityscapes(tmp_path / "data", images=1)
     assert main(["submit", args[0], "--data.root", str(root), *args[1:]]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_files_of_another_checkpoint_are_not_mixed_in(tmp_path: Path, capsys) -> None:
+    data = make("cityscapes", tmp_path / "data")
+    ckpt, output = checkpoint(tmp_path / "model.ckpt", data.class_names), tmp_path / "out"
+    assert run("cityscapes", data.root, ckpt, output) == 0
+    ckpt.write_bytes(ckpt.read_bytes() + b"other")
+    assert run("cityscapes", data.root, ckpt, output) == 2
+    assert f"{output} holds files of another checkpoint" in capsys.readouterr().err
+    (output / "checkpoint.sha256").unlink()
+    assert run("cityscapes", data.root, ckpt, output) == 2
+    assert f"{output} holds files of something else" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_spoilt_file_is_not_packed(name: str, tmp_path: Path, capsys) -> None:
+    data = make(name, tmp_path / "data")
+    ckpt, output = checkpoint(tmp_path / "model.ckpt", data.class_names), tmp_path / "out"
+    assert run(name, data.root, ckpt, output) == 0
+    spoilt = sorted((output / FORMATS[name].folder).iterdir())[0]
+    spoilt.write_bytes(b"no image")
+    (output / FORMATS[name].archive).unlink()
+    capsys.readouterr()
+    assert run(name, data.root, ckpt, output) == 1
+    assert f"{spoilt} is not an image" in capsys.readouterr().out
+    assert not (output / FORMATS[name].archive).exists()
+
+
+def test_train_ids_are_not_fit_to_be_submitted(tmp_path: Path, capsys) -> None:
+    data = make("cityscapes", tmp_path / "data")
+    write_to = tmp_path / "predicted"
+    write_to.mkdir()
+    for path in (tmp_path / "data/gtFine/val").rglob("*_labelTrainIds.png"):
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask == 255, 0, mask)).save(write_to / path.name)
+    assert check("cityscapes", data.root, write_to, "--split", "val") == 1
+    assert "these look like train ids" in capsys.readouterr().out
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys) -> None:
+    data = make("cityscapes", tmp_path / "data")
+    ckpt, output = checkpoint(tmp_path / "model.ckpt", data.class_names), tmp_path / "file"
+    output.touch()
+    assert run("cityscapes", data.root, ckpt, output) == 2
+    printed = capsys.readouterr().err
+    assert str(output) in printed
+    assert "Traceback" not in printed
 
 
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path, capsys) -> None:

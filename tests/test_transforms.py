@@ -291,6 +291,18 @@ def test_a_reduced_image_of_another_size_than_its_mask_is_refused(tmp_path) -> N
             SegmentationDataset(source, TrainAugmentation((40, 60), (scale, scale)))[0]
 
 
+@pytest.mark.parametrize("mask_size", [(200, 150), (800, 600), (1600, 1200), (40, 30)])
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_a_mask_of_a_multiple_of_the_images_size_is_refused(mask_size, scale: float, tmp_path) -> None:
+    Image.fromarray(shown(400, 300)).save(tmp_path / "a.jpg")
+    Image.fromarray(np.zeros(mask_size, np.uint8)).save(tmp_path / "a.png")
+    source = FileSource(
+        [Item("a", tmp_path / "a.jpg", tmp_path / "a.png")], LabelSet("x", ("a",), ((0, 0, 0),), ((0, 0),))
+    )
+    with pytest.raises(UserError, match=r"a.jpg is 300x400 pixels"):
+        SegmentationDataset(source, TrainAugmentation((40, 60), (scale, scale)))[0]
+
+
 def test_a_reduced_jpeg_is_the_average_of_its_pixels(tmp_path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8).repeat(20, 0).repeat(20, 1)[:, :150]
     Image.fromarray(noise).save(tmp_path / "a.jpg", quality=95, subsampling=0)

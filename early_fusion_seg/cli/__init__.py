@@ -22,6 +22,7 @@ from early_fusion_seg.checkpoint import read_checkpoint
 from early_fusion_seg.cli.output import (
     LoggerName,
     RunConfig,
+    ValidateAtEnd,
     best_and_last,
     keep_scores,
     make_loggers,
@@ -179,7 +180,7 @@ class FitCLI(CommandCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with what training needs beside."""
         trainer = self.config["trainer"]
-        self.run_callbacks = [PanelLogger()]
+        self.run_callbacks = [PanelLogger(), ValidateAtEnd()]
         if trainer["logger"] is not False:
             self.run_callbacks.append(LearningRateMonitor("step"))
         if trainer["enable_checkpointing"] is not False:

@@ -2,9 +2,9 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -47,6 +47,18 @@ def best_and_last(folder: Path) -> list[ModelCheckpoint]:
     best = ModelCheckpoint(folder, "best", monitor="val/mIoU", mode="max", enable_version_counter=False)
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     return [best, last]
+
+
+class ValidateAtEnd(Callback):
+    """Validate after the last step too, wherever it falls between two validations: each run ends with a score."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Ask for a validation where training ends here."""
+        epochs = trainer.max_epochs or -1  # -1: no limit
+        last_batch = trainer.is_last_batch and trainer.current_epoch + 1 == epochs
+        if (last_batch or trainer.global_step == trainer.max_steps) and trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
+            trainer.should_stop = True  # with it, Lightning validates in the middle of an epoch
 
 
 @rank_zero_only

@@ -3,6 +3,8 @@
 The rules are those of the data set's own evaluator, so the score is the one that its server would give.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,7 @@ from rich.progress import track
 
 from early_fusion_seg.callbacks import show_results
 from early_fusion_seg.commands.datasets import dataset_parser, parse
+from early_fusion_seg.commands.wording import say
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.data.base import Split
 from early_fusion_seg.data.dataset import FileSource
@@ -41,17 +44,23 @@ def main(args: list[str]) -> int:
     """
     _, parser = dataset_parser("evaluate", "Score a folder of PNGs with the rules of the official evaluator.", args)
     parser.add_argument(
-        "--predictions", type=str, required=True, help="folder of PNGs called KEY.png or KEY_ANYTHING.png"
+        "--predictions", type=str, required=True, help="folder of PNGs called as the images, or IMAGE_ANYTHING.png"
     )
     parser.add_argument(
         "--split", type=Literal["train", "val", "test"], default="val", help="whose labels to score with"
     )
     parser.add_argument(
-        "--ids", type=Ids, default="raw", help="raw: the numbers of the data set's own files, as servers take them"
+        "--ids",
+        type=Ids,
+        default="raw",
+        help="raw: the numbers of the data set's own masks, as servers take them; train: those that predict writes",
     )
     parser.add_argument("--output", type=str | None, help="results.json; default: none is written")
     data, options = parse(parser, args)
     metrics = score_folder(data, options.split, Path(options.predictions), options.ids)
+    void = metrics.confusion[:, -1].sum() / max(1, int(metrics.confusion.sum()))
+    if options.ids == "raw" and void > 0.5:
+        say(f"{100 * void:.0f} % of the predictions are of ignored labels; if they are train ids, give --ids train")
     facts = RunFacts(
         data=type(data).__name__,
         split=options.split,
@@ -80,7 +89,7 @@ def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: 
     Args:
         data: The data set.
         split: Whose labels to score with.
-        folder: PNGs of one channel, called KEY.png or KEY_ANYTHING.png, at any depth.
+        folder: PNGs of one channel, called as `find_predictions` says, or what `predict` wrote.
         ids: Whether they hold the data set's raw ids or train ids. Raw ids of ignored classes are void predictions.
 
     Returns:
@@ -114,29 +123,58 @@ def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: 
 def find_predictions(folder: Path, keys: list[str]) -> dict[str, Path]:
     """Find the PNG of each image below a folder.
 
+    It is called as its image, or that and _ANYTHING: with or without the image's own suffix, and below any folders.
+
+    Args:
+        folder: Where they are; of a folder that `predict` wrote, those in `masks`.
+        keys: The images.
+
     Raises:
         MissingFileError: There is no such folder, or it lacks some.
         UserError: An image has several.
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not a folder of predictions")
+    if (folder / "masks").is_dir() and (folder / "overlays").is_dir():
+        folder = folder / "masks"
+    known = {_without_suffix(key): key for key in keys} | {key: key for key in keys}
     found: dict[str, list[Path]] = {key: [] for key in keys}
-    for path in (Path(str(file)) for file in files_below(folder, ".", ".png").values()):
-        key = path.stem
-        while key not in found and "_" in key:
-            key = key.rpartition("_")[0]
-        if key in found:
-            found[key].append(path)
+    for name, file in files_below(folder, ".", ".png").items():
+        key = next((known[form] for form in _forms(name) if form in known), None)
+        if key is not None:
+            found[key].append(Path(str(file)))
     for key, paths in found.items():
         if len(paths) > 1:
             raise UserError(f"{key} has {len(paths)} predictions, {paths[0]} and {paths[1]}; expected one")
     if lacking := [key for key, paths in found.items() if not paths]:
+        example = f"{_without_suffix(lacking[0])}.png"
         raise MissingFileError(
-            f"{folder} lacks the predictions of {len(lacking)} of {len(keys)} images, such as {lacking[0]}.png"
+            f"{folder} lacks the predictions of {len(lacking)} of {len(keys)} images, such as {example}"
         )
     return {key: paths[0] for key, paths in found.items()}
 
 
+def _forms(name: str) -> Iterator[str]:
+    """Yield the keys that a file may be meant for, the most exact first."""
+    parts = name.split("/")
+    tails = ["/".join(parts[i:]) for i in range(len(parts))]
+    yield from tails
+    yield from map(_without_suffix, tails)
+    for tail in tails:
+        while "_" in tail.rpartition("/")[2]:
+            tail = tail.rpartition("_")[0]
+            yield tail
+
+
+def _without_suffix(name: str) -> str:
+    return re.sub(r"\.(jpe?g|png|webp|tiff?|bmp)$", "", name, flags=re.IGNORECASE)
+
+
 def read_prediction(path: Path, labels: LabelSet) -> NDArray[np.uint8]:
     """Read a prediction as train ids (h, w); ignored classes are void."""
-    return labels.encode(read_mask(path), path)
+    raw = read_mask(path)
+    try:
+        return labels.encode(raw, path)
+    except UserError as error:
+        other = "raw" if labels.name.endswith("_train_ids") else "train"
+        raise UserError(f"{error}; if these are {other} ids, give --ids {other}") from None

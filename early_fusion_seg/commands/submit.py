@@ -4,6 +4,7 @@ Cityscapes and Mapillary Vistas: grey PNGs of raw ids. PASCAL VOC: indexed PNGs 
 comp6. COCO-Stuff: one JSON of run-length encoded masks, category ids 92..182 for stuff and 183 for all things.
 """
 
+import hashlib
 import json
 import tarfile
 import zipfile
@@ -23,11 +24,13 @@ from early_fusion_seg.callbacks import replace_file
 from early_fusion_seg.commands.datasets import dataset_parser, parse
 from early_fusion_seg.commands.evaluate import find_predictions
 from early_fusion_seg.commands.loading import load_model, refuse_other_classes
-from early_fusion_seg.data import COCODataModule, SegmentationDataModule
+from early_fusion_seg.commands.wording import say
+from early_fusion_seg.data import CityscapesDataModule, COCODataModule, SegmentationDataModule
 from early_fusion_seg.data.dataset import FileSource
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.images import image_size, read_image, read_mask, write_indexed_png
 
+HIGHEST_TRAIN_ID = 18  # of Cityscapes
 FIRST_STUFF, THINGS = 92, 183  # COCO ids in a submission: stuff from here on, and what stands for everything else
 
 
@@ -81,6 +84,8 @@ def main(args: list[str]) -> int:
         raise UserError(f"{name} has no test server; those that have one are {', '.join(FORMATS)}")
     if isinstance(data, COCODataModule) and data.labels != "stuff":
         raise UserError("the COCO server for semantic segmentation takes stuff: give --data.labels stuff")
+    if isinstance(data, CityscapesDataModule) and data.labels != "labelIds":
+        raise UserError("the server of Cityscapes takes labelIds: leave --data.labels out")
     source = data.source("predict" if options.split == "test" else options.split)
     assert isinstance(source, FileSource)  # all of these read files
     if options.check is not None:
@@ -92,15 +97,38 @@ def main(args: list[str]) -> int:
     refuse_other_classes(data.class_names, model.class_names, options.ckpt_path)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     output = Path(options.output)
+    claim(output, Path(options.ckpt_path))
+    kept = sum((output / FORMATS[name].folder / f"{source.key(i)}.png").exists() for i in range(len(source)))
     for i in track(range(len(source)), "segmenting", console=rich.get_console(), transient=True):
         path = output / FORMATS[name].folder / f"{source.key(i)}.png"
         if not path.exists():
             labels = model.predict(read_image(source.items[i].image))
             assert isinstance(labels, np.ndarray)  # one image gives one map
             write_labels(name, data, labels, path)
+    if found := list(png_problems(name, data, source, output / FORMATS[name].folder)):
+        return report([*found, "delete these and run the command again"], str(output))
     archive = pack(name, source, output)
-    rich.print(f"written: {archive}, to be uploaded to {FORMATS[name].server}")
+    say(f"{len(source)} images, of which {kept} were there already")
+    to_upload = f", to be uploaded to {FORMATS[name].server}" if options.split == "test" else ""
+    say(f"written: {archive}{to_upload}")
     return 0
+
+
+def claim(output: Path, checkpoint: Path) -> None:
+    """Note in a folder from which checkpoint it is filled, so that no submission mixes two.
+
+    Raises:
+        UserError: It is filled from another, or was not filled by this command.
+    """
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    note = output / "checkpoint.sha256"
+    known = note.read_text(encoding="utf-8") if note.is_file() else ""
+    if known != digest and output.is_dir() and any(output.iterdir()):
+        whose = "another checkpoint" if known else "something else"
+        raise UserError(f"{output} holds files of {whose}; give another --output, or delete it")
+    output.mkdir(parents=True, exist_ok=True)
+    note.write_text(digest, encoding="utf-8")
 
 
 def write_labels(name: str, data: SegmentationDataModule, labels: NDArray[np.uint8], path: Path) -> None:
@@ -156,7 +184,12 @@ def problems(name: str, data: SegmentationDataModule, source: FileSource, place:
     """Yield what is wrong with a submission that anyone made: names, count, size, mode and ids."""
     if name == "coco":
         yield from _json_problems(source, place if place.suffix == ".json" else place / FORMATS[name].archive)
-        return
+    else:
+        yield from png_problems(name, data, source, place)
+
+
+def png_problems(name: str, data: SegmentationDataModule, source: FileSource, place: Path) -> Iterator[str]:
+    """Yield what is wrong with the PNGs below a folder."""
     mode_expected = "P" if FORMATS[name].indexed else "L"
     allowed = {raw for raw, train in data.label_set.raw_to_train if data.pred_void != "error" or train != 255}
     try:
@@ -164,10 +197,11 @@ def problems(name: str, data: SegmentationDataModule, source: FileSource, place:
     except UserError as error:
         yield str(error)
         return
+    highest = 0
     for item in track(source.items, "checking", console=rich.get_console(), transient=True):
         path = found[item.key]
         try:
-            values = np.unique(read_mask(path)).tolist()
+            values = np.flatnonzero(np.bincount(read_mask(path).ravel())).tolist()
             with Image.open(path) as image:
                 mode, size = image.mode, image.size
         except UserError as error:
@@ -181,6 +215,9 @@ def problems(name: str, data: SegmentationDataModule, source: FileSource, place:
             yield f"{path} has the mode {mode}; expected {mode_expected} ({kind})"
         if wrong := [value for value in values if value not in allowed]:
             yield f"{path} holds the labels {', '.join(map(str, wrong[:5]))}, which the server does not know"
+        highest = max(highest, *values)
+    if name == "cityscapes" and highest <= HIGHEST_TRAIN_ID:
+        yield f"{place} holds no label above {highest}: these look like train ids, and the server takes labelIds"
 
 
 def _json_problems(source: FileSource, path: Path) -> Iterator[str]:

@@ -1,6 +1,8 @@
-"""The argument parser's complaints in plain words."""
+"""What the commands say: plain text, and the argument parser's complaints in plain words."""
 
 import re
+
+import rich
 
 NOISE = r"Does not validate|Subtypes:|Errors:|Expected a path|Given value type|Expected a <class 'NoneType'>"
 PHRASES = (  # the parser's words, and plainer ones
@@ -10,6 +12,11 @@ PHRASES = (  # the parser's words, and plainer ones
     (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected \1"),
     (r"Expected a typing\.Literal(\[.*?\])", r"expected one of \1"),
 )
+
+
+def say(text: str) -> None:
+    """Print a text as it is: paths may hold brackets, which rich would read as markup."""
+    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def one_sentence(message: str) -> str:

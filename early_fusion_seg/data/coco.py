@@ -162,7 +162,7 @@ class COCODataModule(SegmentationDataModule):
         urls = "\n".join(f"  {url}" for url in ARCHIVES[self.labels].values())
         return MissingFileError(
             f"{self.root} does not hold COCO's {what}. Expected there:\n{TREES[self.labels]}\n"
-            f"download=True fetches and unpacks these:\n{urls}"
+            f"download=True (--data.download true) fetches and unpacks these:\n{urls}"
         )
 
 

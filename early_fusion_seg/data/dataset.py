@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from early_fusion_seg.data.files import File
 from early_fusion_seg.data.transforms import TrainAugmentation, Transform, resize, seed_transform
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.images import read_image, read_mask, size_text
+from early_fusion_seg.images import image_size, read_image, read_mask, size_text
 from early_fusion_seg.labels import LabelSet
 
 Image = NDArray[np.uint8]
@@ -167,8 +167,9 @@ class SegmentationDataset(Dataset[Sample]):
         mask = source.read_labels(position)
         window = transform.draw((mask.shape[0], mask.shape[1]), mask)
         image = read_image(source.items[position].image, window.reduction)
-        factor = round(mask.shape[0] / image.shape[0])
-        if image.shape[:2] != tuple(-(-side // factor) for side in mask.shape):
+        sizes = [tuple(-(-side // factor) for side in mask.shape) for factor in (1, window.reduction)]
+        stored = sorted(image_size(source.items[position].image) if window.reduction > 1 else mask.shape)
+        if image.shape[:2] not in sizes or stored != sorted(mask.shape):
             source.read(position)  # says that image and mask differ in size
         return transform.apply(image, mask, window)
 

@@ -36,7 +36,10 @@ TREE = """  VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg
   and for augmented=True either
   benchmark_RELEASE/dataset/cls/2008_000002.mat (SBD)
   VOCdevkit/VOC2012/SegmentationClassAug/2008_000002.png"""
-WHERE = f"download=True fetches {VOC_URL} and {SBD_URL}; the test images need an account at host.robots.ox.ac.uk:8080."
+WHERE = (
+    f"download=True (--data.download true) fetches {VOC_URL} and {SBD_URL}; "
+    "the test images need an account at host.robots.ox.ac.uk:8080."
+)
 
 
 class VOCDataModule(SegmentationDataModule):
@@ -114,7 +117,7 @@ class VOCDataModule(SegmentationDataModule):
         if not extra:
             raise MissingFileError(
                 f"{self.root} holds neither SBD nor SegmentationClassAug. Expected there:\n{TREE}\n{WHERE}\n"
-                "augmented=False trains on VOC's own 1,464 images"
+                "augmented=False (--data.augmented false) trains on VOC's own 1,464 images"
             )
         return {key: mask for key, mask in extra.items() if key not in others}
 

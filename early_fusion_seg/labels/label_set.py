@@ -46,6 +46,7 @@ class LabelSet:
         palette: K colours, RGB 0..255.
         raw_to_train: Pairs (raw id, train id); train id 255 is ignored.
         ignore_index: The train id of ignored pixels.
+        file: The CSV of the user's that says all this; None for a table of the package or of the data set.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LabelSet:
     palette: tuple[Color, ...]
     raw_to_train: tuple[tuple[int, int], ...]
     ignore_index: int = IGNORE_INDEX
+    file: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -115,7 +117,7 @@ class LabelSet:
             UserError: It is missing or wrong; the message names the file and line.
         """
         path = Path(path)
-        return cls.from_rows(path.stem, read_rows(path), str(path))
+        return replace(cls.from_rows(path.stem, read_rows(path), str(path)), file=str(path))
 
     @classmethod
     def from_rows(cls, name: str, rows: Iterable[LabelRow], where: str) -> "LabelSet":
@@ -149,11 +151,28 @@ class LabelSet:
         return cls(name, tuple(names), tuple(row.color for row in ordered), tuple(raw_to_train.items()))
 
     def _unknown(self, raw_id: int, file: str | Path) -> UserError:
-        known = ", ".join(str(raw) for raw, _ in self.raw_to_train)
-        return UserError(
-            f"{file} holds the label {raw_id}, which the label set '{self.name}' does not have (it has {known}). "
-            f"Correct the mask, or add the line '{raw_id},255,void,#000000' to the label CSV to ignore it."
-        )
+        known = in_ranges(raw for raw, _ in self.raw_to_train)
+        found = f"{file} holds the label {raw_id}, which the label set '{self.name}' does not have (it has {known})"
+        if self.file is None:
+            return UserError(found)
+        line = f"{raw_id},255,void,#000000"
+        return UserError(f"{found}. Correct the mask, or add the line '{line}' to {self.file} to ignore it.")
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """List whole numbers briefly.
+
+    Example:
+        >>> in_ranges([7, 0, 1, 2])
+        '0..2, 7'
+    """
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)
 
 
 @lru_cache(maxsize=16)  # data modules ask for theirs at each use
