@@ -144,8 +144,6 @@ def panel(
     legend = _legend([truth, prediction], palette, class_names, ignore_index)
     if wrong.any():
         legend.append(("wrong", WRONG))
-    if not valid.all() or (prediction == ignore_index).any():
-        legend.append(("ignored", IGNORED))
     return _compose({title: fit_tile(tile) for title, tile in tiles.items()}, legend)
 
 
@@ -157,7 +155,7 @@ def sheet(
     class_names: Sequence[str],
     ignore_index: int = 255,
 ) -> Pixels:
-    """Draw images of one size and, beside each, its labels over it, with a legend of the classes that occur.
+    """Draw images of one size and, beside each, its labels over it, ignored pixels black; with a legend.
 
     Args:
         images: n of (h, w, 3) uint8.
@@ -177,18 +175,21 @@ def sheet(
     for i, (image, truth, title) in enumerate(zip(images, labels, titles, strict=True)):
         tiles[f"{i + 1}: {title}"] = fit_tile(image)
         if truth is not None:
-            tiles[f"{i + 1}: labels"] = fit_tile(overlay(image, truth, palette, ignore_index=ignore_index))
+            tile = overlay(image, truth, palette, ignore_index=ignore_index)
+            tile[truth == ignore_index] = IGNORED
+            tiles[f"{i + 1}: labels"] = fit_tile(tile)
     known = [truth for truth in labels if truth is not None]
-    return _compose(tiles, _legend(known, palette, class_names, ignore_index), columns=2)
+    return _compose(tiles, _legend(known, palette, class_names, ignore_index), columns=2 if known else 1)
 
 
 def _legend(
     label_maps: Sequence[Labels], palette: ArrayLike, class_names: Sequence[str], ignore_index: int
 ) -> list[tuple[str, Color]]:
-    """List name and colour of the classes that occur."""
-    occurring = sorted({label for labels in label_maps for label in np.unique(labels).tolist()} - {ignore_index})
+    """List name and colour of the classes that occur, and of ignored pixels where there are some."""
+    occurring = {label for labels in label_maps for label in np.unique(labels).tolist()}
     colours = np.asarray(palette, np.uint8).reshape(-1, 3)
-    return [(class_names[label], tuple(colours[label].tolist())) for label in occurring]
+    legend = [(class_names[label], tuple(colours[label].tolist())) for label in sorted(occurring - {ignore_index})]
+    return [*legend, ("ignored", IGNORED)] if ignore_index in occurring else legend
 
 
 def fit_tile(tile: Pixels) -> Pixels:

@@ -23,7 +23,8 @@ class FCN(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
-name, root, *numbers = sys.argv[1:]
-crop, steps = map(int, numbers or (512, 20000))
+if len(sys.argv) not in (3, 5):
+    sys.exit(__doc__)
+name, root, crop, steps = *sys.argv[1:3], *map(int, sys.argv[3:] or (512, 20000))
 data = getattr(early_fusion_seg, name)(root, batch_size=2, crop_size=crop)
 Trainer(max_steps=steps, logger=False, limit_val_batches=0).fit(FCN(data.num_classes), data)

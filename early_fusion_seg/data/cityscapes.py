@@ -90,8 +90,9 @@ class CityscapesDataModule(SegmentationDataModule):
         kind = "gtCoarse" if part == "train_extra" else "gtFine"
         suffix = f"_{kind}_{self.labels}.png"
         masks = self._files(kind, part, suffix, (MASK_ARCHIVES[kind],))
-        hint = " (csCreateTrainIdLabelImgs writes them)" if self.labels == "labelTrainIds" else ""
-        expected = f"{self.root / kind / part}/CITY/*{suffix}{hint}"
+        own = self.labels == "labelTrainIds"
+        step = "csCreateTrainIdLabelImgs writes them" if own else f"unpack {MASK_ARCHIVES[kind]} again"
+        expected = f"{self.root / kind / part}/CITY/*{suffix}; {step}"
         return [Item(*item) for item in matched(self._images(part), masks, expected)]
 
     def _files(self, kind: str, part: str, suffix: str, archives: tuple[str, ...]) -> dict[str, File]:

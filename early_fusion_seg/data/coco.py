@@ -120,7 +120,8 @@ class COCODataModule(SegmentationDataModule):
             segments = PanopticSegments(self.root / folder / f"panoptic_{year}.json")
             if lacking := segments.rows.keys() - images:
                 raise MissingFileError(
-                    f"{segments.path} lists {len(lacking)} image(s) not in {year}/, {min(lacking)}.jpg"
+                    f"{segments.path} lists {len(lacking)} image(s) not in {year}/, {min(lacking)}.jpg; "
+                    f"unpack {year}.zip again"
                 )
             masks, what = self._masks((f"{folder}/panoptic_{year}",), ".png")
             listed = {key: images[key] for key in sorted(segments.rows)}
@@ -141,7 +142,8 @@ class COCODataModule(SegmentationDataModule):
         """Return the masks of the first folder that has some, and where they were expected."""
         for folder in folders:
             if found := files_below(self.root, folder, suffix):
-                return found, f"{self.root / folder}/*{suffix}"
+                archive = [*ARCHIVES[self.labels].values()][-1].rpartition("/")[2]
+                return found, f"{self.root / folder}/*{suffix}; unpack {archive} again"
         raise self._missing(f"masks ({', '.join(folders)})")
 
     def _source_10k(self, split: Split) -> Source:
@@ -150,7 +152,7 @@ class COCODataModule(SegmentationDataModule):
             raise self._missing("imageLists")
         listing = root / "imageLists" / ("train.txt" if split == "train" else "test.txt")
         if not listing.is_file():
-            raise MissingFileError(f"there is no list {listing}")
+            raise MissingFileError(f"there is no list {listing}; unpack cocostuff-10k-v1.1.zip again")
         keys = listing.read_text(encoding="utf-8").split()
         masked = split != "predict"
         items = [
@@ -188,7 +190,9 @@ class PanopticSegments:
                 categories += [segment["category_id"] for segment in segments]
                 self.rows[Path(annotation["file_name"]).stem] = (len(ids) - len(segments), len(ids))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a panoptic JSON of COCO ({type(error).__name__}: {error})") from None
+            raise UserError(
+                f"{path} is not a panoptic JSON of COCO ({type(error).__name__}: {error}); unpack {PANOPTIC}.zip again"
+            ) from None
         self.ids = np.array(ids, np.int64)
         self.categories = np.array(categories, np.int64)
 

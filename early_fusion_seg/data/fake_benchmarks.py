@@ -65,14 +65,15 @@ def fake_mapillary(
         ]
         name = f"config_{place[:-1]}.json" if place else "config.json"
         _write_json(root / name, {"version": place[1:-1] or "1.1", "mapping": "public", "labels": labels})
-    colours = _colours(packaged_rows([*versions.values()][-1])[:66])
+    colours = _colours(packaged_rows("mapillary_v1.2"))
     for split in ("training", "validation", "testing"):
         for number in range(images):
             key = f"{split[:2]}{number:020}"
-            image, raw = scene(rng, size, colours)  # the same numbers in both versions, where they mean other classes
+            image, raw = scene(rng, size, colours)
             save(root / split / "images" / f"{key}.jpg", image)
             for place in versions if split != "testing" else ():
-                write_indexed_png(root / split / f"{place}labels" / f"{key}.png", raw, colours)
+                shift = 58 if place == "v2.0/" else 0  # to its highest label, 123
+                write_indexed_png(root / split / f"{place}labels" / f"{key}.png", raw + np.uint8(shift), colours)
     return root
 
 

@@ -99,7 +99,8 @@ class MapillaryVistasDataModule(SegmentationDataModule):
             return FileSource([Item(key, image) for key, image in images.items()])
         labels = self._labels(folder, self.found_version)
         masks = files_below(self.root, labels, ".png")
-        return FileSource([Item(*i) for i in matched(images, masks, f"{self.root / labels}/*.png")], self.label_set)
+        expected = f"{self.root / labels}/*.png; unpack the zip file again"
+        return FileSource([Item(*i) for i in matched(images, masks, expected)], self.label_set)
 
     def _missing(self, what: str) -> MissingFileError:
         return MissingFileError(f"{self.root} does not hold Mapillary Vistas' {what}. Expected there:\n{TREE}\n{WHERE}")
@@ -131,4 +132,6 @@ def read_config(path: Path, name: str) -> LabelSet:
             train_id += evaluated
         return LabelSet.from_rows(name, rows, str(path))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a config file of Mapillary Vistas ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{path} is not a config file of Mapillary Vistas ({type(error).__name__}: {error}); unpack it again"
+        ) from None
