@@ -12,6 +12,7 @@ import torch
 from albumentations.pytorch import ToTensorV2
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
+from early_fusion_seg.data import SyntheticDataModule
 from early_fusion_seg.data.base import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, SegmentationDataset, Source, collate
 from early_fusion_seg.data.fake import fake_folder
@@ -77,6 +78,7 @@ def test_facts_are_known_before_setup_and_without_a_disk() -> None:
         ({"scale": float("nan")}, "scale is nan"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"crop_size": 0}, "crop_height is 0"),
+        ({"crop_size": (32, 32, 3)}, "expected one number, or height and width"),
         ({"crop_size": (5, -1)}, "crop_width is -1"),
     ],
 )
@@ -197,6 +199,11 @@ def test_images_of_different_sizes_in_a_batch_are_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"differ in size \(k\d 24x2\d, k\d 24x2\d\); set crop_size"):
         list(ToyDataModule(ToySource(2, grow=1), batch_size=2).train_dataloader())
     assert len(list(ToyDataModule(ToySource(2, grow=1), batch_size=2, crop_size=[8, 8]).train_dataloader())) == 1
+
+
+def test_a_split_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match="the split is 'vall'; expected one of train, val, test, predict"):
+        SyntheticDataModule().dataset("vall")  # type: ignore[arg-type]
 
 
 def test_split_without_images_is_refused() -> None:

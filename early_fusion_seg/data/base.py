@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import cv2
 import PIL.Image
@@ -171,6 +171,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
     def dataset(self, split: Split) -> SegmentationDataset:
         """Return a split as a dataset of samples, augmented only for "train"."""
+        if split not in get_args(Split):
+            raise UserError(f"the split is {split!r}; expected one of {', '.join(get_args(Split))}")
         source = self.source(split)
         if len(source) == 0:
             raise MissingFileError(f"the {split} split below {self.root} has no images")
@@ -274,6 +276,9 @@ def _check_positive(**values: float) -> None:
 def _pair(crop_size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if crop_size is None:
         return None
-    height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+    sides = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
+    if len(sides) != 2:
+        raise UserError(f"crop_size is {crop_size}; expected one number, or height and width")
+    height, width = sides
     _check_positive(crop_height=height, crop_width=width)
     return height, width
