@@ -229,7 +229,7 @@ def run(root: str, encoder_name: str, weights: Path) -> None:
         run_group("choice", encoder_name, encoder, todo, shown, held, FINAL_EPOCHS, seed)
     val = Subset(module.dataset("val"), lambda _: True)
     for seed in FINAL_SEEDS:
-        run_group("final", encoder_name, encoder, finalists(encoder_name), train_all, val, FINAL_EPOCHS, seed, size=6)
+        run_group("final", encoder_name, encoder, finalists(encoder_name), train_all, val, FINAL_EPOCHS, seed)
 
 
 def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
