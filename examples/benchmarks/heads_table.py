@@ -33,9 +33,11 @@ def write_table(records: Records) -> None:
         if screened:
             parts.append(screening(encoder, screened))
         if finals:
-            parts.append(final(encoder, finals))
+            parts.append(final(encoder, finals, [r for r in records if r["stage"] == "cost"]))
         if not screened or not finals:
             parts.append(f"Encoder {encoder}: {'finals ' if screened else ''}not measured yet.\n")
+    if choices := [r for r in records if r["stage"] == "choice"]:
+        parts.append(choice(choices))
     costs = [r for r in records if r["stage"] == "cost"]
     parts.append(cost(costs) if costs else "Costs: not measured yet.\n")
     if DATA.exists():
@@ -61,17 +63,42 @@ def screening(encoder: str, records: Records) -> str:
     return "\n".join([*lines, ""])
 
 
-def final(encoder: str, records: Records) -> str:
-    """One row for each finalist: mean and spread over the seeds on val."""
+def final(encoder: str, records: Records, costs: Records) -> str:
+    """One row for each finalist: mean and spread over the seeds on val, and what it costs."""
     dates = sorted({r["date"] for r in records if "date" in r})
     lines = [f"## Finals, encoder {encoder}", ""]
-    lines += [f"mIoU (%) on val, trained on all of train, {records[0]['epochs']} epochs; {span(dates)}.", ""]
-    lines += ["| head | lr | seeds | mean | lowest to highest |", "|---|---|---|---|---|"]
+    lines += [
+        f"mIoU (%) on val, trained on all of train, {records[0]['epochs']} epochs; {span(dates)}. Costs as below.",
+        "",
+    ]
+    lines += ["| head | lr | seeds | mean | lowest to highest | M parameters | GFLOPs | MiB | time / Unet |"]
+    lines += ["|---|---:|---:|---:|---|---:|---:|---:|---:|"]
     rows = {name: [r for r in records if r["head"] == name] for name in {r["head"] for r in records}}
+    latest = {r["head"]: r for r in costs}
     for name, runs in sorted(rows.items(), key=lambda item: -statistics.mean(r["miou"] for r in item[1])):
         scores = [100 * r["miou"] for r in runs]
         spread = f"{min(scores):.1f} to {max(scores):.1f}"
-        lines.append(f"| {name} | {runs[0]['lr']:g} | {len(runs)} | {statistics.mean(scores):.1f} | {spread} |")
+        numbers = figures(latest[name]) if name in latest else " | | |"
+        lines.append(
+            f"| {name} | {runs[0]['lr']:g} | {len(runs)} | {statistics.mean(scores):.1f} | {spread} | {numbers} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def choice(records: Records) -> str:
+    """One row for each candidate for the default head."""
+    lines = ["## Choice of the default head", "", "mIoU (%) on sequence 0001TP, held out of train, of each seed;"]
+    lines += [f"{records[0]['epochs']} epochs; {span(sorted({r['date'] for r in records}))}.", ""]
+    lines += ["| head | random encoder | encoder camvid | mean |", "|---|---|---|---:|"]
+    rows = {name: [r for r in records if r["head"] == name] for name in {r["head"] for r in records}}
+    for name, runs in sorted(rows.items(), key=lambda item: -statistics.mean(r["miou"] for r in item[1])):
+        cells = [
+            ", ".join(
+                f"{100 * r['miou']:.1f}" for r in sorted(runs, key=lambda r: r["seed"]) if r["encoder"] == encoder
+            )
+            for encoder in ("random", "camvid")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} | {100 * statistics.mean(r['miou'] for r in runs):.1f} |")
     return "\n".join([*lines, ""])
 
 
@@ -88,9 +115,14 @@ def cost(records: Records) -> str:
     lines += [f"{span(dates)}."]
     lines += ["", "| head | parameters (M) | GFLOPs | saved activations (MiB) | time / Unet |", "|---|---|---|---|---|"]
     for name, r in latest.items():
-        numbers = f"{r['parameters'] / 1e6:.2f} | {r['gflops']:.1f} | {r['saved_mib']:.0f} | {r['time_ratio']:.2f}"
-        lines.append(f"| {name} | {numbers} |")
+        lines.append(f"| {name} | {figures(r)} |")
     return "\n".join([*lines, ""])
+
+
+def figures(record: dict[str, Any]) -> str:
+    """Give the four costs of a head as cells of a table."""
+    sizes = f"{record['parameters'] / 1e6:.2f} | {record['gflops']:.1f} | {record['saved_mib']:.0f}"
+    return f"{sizes} | {record['time_ratio']:.2f}"
 
 
 def loading(records: dict[str, Any]) -> str:
