@@ -135,7 +135,7 @@ def test_original_colours_become_classes(original: Path, arguments: dict[str, ob
 def test_colour_masks_become_raw_ids(tmp_path: Path) -> None:
     pixels = np.array([[*COLOURS.values(), (255, 255, 255), (64, 128, 64), (0, 0, 0)]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_colour_mask(tmp_path / "a.png"), [[17, 18, 7, 30, 30, 0, 30]])
+    np.testing.assert_array_equal(read_colour_mask(tmp_path / "a.png"), [[17, 18, 7, 255, 255, 0, 30]])
 
 
 def test_original_layout_is_preferred_only_where_it_is_needed(tmp_path: Path) -> None:
@@ -146,10 +146,12 @@ def test_original_layout_is_preferred_only_where_it_is_needed(tmp_path: Path) ->
 
 def test_original_frames_need_both_files(original: Path) -> None:
     (original / "701_StillsRaw_full/0016E5_07961.png").unlink()
-    with pytest.raises(MissingFileError, match=r"1 CamVid frame\(s\).*0016E5_07961 has no image"):
+    with pytest.raises(
+        MissingFileError, match=r"1 CamVid frame\(s\).*0016E5_07961 has no image: .*701_StillsRaw_full.zip again"
+    ):
         CamVidDataModule(original).dataset("train")
     (original / "LabeledApproved_full/0001TP_006690_L.png").unlink()
-    with pytest.raises(MissingFileError, match="0001TP_006690 has no mask"):
+    with pytest.raises(MissingFileError, match=r"0001TP_006690 has no mask: .*LabeledApproved_full.zip again"):
         CamVidDataModule(original).dataset("train")
 
 

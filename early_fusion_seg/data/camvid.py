@@ -150,7 +150,7 @@ def original_items(folder: Path, split: str) -> list[Item]:
         lacking, archive = ("mask", MASKS) if alone[0] in images else ("image", IMAGES)
         raise MissingFileError(
             f"{len(alone)} CamVid frame(s) below {folder} lack a file; {alone[0]} has no {lacking}: "
-            f"unpack {archive}.zip again"
+            f"unpack or download {archive}.zip again"
         )
     return [Item(key, images[key], masks[key]) for key in sorted(images) if original_split(key) == split]
 

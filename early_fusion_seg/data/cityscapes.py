@@ -91,7 +91,7 @@ class CityscapesDataModule(SegmentationDataModule):
         suffix = f"_{kind}_{self.labels}.png"
         masks = self._files(kind, part, suffix, (MASK_ARCHIVES[kind],))
         own = self.labels == "labelTrainIds"
-        step = "csCreateTrainIdLabelImgs writes them" if own else f"unpack {MASK_ARCHIVES[kind]} again"
+        step = "csCreateTrainIdLabelImgs writes them" if own else f"unpack or download {MASK_ARCHIVES[kind]} again"
         expected = f"{self.root / kind / part}/CITY/*{suffix}; {step}"
         return [Item(*item) for item in matched(self._images(part), masks, expected)]
 

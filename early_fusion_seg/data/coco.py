@@ -121,7 +121,7 @@ class COCODataModule(SegmentationDataModule):
             if lacking := segments.rows.keys() - images:
                 raise MissingFileError(
                     f"{segments.path} lists {len(lacking)} image(s) not in {year}/, {min(lacking)}.jpg; "
-                    f"unpack {year}.zip again"
+                    f"unpack or download {year}.zip again"
                 )
             masks, what = self._masks((f"{folder}/panoptic_{year}",), ".png")
             listed = {key: images[key] for key in sorted(segments.rows)}
@@ -143,7 +143,7 @@ class COCODataModule(SegmentationDataModule):
         for folder in folders:
             if found := files_below(self.root, folder, suffix):
                 archive = [*ARCHIVES[self.labels].values()][-1].rpartition("/")[2]
-                return found, f"{self.root / folder}/*{suffix}; unpack {archive} again"
+                return found, f"{self.root / folder}/*{suffix}; unpack or download {archive} again"
         raise self._missing(f"masks ({', '.join(folders)})")
 
     def _source_10k(self, split: Split) -> Source:
@@ -152,7 +152,7 @@ class COCODataModule(SegmentationDataModule):
             raise self._missing("imageLists")
         listing = root / "imageLists" / ("train.txt" if split == "train" else "test.txt")
         if not listing.is_file():
-            raise MissingFileError(f"there is no list {listing}; unpack cocostuff-10k-v1.1.zip again")
+            raise MissingFileError(f"there is no list {listing}; unpack or download cocostuff-10k-v1.1.zip again")
         keys = listing.read_text(encoding="utf-8").split()
         masked = split != "predict"
         items = [
@@ -191,7 +191,8 @@ class PanopticSegments:
                 self.rows[Path(annotation["file_name"]).stem] = (len(ids) - len(segments), len(ids))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} is not a panoptic JSON of COCO ({type(error).__name__}: {error}); unpack {PANOPTIC}.zip again"
+                f"{path} is not a panoptic JSON of COCO ({type(error).__name__}: {error}); "
+                f"unpack or download {PANOPTIC}.zip again"
             ) from None
         self.ids = np.array(ids, np.int64)
         self.categories = np.array(categories, np.int64)

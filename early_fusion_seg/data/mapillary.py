@@ -99,7 +99,7 @@ class MapillaryVistasDataModule(SegmentationDataModule):
             return FileSource([Item(key, image) for key, image in images.items()])
         labels = self._labels(folder, self.found_version)
         masks = files_below(self.root, labels, ".png")
-        expected = f"{self.root / labels}/*.png; unpack the zip file again"
+        expected = f"{self.root / labels}/*.png; unpack or download the zip file again"
         return FileSource([Item(*i) for i in matched(images, masks, expected)], self.label_set)
 
     def _missing(self, what: str) -> MissingFileError:
@@ -133,5 +133,6 @@ def read_config(path: Path, name: str) -> LabelSet:
         return LabelSet.from_rows(name, rows, str(path))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not a config file of Mapillary Vistas ({type(error).__name__}: {error}); unpack it again"
+            f"{path} is not a config file of Mapillary Vistas ({type(error).__name__}: {error}); "
+            "unpack or download the zip file again"
         ) from None

@@ -138,7 +138,7 @@ def read_ids(voc: Path, name: str) -> list[str]:
     """Read a list of images: ids, or DeepLab's lines such as `/JPEGImages/X.jpg /SegmentationClassAug/X.png`."""
     path = voc / "ImageSets" / "Segmentation" / f"{name}.txt"
     if not path.is_file():
-        raise MissingFileError(f"there is no list {path}; unpack the tar file of VOC's {name} images again")
+        raise MissingFileError(f"there is no list {path}; unpack or download the tar file of VOC's {name} images again")
     return [Path(line.split()[0]).stem for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
