@@ -167,3 +167,20 @@ def test_numbers_that_make_no_head_are_refused(options, message):
 def test_strides_that_are_no_powers_of_two_apart_are_refused():
     with pytest.raises(UserError, match=r"strides \[2, 6\]"):
         ReverseHRNet((4, 4), (2, 6), num_classes=2)
+
+
+def test_an_hr_module_has_the_residual_blocks_asked_for():
+    module = small(blocks=3, hr_modules=[1, 0, 0, 0, 0]).stages[0]
+    assert [len(branch) for branch in module.branches.values()] == [3] * 5
+
+
+def test_maps_are_adapted_by_a_convolution_a_norm_and_relu():
+    head = small(hr_modules=[0] * 5, blocks=1).eval()
+    features = maps(33, 47)
+    for stride, channels, x in zip(STRIDES, CHANNELS, features, strict=True):
+        conv, norm = head.adapt[str(stride)][0], head.adapt[str(stride)][1]
+        assert conv.weight.shape == (8 * stride // 4, channels, 1, 1)
+        with torch.no_grad():
+            expected = norm(F.conv2d(x, conv.weight)).clamp(min=0)
+            torch.testing.assert_close(head.adapt[str(stride)](x), expected)
+        assert (expected == 0).any()

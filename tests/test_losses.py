@@ -139,3 +139,22 @@ def test_upsampled_argmax_equals_argmax_of_whole_logits(low, high):
     clear = (first - second > 1e-4).detach().numpy()  # rounding may decide a tie either way
     assert np.array_equal(labels.numpy()[clear], up.argmax(1).numpy()[clear])
     assert clear.mean() > 0.99
+
+
+@pytest.mark.parametrize("term", ["cross_entropy", "ohem", "dice"])
+def test_each_term_of_the_mix_leaves_out_the_value_that_is_to_be_ignored(term):
+    logits, target, _ = example((6, 8), (12, 16))
+    other = target.where(target != 255, torch.tensor(7, dtype=torch.uint8))
+    expected = SegmentationLoss({term: 1.0})(logits, target)
+    torch.testing.assert_close(SegmentationLoss({term: 1.0}, ignore_index=7)(logits, other), expected)
+
+
+def test_hard_pixels_are_those_below_a_probability_of_0_7_but_at_least_a_sixteenth():
+    logits = torch.full((1, 2, 4, 8), 0.0)
+    logits[:, 0] = torch.tensor(0.8 / 0.2).log()  # easy: probability 0.8
+    logits[:, 0, 0, :4] = 0.0  # hard: 0.5
+    target = torch.zeros(1, 4, 8, dtype=torch.uint8)
+    torch.testing.assert_close(ohem_cross_entropy(logits, target), torch.tensor(2.0).log())
+    easy = torch.tensor([0.75, 0.76, 0.77, 0.78])  # none is hard, so the two hardest of the 32 pixels are kept
+    logits[0, 0, 0, :4] = (easy / (1 - easy)).log()
+    torch.testing.assert_close(ohem_cross_entropy(logits, target), -easy[:2].log().mean())

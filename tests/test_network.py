@@ -28,6 +28,8 @@ def test_it_normalises_with_the_encoders_mean_and_std(network):
 def test_normalised_images_are_refused(network):
     with pytest.raises(UserError, match=r"range from -1\.5 to 0\.9; expected 0\.\.1"):
         network(torch.tensor([-1.5, 0.9, 0.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
+    with pytest.raises(UserError, match=r"range from 0 to 200; expected 0\.\.1"):
+        network(torch.tensor([0.0, 200.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
     with pytest.raises(UserError, match="nan"):
         network(torch.full((1, 3, 8, 8), torch.nan))
 
