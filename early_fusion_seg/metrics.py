@@ -196,3 +196,27 @@ class SegmentationMetrics(Metric):
             )
         if self.pred_void == "error" and self.confusion[:, -1].any():
             raise UserError("some valid pixels are predicted as void, which this benchmark's rule does not allow")
+
+
+class MeanLoss(Metric):
+    """Mean loss of a split's labelled pixels, the same however they are divided into batches and ranks."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    pixels: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, pixels: Tensor) -> None:
+        """Add a batch: its mean loss and its number of labelled pixels, scalars."""
+        self.total += loss.double() * pixels
+        self.pixels += pixels
+
+    def compute(self) -> Tensor:
+        """Return the mean, a float64 scalar, nan where no pixel has a label."""
+        return self.total / self.pixels

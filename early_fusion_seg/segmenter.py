@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
 
 from early_fusion_seg.checkpoint import read_checkpoint, restore_encoder, store_encoder
 from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
@@ -28,9 +29,9 @@ from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import Plan, ReverseHRNet
 from early_fusion_seg.images import read_image, to_rgb_array
 from early_fusion_seg.inference import upsampled_argmax
-from early_fusion_seg.labels.palette import voc_palette
+from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.losses import SegmentationLoss, Term
-from early_fusion_seg.metrics import Absent, PredVoid, SegmentationMetrics
+from early_fusion_seg.metrics import Absent, MeanLoss, PredVoid, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
 from early_fusion_seg.optim import OptimizerName, Schedule, lr_factor, make_optimizer, parameter_groups
 
@@ -111,7 +112,7 @@ class ReverseHRNetSeg(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.class_names = _names(num_classes, class_names)
+        self.class_names = names_of_classes(num_classes, class_names)
         self.num_classes = len(self.class_names)
         self.palette = palette if palette is not None else voc_palette(self.num_classes)
         self.ignore_index = ignore_index
@@ -127,6 +128,7 @@ class ReverseHRNetSeg(LightningModule):
         self.metrics = nn.ModuleDict(
             {s: SegmentationMetrics(self.num_classes, ignore_index, absent, pred_void) for s in ("val", "test")}
         )
+        self.losses = nn.ModuleDict({s: MeanLoss() for s in ("val", "test")})
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits at input size; a convenience that training and evaluation never call.
@@ -204,17 +206,16 @@ class ReverseHRNetSeg(LightningModule):
         logits, mask = self.network(batch["image"]), batch["mask"]
         prediction = upsampled_argmax(logits, (mask.shape[-2], mask.shape[-1]))
         self.metrics[split].update(prediction, mask)  # type: ignore[operator]  # a ModuleDict loses its values' type
-        loss = self.loss(logits, mask)
-        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(mask), sync_dist=True)
+        self.losses[split].update(self.loss(logits, mask), (mask != self.ignore_index).sum())  # type: ignore[operator]
         return {"prediction": prediction}
 
     def on_validation_epoch_start(self) -> None:
         """Start the matrix anew."""
-        cast(SegmentationMetrics, self.metrics["val"]).reset()
+        self._reset("val")
 
     def on_test_epoch_start(self) -> None:
         """Start the matrix anew."""
-        cast(SegmentationMetrics, self.metrics["test"]).reset()
+        self._reset("test")
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the whole split."""
@@ -224,10 +225,15 @@ class ReverseHRNetSeg(LightningModule):
         """Log the scores of the whole split."""
         self._log_scores("test")
 
+    def _reset(self, split: str) -> None:
+        for metric in (self.metrics[split], self.losses[split]):
+            cast(Metric, metric).reset()
+
     def _log_scores(self, split: str) -> None:
         scores = cast(SegmentationMetrics, self.metrics[split]).compute()  # summed over ranks, so equal on all
         miou = scores["miou"].where(scores["miou"].isfinite(), scores["per_class"].nanmean())  # VOC's can be nan
         values = {f"{split}/mIoU": miou.float(), f"{split}/pixel_accuracy": scores["pixel_accuracy"].float()}
+        values[f"{split}/loss"] = cast(MeanLoss, self.losses[split]).compute().float()
         self.log_dict(values, prog_bar=True, sync_dist=True, reduce_fx="max")  # of equal values the maximum is exact
 
     def setup(self, stage: str) -> None:
@@ -285,16 +291,3 @@ class ReverseHRNetSeg(LightningModule):
         except RuntimeError as error:
             raise UserError(f"{checkpoint_path} does not fit the model: {error}") from error
         return model.to(map_location or "cpu")
-
-
-def _names(num_classes: int | None, class_names: list[str] | None) -> list[str]:
-    """Return the class names, made up where there are none."""
-    if class_names is None:
-        if num_classes is None:
-            raise UserError("give num_classes or class_names: the network must know how many classes there are")
-        class_names = [f"class {i}" for i in range(num_classes)]
-    if num_classes not in (None, len(class_names)):
-        raise UserError(f"num_classes={num_classes}, but class_names has {len(class_names)} names")
-    if not 1 <= len(class_names) <= 255:
-        raise UserError(f"{len(class_names)} classes; expected 1 to 255, since masks are 8 bit and 255 is ignored")
-    return list(class_names)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from early_fusion_seg.encoder import FrozenEncoder
+from early_fusion_seg.encoder import FrozenEncoder, _noise_images
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.folding import fold_batch_norms
 
@@ -81,6 +81,23 @@ def test_any_size_gives_maps_of_ceil_size(name, size):
     assert [tuple(m.shape[1:]) for m in maps] == expected
 
 
+def test_images_of_no_multiple_of_the_stride_are_continued_below_and_right():
+    encoder = FrozenEncoder("densenet121", weights="random")
+    images = torch.rand(1, 3, 33, 70)
+    continued = images[:, :, torch.arange(64).clamp(max=32)][..., torch.arange(96).clamp(max=69)]
+    with torch.no_grad():
+        whole = encoder.model(continued)
+    for ours, m, s in zip(encoder(images), whole, encoder.strides, strict=True):
+        assert torch.equal(ours, m[..., : -(-33 // s), : -(-70 // s)])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_maps_are_channels_last_and_no_parameter_learns(name):
+    encoder = FrozenEncoder(name, weights="random")
+    assert not [n for n, p in encoder.named_parameters() if p.requires_grad]
+    assert all(m.is_contiguous(memory_format=torch.channels_last) for m in encoder(torch.rand(1, 3, 64, 64)))
+
+
 def test_train_cannot_wake_it(random_resnet18):
     before = random_resnet18.live_digest()
     parent = nn.ModuleList([random_resnet18]).train()
@@ -134,8 +151,13 @@ def test_random_encoder_is_timms_without_zero_init_and_calibrated(random_resnet1
             assert torch.equal(ours[key], value), key
     depths = [float((m - m.mean()).norm() / m.norm()) for m in random_resnet18(torch.rand(1, 3, 64, 64))]
     assert min(depths) > 0.3
-    noisy = FrozenEncoder("resnet18", weights="random", freeze=False)
-    assert float(noisy.model.model.bn1.running_var.sub(1).abs().max()) > 0.1
+    model = FrozenEncoder("resnet18", weights="random", freeze=False).model.model
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        first = model.conv1((_noise_images() - mean) / std)
+    torch.testing.assert_close(model.bn1.running_mean, first.mean((0, 2, 3)))
+    torch.testing.assert_close(model.bn1.running_var, first.var((0, 2, 3)))
+    assert model.bn1.momentum == plain.bn1.momentum
 
 
 def test_random_encoder_is_always_the_same_and_leaves_the_generator_alone(random_resnet18):
@@ -170,6 +192,20 @@ def test_weights_from_a_file_with_or_without_classifier(tmp_path, suffix, resnet
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     encoder = FrozenEncoder("resnet18", weights=str(path))
     assert encoder.fingerprint() == FrozenEncoder("resnet18", weights=str(resnet18_file)).fingerprint()
+    assert encoder.licence is None
+
+
+def test_a_training_checkpoint_of_timm_gives_its_weights_not_their_average(tmp_path, resnet18_file):
+    path = tmp_path / "model_best.pth.tar"
+    torch.save({"state_dict": randomised("resnet18"), "state_dict_ema": randomised("resnet18", seed=1)}, path)
+    expected = FrozenEncoder("resnet18", weights=str(resnet18_file)).fingerprint()
+    assert FrozenEncoder("resnet18", weights=str(path)).fingerprint() == expected
+
+
+def test_weights_brought_from_elsewhere_do_not_keep_the_licence(resnet18_file):
+    encoder = FrozenEncoder("resnet18", weights=str(resnet18_file))
+    encoder.licence = "apache-2.0"  # as from the hub
+    encoder.load_timm_state_dict(encoder.timm_state_dict())
     assert encoder.licence is None
 
 
@@ -266,6 +302,23 @@ class TwoReaders(nn.Module):
 def test_folding_refuses_a_convolution_with_a_second_reader():
     with pytest.raises(RuntimeError, match="changed the maps"):
         fold_batch_norms(TwoReaders().eval(), torch.rand(1, 3, 8, 8))
+
+
+class OwnBias(nn.Sequential):
+    def forward(self, x):
+        return [super().forward(x)]
+
+
+def test_folding_keeps_the_bias_of_a_convolution():
+    torch.manual_seed(0)
+    model = OwnBias(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    nn.init.normal_(model[0].bias, mean=5.0)
+    images = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(images)[0]
+        fold_batch_norms(model, images)
+        torch.testing.assert_close(model(images)[0], expected)
+    assert isinstance(model[1], nn.Identity)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -158,3 +158,12 @@ def test_hard_pixels_are_those_below_a_probability_of_0_7_but_at_least_a_sixteen
     easy = torch.tensor([0.75, 0.76, 0.77, 0.78])  # none is hard, so the two hardest of the 32 pixels are kept
     logits[0, 0, 0, :4] = (easy / (1 - easy)).log()
     torch.testing.assert_close(ohem_cross_entropy(logits, target), -easy[:2].log().mean())
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 19), (2, 19), (8, 171)])
+def test_chunks_cover_all_rows_and_hold_16_mib_at_most(n, k):
+    chunks = list(upsample.row_chunks(torch.empty(n, k, 2, 2, device="meta"), (1024, 2048)))
+    assert [a for a, _ in chunks] == [0, *(b for _, b in chunks[:-1])]
+    assert chunks[-1][1] == 1024
+    assert max((b - a) * n * k * 2048 * 4 for a, b in chunks) <= 16 * 2**20
+    assert len(chunks) <= 1.1 * n * k * 1024 * 2048 * 4 / (16 * 2**20) + 1 + 1024 * (n * k * 2048 * 4 > 8 * 2**20)

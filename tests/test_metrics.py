@@ -92,6 +92,8 @@ def test_absent_classes_under_each_rule(absent, expected):
     scores = score(TRUTH, PREDICTION, absent=absent)
     np.testing.assert_allclose(scores["miou"], expected)
     np.testing.assert_allclose(scores["per_class"], [2 / 3, 1, 0, np.nan])
+    np.testing.assert_allclose(scores["mean_accuracy"], (2 / 3 + 1) / 2)  # over the classes of the truth
+    np.testing.assert_allclose(scores["fw_iou"], 3 / 4 * 2 / 3 + 1 / 4 * 1)
 
 
 def test_strict_nan_is_the_plain_mean_where_all_classes_occur():
@@ -103,6 +105,19 @@ def test_void_predictions_under_each_rule(pred_void, iou, accuracy):
     scores = score([0, 0, 0, 0, 1], [0, 0, 1, 255, 1], k=2, pred_void=pred_void)
     assert scores["per_class"][0] == pytest.approx(iou)
     assert scores["pixel_accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_class_whose_pixels_are_all_predicted_as_void_is_absent_where_those_are_dropped():
+    scores = score([0, 1, 1], [0, 255, 255], k=2, absent="gt-only", pred_void="drop")
+    np.testing.assert_allclose(scores["per_class"], [1, np.nan])
+    assert (scores["miou"], scores["mean_accuracy"]) == (1.0, 1.0)
+
+
+def test_another_value_can_be_ignored():
+    scores = score([0, 9, 1], [0, 1, 9], k=2, ignore_index=9)
+    assert (scores["miou"], scores["pixel_accuracy"]) == (0.5, 0.5)
+    with pytest.raises(UserError, match=r"neither in 0\.\.1 nor 9"):
+        score([255], [0], k=2, ignore_index=9)
 
 
 def test_void_predictions_are_an_error_where_the_rule_says_so():
@@ -138,6 +153,8 @@ def test_shapes_that_differ_are_refused():
     metrics = SegmentationMetrics(4)
     with pytest.raises(UserError, match=r"\(1, 2, 3\) and target \(1, 3, 2\)"):
         metrics.update(torch.zeros(1, 2, 3, dtype=torch.uint8), torch.zeros(1, 3, 2, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"expected both \(n, h, w\)"):
+        metrics.update(*torch.zeros(2, 2, 3, dtype=torch.uint8))  # one image without its batch: images would be 2
 
 
 @pytest.mark.parametrize("options", [{"absent": "skip"}, {"pred_void": "ignore"}, {"ignore_index": 3}])

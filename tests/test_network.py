@@ -52,3 +52,20 @@ def test_a_network_in_low_precision_takes_images_of_any_type(network):
         EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).bfloat16().eval()
     )
     assert low(torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)).dtype == torch.bfloat16
+
+
+def test_the_stem_of_the_extra_stream_gets_normalised_images():
+    encoder = FrozenEncoder("convnext_atto", weights="random")
+    torch.manual_seed(0)
+    network = EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).eval()
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    normal = (images.float() / 255 - mean) / std
+    seen = []
+    network.head.stem.register_forward_hook(lambda _, args, out: seen.extend([*args, out]))
+    with torch.no_grad():
+        network(images)
+        conv, norm = network.head.stem[0], network.head.stem[1]
+        torch.testing.assert_close(seen[0], normal)
+        torch.testing.assert_close(seen[1], norm(torch.conv2d(normal, conv.weight, None, 2, 1)).clamp(min=0))
+    assert (seen[1] == 0).any()

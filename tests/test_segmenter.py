@@ -175,6 +175,18 @@ def test_scores_are_those_of_the_predictions_at_the_size_of_the_truth(fitted_ran
     assert np.array_equal(model.metrics["val"].confusion[:, :3].numpy(), confusion)
 
 
+def test_the_loss_of_a_split_is_the_mean_over_its_labelled_pixels(fitted_random, tmp_path):
+    model, _ = fitted_random
+    batches = list(loader(3, 2))
+    batches[0]["mask"][0, :20] = 255  # 12 rows stay
+    engine = trainer(tmp_path)
+    engine.validate(model, DataLoader(batches, batch_size=None), verbose=False)
+    images, mask = (torch.cat([b[name] for b in batches]) for name in ("image", "mask"))
+    with torch.no_grad():
+        whole = nn.functional.cross_entropy(model.eval()(images), mask.long(), ignore_index=255)
+    assert engine.callback_metrics["val/loss"].item() == pytest.approx(whole.item())
+
+
 def test_predict_step_passes_over_files_that_are_no_images(fitted_random):
     model, _ = fitted_random
     assert model.predict_step({"key": ["a.txt"], "error": ["no image"]}, 0) is None
@@ -193,6 +205,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(tmp_path):
 def test_a_batch_with_one_value_at_the_coarsest_stride_is_refused(tmp_path):
     with pytest.raises(UserError, match="raise crop_size or batch_size"):
         trainer(tmp_path).fit(ReverseHRNetSeg(**SMALL), loader(8, 1), loader(2, 1))
+    model = ReverseHRNetSeg(**SMALL)
+    longer = {"image": torch.zeros(1, 3, 32, 64, dtype=torch.uint8), "mask": torch.zeros(1, 32, 64), "key": ["a"]}
+    trainer(tmp_path, max_steps=1).fit(model, *[DataLoader([longer], batch_size=None)] * 2)
+    assert model.trainer.global_step == 1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -200,6 +216,8 @@ def test_norms_and_biases_have_no_weight_decay(tmp_path, optimizer):
     model = ReverseHRNetSeg(**(SMALL | {"optimizer": optimizer, "weight_decay": 0.3}))
     engine = trainer(tmp_path, max_steps=1)
     engine.fit(model, loader(), loader(2, 1))
+    assert type(engine.optimizers[0]) is (torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD)
+    assert engine.optimizers[0].defaults.get("momentum") == (None if optimizer == "adamw" else 0.9)
     decayed, others = engine.optimizers[0].param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     convolutions = {m.weight for m in model.network.head.modules() if isinstance(m, nn.Conv2d)}
@@ -216,7 +234,7 @@ def test_the_learning_rate_follows_the_schedule_at_each_step(tmp_path, schedule)
     t = np.arange(8)
     down = (1 - t / 8) ** 0.9 if schedule == "poly" else 0.5 * (1 + np.cos(np.pi * t / 8))
     np.testing.assert_allclose(rates, 0.1 * down * np.minimum(1, (t + 1) / 3), rtol=1e-6)
-    assert lr_factor(8, 8, 3, schedule) == pytest.approx(0, abs=1e-12)
+    assert [lr_factor(t, 8, 3, schedule) for t in (8, 9)] == pytest.approx([0, 0], abs=1e-12)
 
 
 def test_a_schedule_without_an_end_is_refused(tmp_path):
@@ -270,6 +288,45 @@ def test_a_trained_encoder_is_stored_whole_and_can_be_saved_again(tmp_path):
     again_loaded = ReverseHRNetSeg.load_from_checkpoint(again)
     assert same_output(again_loaded, model)
     assert again_loaded.network.encoder.source == "trained from random"
+
+
+def test_an_encoder_trained_from_a_file_is_stored_whole_and_resumed(tmp_path, encoder_file):
+    model, path = fitted(tmp_path, freeze_encoder=False, encoder_weights=str(encoder_file))
+    fingerprint = model.network.encoder.fingerprint()
+    start = ReverseHRNetSeg(**(SMALL | {"freeze_encoder": False, "encoder_weights": str(encoder_file)}))
+    assert start.network.encoder.fingerprint() != fingerprint
+    trainer(tmp_path).validate(start, loader(2, 1), ckpt_path=path, verbose=False)
+    assert start.network.encoder.fingerprint() == fingerprint
+    encoder_file.unlink()
+    loaded = ReverseHRNetSeg.load_from_checkpoint(path)
+    assert loaded.network.encoder.source == f"trained from {encoder_file}"
+
+
+def test_a_model_from_a_whole_checkpoint_writes_whole_ones_with_licence_and_source(fitted_random, tmp_path):
+    model, path = fitted_random
+    stored = torch.load(path, weights_only=True)
+    stored["encoder"]["licence"] = "cc-by-nc-4.0"
+    torch.save(stored, tmp_path / "licensed.ckpt")
+    loaded = ReverseHRNetSeg.load_from_checkpoint(tmp_path / "licensed.ckpt")
+    engine = trainer(tmp_path)
+    engine.strategy.connect(loaded)
+    engine.save_checkpoint(tmp_path / "again.ckpt", weights_only=True)
+    again = ReverseHRNetSeg.load_from_checkpoint(tmp_path / "again.ckpt")
+    assert same_output(again, model)
+    assert (again.network.encoder.licence, again.network.encoder.source) == ("cc-by-nc-4.0", "random")
+
+
+class Explosive:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"encoder": {}, "hyper_parameters": {}, "state_dict": Explosive()}, "evil.ckpt")
+    with pytest.raises(UserError, match=r"evil\.ckpt is damaged or no checkpoint"):
+        read_checkpoint("evil.ckpt")
+    assert not Path("exploded").exists()
 
 
 def test_another_encoder_is_refused_with_both_names(fitted_random, tmp_path, encoder_file):
@@ -386,7 +443,8 @@ for module in model.network.head.modules():
 trainer.test(model, DataLoader(data, sampler=sampler), verbose=False)
 if rank == 0:
     matrix = model.metrics["test"]
-    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if "loss" not in k}
+    scores = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    scores["test/loss"] = round(scores["test/loss"], 5)
     print("RESULT", scores, matrix.images.item(), matrix.confusion.tolist())
 """
 
