@@ -6,7 +6,7 @@ A data set says only two things of its own: its labels (`label_set`) and its ima
 import abc
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,11 +14,11 @@ import cv2
 import PIL.Image
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import suggested_max_num_workers
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, collate
+from early_fusion_seg.data.loading import BatchLoader, EpochSampler, PredictLoader, ShareSampler, TrainLoader
 from early_fusion_seg.data.transforms import TrainAugmentation, Transform
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
@@ -26,32 +26,6 @@ from early_fusion_seg.metrics import Absent, PredVoid, Rule
 from early_fusion_seg.visualize import sheet
 
 Split = Literal["train", "val", "test", "predict"]
-
-
-class EpochSampler(DistributedSampler[tuple[int, int]]):
-    """Yield this process's share of (epoch, position) in an order that depends on seed and epoch alone.
-
-    Lightning sets the epoch before each one. A plain loop over the loader does not, so each pass starts the next epoch.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        epoch = self.epoch
-        positions = list(super().__iter__())
-        self.set_epoch(epoch + 1)
-        return ((epoch, position) for position in positions)
-
-
-class BatchLoader(DataLoader[Sample]):
-    """A DataLoader that raises a user's error in the main process.
-
-    PyTorch carries an exception out of a worker as a traceback in a string; a sample with `error` keeps the sentence.
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator serves every use of the iterator
-        for batch in super().__iter__():
-            if "error" in batch:
-                raise UserError("; ".join(batch["error"]))
-            yield batch
 
 
 class SegmentationDataModule(LightningDataModule, abc.ABC):
@@ -182,14 +156,15 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled, augmented batches.
 
-        The last, smaller batch is dropped, because it would weigh each of its images more and give batch norms few
-        values; it is kept where it is the only one.
+        All processes together see, step by step, what one process with a batch as large as all of theirs would see. The
+        last, smaller batch is dropped, because it would weigh each of its images more and give batch norms few values;
+        it is kept where it is the only one.
         """
         dataset = self.dataset("train")
         world, rank = self._world()
-        sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed())
-        drop_last = len(sampler) >= self.batch_size
-        return self._loader(BatchLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
+        drop_last = len(dataset) >= world * self.batch_size
+        sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed(), drop_last=drop_last)
+        return self._loader(TrainLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the validation images, each exactly once over all processes."""
@@ -202,7 +177,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return images without masks, one at a time; an unreadable one gives a batch with `error` and no `image`."""
         dataset = self.dataset("predict")
-        return self._loader(DataLoader, dataset, 1, self._eval_sampler(dataset))
+        return self._loader(PredictLoader, dataset, 1, self._eval_sampler(dataset))
 
     def _eval_dataloader(self, split: Split) -> DataLoader[Sample]:
         dataset = self.dataset(split)
@@ -212,13 +187,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
             )
         return self._loader(BatchLoader, dataset, self.eval_batch_size, self._eval_sampler(dataset))
 
-    def _eval_sampler(self, dataset: SegmentationDataset) -> UnrepeatedDistributedSampler | None:
+    def _eval_sampler(self, dataset: SegmentationDataset) -> ShareSampler | None:
         world, rank = self._world()
-        if world == 1:
-            return None
-        if len(dataset) < world:
-            raise UserError(f"{len(dataset)} image(s) cannot be shared among {world} processes; use fewer devices")
-        return UnrepeatedDistributedSampler(dataset, world, rank, shuffle=False)
+        return ShareSampler(dataset, world, rank) if world > 1 else None
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
