@@ -174,6 +174,13 @@ class SegmentationLoss(nn.Module):
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
 
+    def weight(self, target: Tensor) -> Tensor:
+        """Return the sum of the class weights of the labelled pixels of target (n, H, W), a float32 scalar."""
+        valid = target != self.ignore_index
+        if self.class_weights is None:
+            return valid.sum().float()
+        return (self.class_weights[target.long().where(valid, 0)] * valid).sum()
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Map logits (n, K, h, w) and target (n, H, W) to a scalar."""
         weights, ignored = self.class_weights, self.ignore_index

@@ -13,7 +13,6 @@ from typing import Any, Self, TypedDict, cast
 
 import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningModule
@@ -24,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from early_fusion_seg.checkpoint import read_checkpoint, restore_encoder, store_encoder
+from early_fusion_seg.distributed import StepLoss, average_norms, refuse_different
 from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import Plan, ReverseHRNet
@@ -129,6 +129,7 @@ class ReverseHRNetSeg(LightningModule):
             {s: SegmentationMetrics(self.num_classes, ignore_index, absent, pred_void) for s in ("val", "test")}
         )
         self.losses = nn.ModuleDict({s: MeanLoss() for s in ("val", "test")})
+        self.step_loss = StepLoss(shared=False, batches=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits at input size; a convenience that training and evaluation never call.
@@ -172,41 +173,48 @@ class ReverseHRNetSeg(LightningModule):
         return upsampled_argmax(self.network(images), (size[0], size[1]))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Compute the loss of a batch; one that is not finite stops the training with the names of its images."""
+        """Compute the loss of a batch, or its share where several batches make a step; see `StepLoss`."""
         images = batch["image"]
         if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
             raise UserError("one crop so small has one value at the coarsest stride; raise crop_size or batch_size")
         loss: Tensor = self.loss(self.network(images), batch["mask"])
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step}, on the images {', '.join(batch['key'])}; "
-                "lower lr, or look at these images and masks"
-            )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        loss = self.step_loss.add(loss, self.loss.weight(batch["mask"]), batch["key"])
         self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]  # one optimiser
         return loss
 
-    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the gradients those of the whole step; a loss that is not finite stops training and names its images."""
+        loss = self.step_loss.finish(self.parameters(), self.global_step)
+        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        average_norms(self.network)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
         """Score a batch; gives `prediction` (n, h, w) uint8."""
         return self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
         """Score a batch; gives `prediction` (n, h, w) uint8."""
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor] | None:
-        """Give `prediction` (n, h, w) uint8, or None for a batch of files that are no images."""
+        """Give `prediction` (n, h, w) uint8, or None for a batch without images."""
         if "image" not in batch:
             return None
         images: Tensor = batch["image"]
         return {"prediction": self._segment(images, images.shape[-2:])}
 
-    def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
-        """Score at the size of the truth."""
+    def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
+        """Score at the size of the truth; None for the one batch of a process that has no images."""
+        metrics, losses = cast(SegmentationMetrics, self.metrics[split]), cast(MeanLoss, self.losses[split])
+        if not batch["key"]:
+            none = torch.empty(0, 1, 1, dtype=torch.uint8, device=self.device)
+            metrics.update(none, none)  # which marks it as ready to be summed
+            losses.update(none.sum(), none.sum())
+            return None
         logits, mask = self.network(batch["image"]), batch["mask"]
         prediction = upsampled_argmax(logits, (mask.shape[-2], mask.shape[-1]))
-        self.metrics[split].update(prediction, mask)  # type: ignore[operator]  # a ModuleDict loses its values' type
-        self.losses[split].update(self.loss(logits, mask), (mask != self.ignore_index).sum())  # type: ignore[operator]
+        metrics.update(prediction, mask)
+        losses.update(self.loss(logits, mask), (mask != self.ignore_index).sum())
         return {"prediction": prediction}
 
     def on_validation_epoch_start(self) -> None:
@@ -240,11 +248,12 @@ class ReverseHRNetSeg(LightningModule):
         """Compare the encoder over the ranks: one that differs would train a head on two kinds of features."""
         if stage == "fit" and self.network.head.training:  # what is in eval mode then is the frozen encoder alone
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            prints: list[str] = [""] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(prints, self.network.encoder.fingerprint())
-            if len(set(prints)) > 1:
-                raise UserError(f"the processes have different encoders: {[p[:12] for p in prints]}; give all one file")
+        refuse_different(self.network.encoder.fingerprint(), "encoders")
+        others = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        self.step_loss = StepLoss(others > 1, others)
+        # nothing of these changes, or `average_norms` sees to it: DistributedDataParallel need not send them each step
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        self._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in self.named_buffers()]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser and its schedule, stepped with each batch."""

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -408,74 +406,3 @@ def test_resume_continues_as_if_never_stopped(tmp_path):
     trainer(tmp_path, max_epochs=2).fit(second, loader(), loader(2, 1), ckpt_path=tmp_path / "half.ckpt")
     for a, b in zip(whole.network.head.parameters(), second.network.head.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-# --- two processes
-
-PROCESSES = """
-import sys
-import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader
-from test_segmenter import SMALL, Stripes, loader
-from early_fusion_seg import ReverseHRNetSeg
-
-devices = int(sys.argv[1])
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = ReverseHRNetSeg(**SMALL)
-quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-strategy = "ddp" if devices > 1 else "auto"
-trainer = Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_epochs=1, **quiet)
-before = model.network.encoder.live_digest()
-trainer.fit(model, loader(), loader(2, 1))
-assert model.network.encoder.live_digest() == before
-torch.manual_seed(1)
-for parameter in model.network.head.parameters():  # the same weights, however many processes trained
-    parameter.data.normal_(std=0.1)
-data = Stripes(5)
-rank, world = trainer.global_rank, trainer.world_size
-sampler = UnrepeatedDistributedSampler(data, num_replicas=world, rank=rank, shuffle=False)
-for module in model.network.head.modules():
-    if isinstance(module, torch.nn.BatchNorm2d):
-        module.reset_running_stats()
-trainer.test(model, DataLoader(data, sampler=sampler), verbose=False)
-if rank == 0:
-    matrix = model.metrics["test"]
-    scores = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    scores["test/loss"] = round(scores["test/loss"], 5)
-    print("RESULT", scores, matrix.images.item(), matrix.confusion.tolist())
-"""
-
-
-def run_processes(script: Path, devices: int) -> str:
-    done = subprocess.run(
-        [sys.executable, str(script), str(devices)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
-
-
-def test_two_processes_train_and_score_as_one(tmp_path):
-    script = tmp_path / "processes.py"
-    script.write_text(PROCESSES)
-    one, two = (run_processes(script, devices) for devices in (1, 2))
-    assert "'test/mIoU'" in one
-    assert one.split("}")[0] == two.split("}")[0]  # the matrix of rank 0 is put back to its own share after the sum
-
-
-def test_processes_with_different_encoders_are_refused(monkeypatch):
-    def gather(prints: list[str], own: str) -> None:
-        prints[:] = [own, "0" * 64]
-
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    with pytest.raises(UserError, match="different encoders"):
-        ReverseHRNetSeg(**SMALL).setup("fit")

@@ -1,0 +1,137 @@
+"""Run by test_distributed.py in 1, 2 or 3 processes: trains and scores, and prints as JSON what must be the same."""
+
+import json
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from early_fusion_seg import ReverseHRNetSeg
+from early_fusion_seg.data.base import SegmentationDataModule, Split
+from early_fusion_seg.data.dataset import Source
+from early_fusion_seg.labels import LabelSet
+
+BATCH, STEPS = 6, 20
+
+
+class UnevenSource(Source):
+    """Images of which some have many ignored pixels and some few."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def key(self, index: int) -> str:
+        return f"image-{index}"
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(index)
+        mask = rng.integers(0, 3, (8, 8)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+        image = np.clip(mask[..., None] * 90 + rng.integers(0, 40, (64, 64, 3)), 0, 255).astype(np.uint8)
+        mask[: 64 * (index % 5) // 5] = 255
+        return image, mask
+
+
+class Uneven(SegmentationDataModule):
+    sizes = {"train": 43, "val": 5, "test": 5, "predict": 2}
+
+    @property
+    def label_set(self) -> LabelSet:
+        return LabelSet("toy", ("a", "b", "c"), ((0, 0, 0),) * 3, ((0, 0), (1, 1), (2, 2)))
+
+    def source(self, split: Split) -> Source:
+        return UnevenSource(self.sizes[split])
+
+
+class Recorder(Callback):
+    """Loss, images and reduced bytes of each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.keys: list[list[str]] = []
+        self.bytes: list[int] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            trainer.strategy.model.register_comm_hook(None, self.hook)
+
+    def hook(self, _: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        self.bytes[-1] += bucket.buffer().nbytes
+        return allreduce_hook(None, bucket)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, index: int) -> None:
+        self.bytes.append(0)
+        self.keys.append(batch["key"])
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step > len(self.losses):  # not while gradients accumulate
+            self.losses.append(trainer.callback_metrics["train/loss"].item())
+
+
+def model(still: bool) -> ReverseHRNetSeg:
+    seed_everything(0, verbose=False)
+    made = ReverseHRNetSeg(
+        encoder="resnet18", encoder_weights="random", width=8, blocks=1, num_classes=3, class_weights=[0.5, 1.0, 3.0],
+        warmup_steps=1, optimizer="sgd", lr=0.05,
+    )  # fmt: skip
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d) and still:  # its statistics are of each process's own batch
+            module.eval()
+            module.train = lambda mode=True, module=module: module
+    return made
+
+
+def engine(devices: int, *callbacks: Callback, **options: Any) -> Trainer:
+    names = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    options = dict.fromkeys(names, False) | {"strategy": "ddp" if devices > 1 else "auto"} | options
+    return Trainer(accelerator="cpu", devices=devices, callbacks=list(callbacks), **options)
+
+
+def fit(devices: int, batch: int, still: bool = True, **options: Any) -> dict[str, Any]:
+    made, recorder = model(still), Recorder()
+    before = made.network.encoder.live_digest()
+    trainer = engine(devices, recorder, max_steps=STEPS, **options)
+    trainer.fit(made, Uneven("", batch_size=batch, num_workers=0, crop_size=48))
+    assert made.network.encoder.live_digest() == before
+    scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    statistics = [b.tolist() for name, b in made.network.head.named_buffers() if "running_mean" in name][-1]
+    gradients = sum(p.numel() * 4 for p in made.network.head.parameters())
+    return {
+        "losses": recorder.losses, "bytes": recorder.bytes, "gradients": gradients, "keys": recorder.keys,
+        "scores": scores, "statistics": statistics,
+    }  # fmt: skip
+
+
+def test(devices: int, images: int) -> dict[str, Any]:
+    made, data = model(still=False), Uneven("", num_workers=0)
+    data.sizes = data.sizes | {"test": images}
+    trainer = engine(devices)
+    trainer.test(made, data, verbose=False)
+    scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metric = made.metrics["test"]
+    metric._computed = None
+    metric.sync() if devices > 1 else None
+    return {"scores": scores, "images": metric.images.item(), "confusion": metric.confusion.tolist()}
+
+
+if __name__ == "__main__":
+    devices = int(sys.argv[1])
+    torch.set_num_threads(1)
+    results = {"fit": fit(devices, BATCH // devices), "five": test(devices, 5), "two": test(devices, 2)}
+    if devices == 1:
+        results["accumulated"] = fit(1, BATCH // 3, accumulate_grad_batches=3)
+    else:
+        results["moving"] = fit(devices, BATCH // devices, still=False, max_epochs=1)
+    everyone: list[Any] = [results]
+    if devices > 1:
+        everyone = [None] * devices
+        torch.distributed.all_gather_object(everyone, results)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        print("RESULT", json.dumps(everyone))
