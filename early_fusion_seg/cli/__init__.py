@@ -6,19 +6,25 @@ model from the checkpoint, and refuse data with other classes. What a run writes
 
 import json
 import logging
+import signal
+import sys
 import warnings
 from abc import ABC
 from pathlib import Path
 from typing import Any
 
+from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from early_fusion_seg import __version__
 from early_fusion_seg.callbacks import PanelLogger, PredictionWriter, ResultsWriter
 from early_fusion_seg.checkpoint import read_checkpoint
+from early_fusion_seg.checkpointing import AtomicCheckpointIO
+from early_fusion_seg.cli.devices import distributed_settings
 from early_fusion_seg.cli.output import (
     LoggerName,
     RunConfig,
@@ -59,7 +65,7 @@ def run(command: str, args: list[str]) -> int:
         args: What follows it.
 
     Returns:
-        0, or 1 where some files could not be read.
+        0; 1 where some files could not be read; 143 where the process was told to end (SIGTERM).
 
     Raises:
         UserError: Anything that the user can mend.
@@ -70,6 +76,9 @@ def run(command: str, args: list[str]) -> int:
         warnings.filterwarnings("ignore", message)
     try:
         return FitCLI(args).fit() if command == "fit" else CheckpointCLI(command, args).evaluate()
+    except SIGTERMException:
+        print("ended by SIGTERM; fit goes on from the last.ckpt of its run with --ckpt_path", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except MisconfigurationException as error:  # Lightning's word for what a user has to mend
         raise UserError(str(error)) from error
 
@@ -143,6 +152,9 @@ class CommandCLI(LightningCLI, ABC):
         if given["logger"] in (None, True):
             kwargs["logger"] = make_loggers(self.config["logger"], self.folder)
         self.trainer_defaults["callbacks"] = self.run_callbacks
+        kwargs |= distributed_settings(given)
+        plugins = self.config_init["trainer"]["plugins"] or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError) as error:  # what the trainer and its connectors raise for values they refuse
@@ -158,6 +170,8 @@ class FitCLI(CommandCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add trainer, model and data; the data tells the model the classes."""
+        help_text = "optimiser steps between two writings of last.ckpt, which is written at each epoch's end too"
+        parser.add_argument("--save_every_n_steps", type=PositiveInt, default=200, help=help_text)
         add_trainer(parser)
         parser.add_lightning_class_args(ReverseHRNetSeg, "model")
         add_data(parser)
@@ -184,7 +198,7 @@ class FitCLI(CommandCLI):
         if trainer["logger"] is not False:
             self.run_callbacks.append(LearningRateMonitor("step"))
         if trainer["enable_checkpointing"] is not False:
-            self.run_callbacks += best_and_last(self.folder)
+            self.run_callbacks += best_and_last(self.folder, self.config["save_every_n_steps"])
         return super().instantiate_trainer(**kwargs)
 
     def fit(self) -> int:

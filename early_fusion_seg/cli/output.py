@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from early_fusion_seg.callbacks import PredictionWriter
+from early_fusion_seg.checkpointing import LastCheckpoint
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 CHECKPOINTS = "checkpoints"
@@ -38,15 +39,11 @@ def run_folder(checkpoint: str | None) -> Path | None:
     return folder.parent if folder.name == CHECKPOINTS else None
 
 
-def best_and_last(folder: Path) -> list[ModelCheckpoint]:
-    """Keep `best.ckpt` (val/mIoU) and `last.ckpt`; a run that goes on in the same folder replaces them.
-
-    They are two callbacks, because Lightning 2.6's `save_last` writes only when the best one changes.
-    """
+def best_and_last(folder: Path, every_n_steps: int) -> list[Checkpoint]:
+    """Keep `best.ckpt` (val/mIoU) and `last.ckpt`; a run that goes on in the same folder replaces them."""
     folder = folder / CHECKPOINTS
     best = ModelCheckpoint(folder, "best", monitor="val/mIoU", mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    return [best, last]
+    return [best, LastCheckpoint(folder, every_n_steps)]
 
 
 class ValidateAtEnd(Callback):

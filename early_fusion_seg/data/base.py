@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import cv2
 import PIL.Image
@@ -26,6 +26,7 @@ from early_fusion_seg.metrics import Absent, PredVoid, Rule
 from early_fusion_seg.visualize import sheet
 
 Split = Literal["train", "val", "test", "predict"]
+Loader = TypeVar("Loader", bound=BatchLoader)
 
 
 class SegmentationDataModule(LightningDataModule, abc.ABC):
@@ -83,6 +84,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self.scale = scale
         self.train_transform = train_transform or TrainAugmentation(self.crop_size, random_scale, short_side)
         self.eval_transform = eval_transform
+        self._train_loader: TrainLoader | None = None
+        self._restored: dict[str, int] | None = None
         # without this, Lightning warns of fewer than two workers also where they were asked for
         warnings.filterwarnings("ignore", message=".*does not have many workers", category=UserWarning)
 
@@ -164,7 +167,23 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         world, rank = self._world()
         drop_last = len(dataset) >= world * self.batch_size
         sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed(), drop_last=drop_last)
-        return self._loader(TrainLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
+        self._train_loader = self._loader(TrainLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
+        if self._restored is not None:
+            self._train_loader.load_state_dict(self._restored)
+            self._restored = None
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the training images are, for a checkpoint.
+
+        Lightning stores the loader's state by itself, but has made the loader before it restores it where the length of
+        the training was asked for. What a data module stores is restored before.
+        """
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there with the next loader."""
+        self._restored = state_dict.get("train")
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the validation images, each exactly once over all processes."""
@@ -196,12 +215,12 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
     def _loader(
         self,
-        kind: type[DataLoader[Sample]],
+        kind: type[Loader],
         dataset: SegmentationDataset,
         batch_size: int,
         sampler: Any,
         drop_last: bool = False,
-    ) -> DataLoader[Sample]:
+    ) -> Loader:
         return kind(
             dataset,
             batch_size=batch_size,
