@@ -204,6 +204,12 @@ def test_nothing_is_kept_where_nothing_is_saved(data: Path, capsys: pytest.Captu
     assert said["training"][0].endswith("a batch of 9")  # there are no more images
 
 
+def test_no_logger_is_used(data: Path) -> None:
+    own = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=x"]
+    for more in (["--logger=wandb"], own):
+        assert EstimateCLI(options(data, *more)).trainer.loggers == []
+
+
 def test_it_is_among_the_commands_and_has_the_options_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n  estimate " in USAGE
     with pytest.raises(SystemExit):
@@ -399,6 +405,21 @@ def on_the_cpu(cli: EstimateCLI) -> Any:
             cli.device = torch.device("cuda")
 
     return make_there
+
+
+def test_memory_may_end_in_a_later_step(cramped: EstimateCLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    cramped.datamodule.batch_size = 2
+    step, done = ReverseHRNetSeg.training_step, []
+
+    def refuse(self: ReverseHRNetSeg, batch: Any, index: int) -> Any:
+        done.append(index)
+        if len(done) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(ReverseHRNetSeg, "training_step", refuse)
+    with pytest.raises(UserError, match="a batch of 2 images takes more memory than there is"):
+        cramped.time_training()
 
 
 def test_a_bug_in_a_step_is_no_lack_of_memory(cramped: EstimateCLI, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def batches_and_steps(epoch: int, accumulate: int, max_epochs: int, max_steps: i
     limits = [limit for limit in (max_epochs * steps_of_epoch, max_steps) if limit >= 0]
     steps = min(limits) if steps_of_epoch else 0
     epochs, rest = divmod(steps, max(1, steps_of_epoch))
-    return epochs * epoch + min(rest * accumulate, epoch), steps
+    return epochs * epoch + rest * accumulate, steps
 
 
 def validations(batches: int, epoch: int, every_epochs: int | None, interval: float) -> int:
