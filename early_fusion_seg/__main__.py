@@ -15,6 +15,7 @@ Semantic segmentation with a frozen classifier and a reverse HRNet.
 commands:
   demo      train on synthetic street scenes in a few minutes, no download
   fit       train:            fit --config camvid --data.root PATH
+  estimate  time and memory that fit would take, from a few steps: estimate --config camvid --data.root PATH
   validate  score on val:     validate --config camvid --data.root PATH --ckpt_path FILE
   test      score on test:    test --config camvid --data.root PATH --ckpt_path FILE
   predict   segment a folder: predict --ckpt_path FILE --data.root FOLDER
@@ -28,7 +29,7 @@ options:
   --version   print the version
 """
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = ("demo", *TRAINER_COMMANDS, "evaluate", "submit", "doctor", "fake-data")
+COMMANDS = ("demo", *TRAINER_COMMANDS, "estimate", "evaluate", "submit", "doctor", "fake-data")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -65,6 +66,10 @@ def _dispatch(args: list[str]) -> int:
         from early_fusion_seg import cli
 
         return cli.run(command, args[1:])
+    if command == "estimate":
+        from early_fusion_seg.cli import estimate
+
+        return estimate.main(args[1:])
     if command in COMMANDS:
         module = import_module(f"early_fusion_seg.commands.{command.replace('-', '_')}")
         return int(module.main(args[1:]))

@@ -61,6 +61,7 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, folder: str | Path, every_n_steps: int = 200) -> None:
         if every_n_steps < 1:
             raise UserError(f"every_n_steps is {every_n_steps}; expected 1 or more")
+        self.filename = "last"
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
         self.resumable = False  # here, between two batches

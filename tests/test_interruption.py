@@ -13,10 +13,11 @@ import torch
 EPOCHS = 12
 ARGS = [
     "fit", "--data", "SyntheticDataModule", "--data.size", "[64,96]", "--data.train_scenes", "42",
-    "--data.val_scenes", "4", "--data.batch_size", "2", "--data.num_workers", "1", "--data.crop_size", "[48,64]", "--model.encoder", "resnet18",
-    "--model.encoder_weights", "random", "--model.width", "8", "--trainer.check_val_every_n_epoch", "3",
-    "--trainer.max_epochs", str(EPOCHS), "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
-    "--trainer.enable_model_summary", "false", "--trainer.accumulate_grad_batches", "2", "--save_every_n_steps", "3",
+    "--data.val_scenes", "4", "--data.batch_size", "2", "--data.num_workers", "1", "--data.crop_size", "[48,64]",
+    "--model.encoder", "resnet18", "--model.encoder_weights", "random", "--model.width", "8",
+    "--trainer.max_epochs", str(EPOCHS), "--trainer.check_val_every_n_epoch", "3", "--trainer.accelerator", "cpu",
+    "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+    "--trainer.accumulate_grad_batches", "2", "--save_every_n_steps", "3",
 ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """fit, validate, test and predict: a LightningCLI for training, and one for what starts from a checkpoint.
 
-`fit` builds the model from the configuration and tells it the classes of the data. The other commands take the whole
-model from the checkpoint, and refuse data with other classes. What a run writes is in one folder.
+`fit` builds the model from the configuration and tells it the classes of the data; so does `estimate`, in a file of its
+own. The other commands take the whole model from the checkpoint, and refuse data with other classes. What a run writes
+is in one folder.
 """
 
 import json
@@ -10,6 +11,8 @@ import signal
 import sys
 import warnings
 from abc import ABC
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +73,23 @@ def run(command: str, args: list[str]) -> int:
     Raises:
         UserError: Anything that the user can mend.
     """
+    with plain_words():
+        try:
+            return FitCLI(args).fit() if command == "fit" else CheckpointCLI(command, args).evaluate()
+        except SIGTERMException:
+            print("ended by SIGTERM; fit goes on from the last.ckpt of its run with --ckpt_path", file=sys.stderr)
+            return 128 + signal.SIGTERM
+
+
+@contextmanager
+def plain_words() -> Iterator[None]:
+    """Leave out what Lightning says that a user need not know, and make UserErrors of what it refuses."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # below that: seed, devices found, advertisements
     for message in UNHELPFUL:
         warnings.filterwarnings("ignore", message)
     try:
-        return FitCLI(args).fit() if command == "fit" else CheckpointCLI(command, args).evaluate()
-    except SIGTERMException:
-        print("ended by SIGTERM; fit goes on from the last.ckpt of its run with --ckpt_path", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        yield
     except MisconfigurationException as error:  # Lightning's word for what a user has to mend
         raise UserError(str(error)) from error
 
@@ -161,12 +172,12 @@ class CommandCLI(LightningCLI, ABC):
             raise UserError(f"the trainer refuses its settings: {error}") from error
 
 
-class FitCLI(CommandCLI):
-    """Train a model. The best and the last checkpoint, scores and panels go to the folder of the run."""
+class TrainingCLI(CommandCLI, ABC):
+    """What `fit` takes, and the trainer that it uses."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, command: str, args: list[str]) -> None:
         self.stored: dict[str, Any] | None = None  # hyperparameters of the checkpoint to go on from
-        super().__init__("fit", args)
+        super().__init__(command, args)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add trainer, model and data; the data tells the model the classes."""
@@ -201,12 +212,29 @@ class FitCLI(CommandCLI):
             self.run_callbacks += best_and_last(self.folder, self.config["save_every_n_steps"])
         return super().instantiate_trainer(**kwargs)
 
+    def refuse_other_checkpoint(self) -> None:
+        """Check that the checkpoint to go on from, if any, has the classes of the data and the settings of the model.
+
+        Raises:
+            UserError: Names the first difference.
+        """
+        if self.stored is not None:
+            path = self.config["ckpt_path"]
+            refuse_other_classes(self.datamodule.class_names, self.stored["class_names"], path)
+            refuse_other_settings(dict(self.model.hparams), self.stored, path)
+
+
+class FitCLI(TrainingCLI):
+    """Train a model. The best and the last checkpoint, scores and panels go to the folder of the run."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__("fit", args)
+
     def fit(self) -> int:
         """Train, from the start or from a checkpoint."""
         path = self.config["ckpt_path"]
-        if self.stored is not None:
-            refuse_other_classes(self.datamodule.class_names, self.stored["class_names"], path)
-            refuse_other_settings(dict(self.model.hparams), self.stored, path)
+        self.refuse_other_checkpoint()
+        if path is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
         keep_scores(self.folder)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
