@@ -67,7 +67,7 @@ class ReverseHRNetSeg(LightningModule):
         hr_modules: HR modules in each stage.
         extra_stream: Use the stream at stride 2.
         loss: Weight of each term: cross_entropy, ohem, dice. Default: cross-entropy alone.
-        class_weights: K factors for cross-entropy and OHEM.
+        class_weights: K factors for cross-entropy and OHEM, such as a data module's `class_weights("median")`.
         label_smoothing: Of cross-entropy, in 0..1.
         optimizer: `"adamw"` or `"sgd"` (with momentum 0.9).
         lr: Highest learning rate.

@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from cli_runs import SIZE, command, epochs_logged, fit_args, torch_epoch, without_output
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from early_fusion_seg import ReverseHRNetSeg
@@ -56,6 +58,32 @@ def test_a_checkpoint_holds_plain_types_and_the_classes_of_the_data(checkpoint: 
     assert content["hyper_parameters"]["class_names"][0] == "Sky"
     assert content["hyper_parameters"]["absent"] == "zero"
     assert ReverseHRNetSeg.load_from_checkpoint(checkpoint).num_classes == 11
+
+
+def test_class_weights_of_the_data_become_numbers(tmp_path: Path) -> None:
+    camvid = fake_camvid_segnet(tmp_path / "camvid", images=3, size=SIZE)
+    run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
+    args = [*fit_args(camvid, run, "--trainer.max_epochs=1"), "--data.rare_class_share=0.5"]
+    assert main([*args, "--class_weights=median"]) == 0
+    masks = [np.asarray(Image.open(path)) for path in sorted((camvid / "trainannot").iterdir())]
+    counts = np.array([[(mask == c).sum() for c in range(11)] for mask in masks])
+    with np.errstate(invalid="ignore"):
+        share = np.array([counts[:, c].sum() / counts[counts[:, c] > 0].sum() for c in range(11)])
+    expected = np.where(share > 0, np.nanmedian(share) / share, 1)
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert config.get("class_weights") is None  # a rerun of it takes the numbers
+    assert config["model"]["class_weights"] == pytest.approx(expected.tolist())
+    with np.load(run / "class_index.npz") as index:
+        np.testing.assert_array_equal(index["counts"], counts)
+
+    assert main([*args[:-1], "--class_weights=median", "--trainer.max_epochs=2", f"--ckpt_path={last}"]) == 0  # goes on
+    (tmp_path / "mine.yaml").write_text("class_weights: median\n", encoding="utf-8")  # of fit; the others let it pass
+    validate = ["validate", "--config=camvid", f"--config={tmp_path / 'mine.yaml'}", f"--data.root={camvid}"]
+    assert main([*validate, f"--ckpt_path={last}", f"--output={tmp_path}"]) == 0
+    camvid.rename(tmp_path / "gone")
+    model = ReverseHRNetSeg.load_from_checkpoint(last)  # without the data
+    assert model.hparams["class_weights"] == config["model"]["class_weights"]
+    assert model.loss.class_weights.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
 
 
 def test_a_run_goes_on_from_its_checkpoint_in_its_own_folder(camvid: Path, tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def test_facts_are_known_before_setup_and_without_a_disk() -> None:
         ({"scale": 0.0}, "scale is 0.0"),
         ({"scale": float("nan")}, "scale is nan"),
         ({"num_workers": -1}, "num_workers is -1"),
+        ({"rare_class_share": 1.01}, "rare_class_share is 1.01; it must lie from 0 to 1"),
+        ({"rare_class_share": -0.1}, "rare_class_share is -0.1"),
+        ({"rare_class_share": float("nan")}, "rare_class_share is nan"),
         ({"crop_size": 0}, "crop_height is 0"),
         ({"crop_size": (32, 32, 3)}, "expected one number, or height and width"),
         ({"crop_size": (5, -1)}, "crop_width is -1"),
@@ -213,6 +216,129 @@ def test_an_interrupted_epoch_goes_on_with_the_same_batches(workers: int) -> Non
         assert [k for k, _ in rest] == [k for k, _ in remaining]
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(rest, remaining, strict=True))
         assert workers or len(read) == 2 * len(remaining)  # nothing is decoded to be thrown away
+
+
+class RareSource(ToySource):
+    """Label 1 is in one place of every fifth image, and nowhere else."""
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = np.full((60, 80, 3), index, np.uint8), np.zeros((60, 80), np.uint8)
+        if index % 5 == 0:
+            mask[40:50, 60:70] = 1
+        return image, mask
+
+
+RARE: dict[str, Any] = {"crop_size": 16, "random_scale": (1.0, 1.0), "rare_class_share": 0.6}
+
+
+def test_rare_classes_get_their_share_of_crops_that_show_them() -> None:
+    def masks(share: float, **more: Any) -> list[tuple[str, torch.Tensor]]:
+        dm = ToyDataModule(RareSource(200), **(RARE | {"rare_class_share": share} | more))
+        return [(batch["key"][i], batch["mask"][i]) for batch in dm.train_dataloader() for i in range(8)]
+
+    plain, rare = masks(0.0), masks(0.6)
+    assert sum(bool((mask == 1).any()) for _, mask in plain) < 20
+    centred = [key for key, mask in rare if (mask[7:9, 7:9] == 1).all()]
+    assert 85 < len(centred) < 155
+    assert {int(key[1:]) % 5 for key in centred} == {0}
+    assert len(set(centred)) > 30
+    ordinary = [(a, b) for (a, m), (b, n) in zip(plain, rare, strict=True) if a == b and torch.equal(m, n)]
+    assert 60 < len(ordinary) < 110  # the other places of the order are as they were
+    key = max(centred, key=centred.count)
+    same = [mask for other, mask in rare if other == key and (mask[7:9, 7:9] == 1).all()]
+    assert any(not torch.equal(same[0], mask) for mask in same[1:])  # an image drawn again is cut elsewhere
+
+    def own(image: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+        return {"image": image[:16, :16], "mask": mask[:16, :16]}
+
+    own_crops = masks(0.6, train_transform=own)
+    assert [key for key, _ in own_crops] == [key for key, _ in rare]  # images are chosen, crops are the transform's
+    assert not any((mask == 1).any() for _, mask in own_crops)
+
+
+@pytest.mark.parametrize("n", [30, 31, 33])
+def test_processes_share_what_is_drawn_for_rare_classes(n: int, tmp_path: Path) -> None:
+    def contents(loader: Any) -> list[list[tuple[str, bytes]]]:
+        pairs = [zip(b["key"], b["image"], b["mask"], strict=True) for b in loader]
+        return [sorted((k, bytes(i.numpy()) + bytes(m.numpy())) for k, i, m in batch) for batch in pairs]
+
+    dm = ToyDataModule(RareSource(n), batch_size=6, **RARE)
+    whole = [contents(loader) for loader in [dm.train_dataloader()] for _ in range(2)]  # two epochs
+    assert whole[0] != whole[1]
+    for world, workers in ((1, 1), (2, 0), (3, 1)):
+        shares = []
+        for rank in range(world):
+            part = ToyDataModule(RareSource(n), batch_size=6 // world, num_workers=workers, **RARE)
+            part.trainer = SimpleNamespace(  # type: ignore[assignment]
+                world_size=world, global_rank=rank, default_root_dir=str(tmp_path)
+            )
+            loader = part.train_dataloader()
+            shares.append([contents(loader) for _ in range(2)])
+        for epoch in range(2):
+            together = [
+                sorted(itertools.chain(*parts)) for parts in zip(*(share[epoch] for share in shares), strict=True)
+            ]
+            assert together == whole[epoch]
+
+
+def test_more_processes_than_images_have_rare_classes_too(tmp_path: Path) -> None:
+    indices: list[tuple[int, ...]] = []
+    for rank in range(5):
+        dm = ToyDataModule(RareSource(2), batch_size=4, **(RARE | {"rare_class_share": 1.0}))
+        dm.trainer = SimpleNamespace(  # type: ignore[assignment]
+            world_size=5, global_rank=rank, default_root_dir=str(tmp_path)
+        )
+        indices += dm.train_dataloader().sampler
+    assert {len(index) for index in indices} == {4}
+    assert [place for *_, place in indices] == [0, 1, 0, 1, 0]
+
+
+def test_rare_classes_are_drawn_anew_in_each_epoch() -> None:
+    sampler: Any = ToyDataModule(RareSource(99), **(RARE | {"rare_class_share": 1.0})).train_dataloader().sampler
+    first, second = list(sampler), list(sampler)
+    assert [place for *_, place in first] == [place for *_, place in second] == [*range(99)]
+    assert [index[1:3] for index in first] != [index[1:3] for index in second]
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+def test_an_interrupted_epoch_goes_on_with_the_same_rare_classes() -> None:
+    def loader() -> Any:
+        return ToyDataModule(RareSource(40), batch_size=4, **RARE).train_dataloader()
+
+    expected = list(loader())
+    first, second = loader(), loader()
+    for _, _ in zip(range(3), first, strict=False):
+        pass
+    second.load_state_dict(first.state_dict() | {"batches": 3})
+    rest = list(second)
+    assert [batch["key"] for batch in rest] == [batch["key"] for batch in expected[3:]]
+    assert all(torch.equal(a["mask"], b["mask"]) for a, b in zip(rest, expected[3:], strict=True))
+
+
+def test_without_rare_classes_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SegmentationDataModule, "class_index", lambda self: pytest.fail("counted"))
+    sampler: Any = ToyDataModule(ToySource(3)).train_dataloader().sampler
+    assert {len(index) for index in sampler} == {2}
+
+
+def test_class_index_and_weights_are_those_of_the_training_masks(tmp_path: Path) -> None:
+    dm = FolderDataModule(fake_folder(tmp_path / "data", images=4), scale=0.5, num_workers=0)
+    masks = [FileSource.read_labels(dm.source("train"), i) for i in range(4)]  # type: ignore[arg-type]
+    counts = np.array([[(mask == label).sum() for label in range(3)] for mask in masks])
+    np.testing.assert_array_equal(dm.class_index(), counts)
+    share = counts.sum(0) / counts.sum()
+    assert dm.class_weights("inverse-log") == pytest.approx((1 / np.log(1.02 + share)).tolist())
+    for rank in (1, 0):  # one process alone writes into the folder of the run
+        assert not (tmp_path / "run").exists()
+        dm.trainer = SimpleNamespace(  # type: ignore[assignment]
+            world_size=2, global_rank=rank, default_root_dir=str(tmp_path / "run")
+        )
+        dm.class_index()
+    assert (tmp_path / "run/class_index.npz").is_file()
+    dm.source = lambda split: FileSource([Item("a", tmp_path / "a.jpg")])  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="FolderDataModule's training images have no labels to count classes in"):
+        dm.class_weights("median")
 
 
 def test_going_on_in_mid_epoch_with_other_batches_is_refused() -> None:

@@ -21,6 +21,7 @@ from early_fusion_seg.data import (
     FolderDataModule,
     MapillaryVistasDataModule,
     VOCDataModule,
+    class_index,
 )
 from early_fusion_seg.data.fake import fake_camvid_original, fake_camvid_segnet, fake_folder
 from early_fusion_seg.data.fake_benchmarks import (
@@ -150,6 +151,35 @@ def test_shares_are_those_of_all_pixels_read(tmp_path: Path, capsys) -> None:
     for options, said in ((["--full"], True), (["--full", "false"], False)):
         assert doctor("folder", tmp_path / "many", *options) == 0
         assert ("classes without a pixel: plant, sky\n" in capsys.readouterr().out) == said  # a sample cannot know
+
+
+def test_class_weights_are_shown_and_their_index_kept_where_all_is_read(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(class_index, "cache_folder", lambda: tmp_path / "cache")
+    root = fake_folder(tmp_path / "data", images=2, size=(10, 10))
+    mask = np.full((10, 10), 1, np.uint8)
+    mask[:5], mask[0] = 5, 9  # 40 of sky, 10 ignored, 50 of ground
+    Image.fromarray(mask).save(root / "masks/train/000.png")
+    Image.fromarray(np.full_like(mask, 1)).save(root / "masks/train/001.png")
+    assert doctor("folder", root) == 0
+    assert "class_weights median" not in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
+    assert doctor("folder", root, "--full") == 0
+    printed = capsys.readouterr().out
+    assert "% of all pixels read; weights of fit's --class_weights median or inverse-log\n" in printed
+    lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if "│" in line}
+    shares = {"ground": 150 / 190, "sky": 40 / 90}  # of the labelled pixels of the images that hold the class
+    middle = sum(shares.values()) / 2
+    for name, median, inverse_log in (
+        ("ground", middle / shares["ground"], 1 / np.log(1.02 + 150 / 190)),
+        ("plant", 1, 1 / np.log(1.02)),
+        ("sky", middle / shares["sky"], 1 / np.log(1.02 + 40 / 190)),
+    ):
+        assert [cell.strip() for cell in lines[name].split("│")[4:6]] == [f"{median:.2f}", f"{inverse_log:.2f}"]
+    assert [cell.strip() for cell in lines["ignored"].split("│")[4:6]] == ["", ""]
+    monkeypatch.setattr(class_index, "count", lambda source, k: pytest.fail("counted again"))
+    assert FolderDataModule(root).class_index().tolist() == [[50, 0, 40], [100, 0, 0]]
+    (root / "masks/train/000.png").write_bytes(b"")
+    assert doctor("folder", root, "--full") == 1  # no weights of what cannot be used
 
 
 def table(printed: str) -> dict[str, list[str]]:

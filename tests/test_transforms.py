@@ -134,6 +134,39 @@ def test_windows_of_one_class_are_avoided(monkeypatch: pytest.MonkeyPatch) -> No
     assert one_class(max_share=0.75, tries=10) <= 3
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.7])
+def test_a_window_is_centred_on_a_pixel_of_the_class_asked_for(scale: float) -> None:
+    mask = np.zeros((90, 120), np.uint8)
+    mask[40, 60] = mask[2, 118] = 7  # one in the middle, one in a corner
+    transform = crop_only((20, 30), scale=(scale, scale))
+    height, width = round(20 / scale), round(30 / scale)
+    seen = set()
+    for seed in range(20):
+        transform.seed((seed,))
+        window = transform.draw((90, 120), mask, 7)
+        assert window.scale == scale
+        top, left = window.rows.taken.start, window.cols.taken.start
+        assert (window.rows.taken.stop - top, window.cols.taken.stop - left) == (height, width)
+        assert (window.rows.placed, window.cols.placed) == (slice(0, 20), slice(0, 30))
+        seen.add((top, left))
+    assert seen == {(40 - height // 2, 60 - width // 2), (0, 120 - width)}
+
+
+def test_a_class_that_an_image_lacks_changes_nothing_and_small_images_are_shown_whole() -> None:
+    image, mask = position_image(90, 120)
+    transform = TrainAugmentation((20, 30))
+    for seed in range(5):
+        expected = run(transform, image, mask, seed)
+        seed_transform(transform, (seed,))
+        data = transform(image=image, mask=mask, label=77)
+        np.testing.assert_array_equal(data["image"], expected[0])
+        np.testing.assert_array_equal(data["mask"], expected[1])
+        seed_transform(transform, (seed,))
+        assert transform(image=image, label=3)["image"].shape == (20, 30, 3)  # without a mask nothing can be found
+    whole = crop_only((100, 200), scale=(1.0, 1.0))
+    assert (whole(image=image, mask=mask, label=3)["mask"] != 255).sum() == 90 * 120
+
+
 def test_hopeless_image_is_cut_all_the_same() -> None:
     image, mask = np.zeros((50, 50, 3), np.uint8), np.full((50, 50), 255, np.uint8)
     _, labels = run(crop_only((20, 20)), image, mask, 0)
@@ -289,6 +322,23 @@ def test_a_reduced_image_of_another_size_than_its_mask_is_refused(tmp_path) -> N
     for scale in (0.3, 1.0):
         with pytest.raises(UserError, match=r"a.jpg is 300x400 pixels .*a.png is 310x400"):
             SegmentationDataset(source, TrainAugmentation((40, 60), (scale, scale)))[0]
+
+
+def test_a_jpeg_decoded_small_shows_the_class_asked_for(tmp_path, monkeypatch) -> None:
+    labels = np.zeros((803, 602), np.uint8)
+    labels[650:690, 500:530] = 1
+    Image.fromarray(shown(803, 602)).save(tmp_path / "a.jpg")
+    Image.fromarray(labels).save(tmp_path / "a.png")
+    label_set = LabelSet("x", ("a", "b"), ((0, 0, 0),) * 2, ((0, 0), (1, 1)))
+    source = FileSource([Item("a", tmp_path / "a.jpg", tmp_path / "a.png")], label_set)
+    asked = []
+    real = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", lambda path, n=1: asked.append(n) or real(path, n))
+    data = SegmentationDataset(source, crop_only((40, 40), (0.3, 0.3)))
+    for epoch in range(20):
+        assert 1 in data[epoch, 0, 1, 0]["mask"][15:25, 15:25]
+    assert not all(1 in data[epoch, 0]["mask"] for epoch in range(20))
+    assert set(asked) == {2}
 
 
 @pytest.mark.parametrize("mask_size", [(200, 150), (800, 600), (1600, 1200), (40, 30)])

@@ -40,7 +40,15 @@ from early_fusion_seg.cli.output import (
     report_predictions,
     run_folder,
 )
-from early_fusion_seg.cli.parsing import HINTS, ShortHelp, add_data, add_trainer, parse
+from early_fusion_seg.cli.parsing import (
+    HINTS,
+    ShortHelp,
+    add_class_weights,
+    add_data,
+    add_trainer,
+    fill_class_weights,
+    parse,
+)
 from early_fusion_seg.commands.loading import (
     is_plain_folder,
     load_model,
@@ -144,6 +152,7 @@ class CommandCLI(LightningCLI, ABC):
             "--logger", type=LoggerName, default="csv", help="where scores go, beside metrics.csv in that folder"
         )
         parser.add_argument("--ckpt_path", type=str | None, help="checkpoint; fit goes on from it, the others use it")
+        add_class_weights(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with recipes and plain messages."""
@@ -201,6 +210,11 @@ class TrainingCLI(CommandCLI, ABC):
             raise UserError(
                 f"trainer.max_epochs is {epochs}, but {path} is from epoch {checkpoint['epoch'] + 1}; raise max_epochs"
             )
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer, after the class weights that follow from the data."""
+        fill_class_weights(self.config)
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with what training needs beside."""

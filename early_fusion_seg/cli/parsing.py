@@ -13,9 +13,11 @@ import yaml  # type: ignore[import-untyped]  # PyYAML comes without types
 from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 
 from early_fusion_seg.commands.wording import one_sentence
 from early_fusion_seg.data import SegmentationDataModule
+from early_fusion_seg.data.frequencies import Weighting
 from early_fusion_seg.errors import UserError
 
 HINTS = (
@@ -52,6 +54,35 @@ def add_data(parser: LightningArgumentParser, default: dict[str, str] | None = N
         default=default,
         help="the data class",
     )
+
+
+def add_class_weights(parser: LightningArgumentParser) -> None:
+    """Add what `fill_class_weights` takes."""
+    parser.add_argument(
+        "--class_weights",
+        type=Weighting | None,
+        help="for fit: weights of the classes in the loss from how often they occur in the training images, by "
+        "median-frequency balancing or ENet's 1/ln(1.02 + share); --model.class_weights takes numbers instead",
+    )
+
+
+def fill_class_weights(config: Namespace) -> None:
+    """Replace the kind of class weights in a configuration of fit by the numbers for its data.
+
+    Raises:
+        UserError: Numbers are given too, or the data cannot be read.
+    """
+    kind = config["class_weights"]
+    if kind is None:
+        return
+    if config["model"]["class_weights"] is not None:
+        raise UserError(f"--class_weights {kind} and --model.class_weights are both given; leave one of them out")
+    parser = LightningArgumentParser()  # the model is made with the data, so these come from another instance
+    add_data(parser)
+    data = parser.instantiate_classes(config)["data"]
+    rank_zero_only(data.prepare_data)()
+    config["model"]["class_weights"] = data.class_weights(kind)
+    config["class_weights"] = None
 
 
 def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:

@@ -33,6 +33,7 @@ LOADING = {  # what matters to training alone
     "scale",
     "random_scale",
     "short_side",
+    "rare_class_share",
     "train_transform",
     "eval_transform",
 }

@@ -6,7 +6,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import rich
@@ -22,6 +22,7 @@ from early_fusion_seg.data.base import Split
 from early_fusion_seg.data.camvid import OTHER, read_colour_mask
 from early_fusion_seg.data.dataset import FileSource, Item
 from early_fusion_seg.data.files import File
+from early_fusion_seg.data.frequencies import Weighting
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.images import read_image, size_text
 from early_fusion_seg.labels import LabelSet
@@ -92,7 +93,7 @@ def main(args: list[str]) -> int:
     usable = listed
     for split, source in sources.items():
         found = examine(source, len(source) if options.full else SAMPLE, split)
-        good = show(name, data, split, source, found)
+        good = show(name, data, split, source, found, options.full)
         usable &= good or split == "test"
     if not listed:
         for line in offers(name, options.data.as_dict(), data.root):
@@ -185,7 +186,9 @@ def examine_one(source: FileSource, index: int) -> tuple[list[Trouble], tuple[in
     return [Trouble(text, item.mask) for text in texts], size, raw_ids
 
 
-def show(name: str, data: SegmentationDataModule, split: Split, source: FileSource, found: Findings) -> bool:
+def show(
+    name: str, data: SegmentationDataModule, split: Split, source: FileSource, found: Findings, full: bool
+) -> bool:
     """Print what was found in a split, and return whether it can be used."""
     published = data.published_sizes.get(split)
     expected = "" if published in (None, found.images) else f", where {published} are published"
@@ -197,11 +200,13 @@ def show(name: str, data: SegmentationDataModule, split: Split, source: FileSour
     for line in [*wrong, *incomplete(name, data, split, source.items, source.label_set)]:
         say(f"  {line}")
     if source.label_set is not None and split == "train" and found.raw_ids:
-        table, absent = frequencies(source.label_set, found.raw_ids)
+        weights = class_weights(data) if full and not wrong else {}
+        table, absent = frequencies(source.label_set, found.raw_ids, weights)
         if absent and not wrong and found.read == found.images:
             rest = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
             say(f"  classes without a pixel: {', '.join(absent[:NAMED])}{rest}")
-        say("what train would learn from, % of all pixels read")
+        said = f"; weights of fit's --class_weights {' or '.join(weights)}" if weights else ""
+        say(f"what train would learn from, % of all pixels read{said}")
         rich.get_console().print(table)
     return not wrong
 
@@ -244,19 +249,35 @@ def incomplete(
     return []
 
 
-def frequencies(labels: LabelSet, raw_ids: Counter[int]) -> tuple[Table, list[str]]:
-    """Return a table of the classes, with raw ids found and shares of all pixels read, and the classes without any."""
+def class_weights(data: SegmentationDataModule) -> dict[str, list[float]]:
+    """Return both kinds of class weights; this leaves the index of the classes in the cache."""
+    return {kind: data.class_weights(kind) for kind in get_args(Weighting)}
+
+
+def frequencies(labels: LabelSet, raw_ids: Counter[int], weights: dict[str, list[float]]) -> tuple[Table, list[str]]:
+    """Return a table of the classes, with raw ids found and shares of all pixels read, and the classes without any.
+
+    Args:
+        labels: The classes.
+        raw_ids: Raw id -> pixels.
+        weights: Heading of a column -> a weight for each class.
+    """
     to_train = dict(labels.raw_to_train)
     ids: dict[int, dict[int, int]] = {}  # train id -> raw id -> pixels
     for raw_id, count in sorted(raw_ids.items()):
         ids.setdefault(to_train.get(raw_id, -1), {})[raw_id] = count
     total = raw_ids.total()
     table = Table("class", "raw ids found")
-    table.add_column("%", justify="right")
+    for heading in ("%", *weights):
+        table.add_column(heading, justify="right")
     for train_id, name in [*enumerate(labels.class_names), (labels.ignore_index, "ignored"), (-1, "unknown")]:
         found = ids.get(train_id, {})
         if 0 <= train_id < labels.num_classes or found:
             many = len(found) > 1
             shown = [f"{raw_id} ({100 * n / total:.2f})" if many else f"{raw_id}" for raw_id, n in found.items()]
-            table.add_row(name, ", ".join(shown) or "none", f"{100 * sum(found.values()) / total:.2f}")
+            share = f"{100 * sum(found.values()) / total:.2f}"
+            more = (
+                [f"{column[train_id]:.2f}" for column in weights.values()] if 0 <= train_id < labels.num_classes else []
+            )
+            table.add_row(name, ", ".join(shown) or "none", share, *more)
     return table, [name for train_id, name in enumerate(labels.class_names) if train_id not in ids]

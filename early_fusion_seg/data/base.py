@@ -17,7 +17,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import suggested_max_num_workers
 from torch.utils.data import DataLoader
 
+from early_fusion_seg.data.class_index import class_index
 from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, collate
+from early_fusion_seg.data.frequencies import Counts, Weighting, rare_draws, weights_of
 from early_fusion_seg.data.loading import BatchLoader, EpochSampler, PredictLoader, ShareSampler, TrainLoader
 from early_fusion_seg.data.transforms import TrainAugmentation, Transform
 from early_fusion_seg.errors import MissingFileError, UserError
@@ -46,6 +48,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         random_scale: Lowest and highest factor of the default augmentation.
         short_side: Pixels to which the default augmentation brings the shorter side of each training image, before
             `random_scale`. None: images keep their size.
+        rare_class_share: Share of the training samples, 0..1, that are drawn for a rare class: an image that holds the
+            class, and a crop around one of its pixels. Chosen are images with any train_transform, the crop only with
+            the default augmentation. The classes of the training images are counted once; see `class_index`.
         train_transform: Replaces the default augmentation. Called with `image=` (h, w, 3) uint8 and `mask=` (h, w)
             uint8; returns a dict with both, as albumentations does. Normalised float images are let through, for
             networks that want them (ours wants uint8).
@@ -67,6 +72,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         scale: float = 1.0,
         random_scale: tuple[float, float] = (0.5, 2.0),
         short_side: int | None = None,
+        rare_class_share: float = 0.0,
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
     ) -> None:
@@ -74,6 +80,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         _check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, scale=scale, short_side=short_side or 1)
         if not 0 < random_scale[0] <= random_scale[1]:
             raise UserError(f"random_scale is {random_scale}; expected two factors above 0, the lower one first")
+        if not 0 <= rare_class_share <= 1:
+            raise UserError(f"rare_class_share is {rare_class_share}; it must lie from 0 to 1")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"num_workers is {num_workers}; give 0 or more, or leave it out")
         self.root = Path(root)
@@ -82,6 +90,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self.num_workers = min(4, suggested_max_num_workers(1)) if num_workers is None else num_workers
         self.crop_size = _pair(crop_size)
         self.scale = scale
+        self.rare_class_share = rare_class_share
         self.train_transform = train_transform or TrainAugmentation(self.crop_size, random_scale, short_side)
         self.eval_transform = eval_transform
         self._train_loader: TrainLoader | None = None
@@ -156,6 +165,32 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         transform = self.train_transform if split == "train" else self.eval_transform
         return SegmentationDataset(source, transform, self.scale, seed=_seed())
 
+    def class_index(self) -> Counts:
+        """Return the pixels of each class in each training image (images, K), before `scale`.
+
+        They are counted once, with a bar, and kept in the user's cache until a mask changes; in a run, also in
+        class_index.npz in its folder (the trainer's default_root_dir).
+
+        Raises:
+            UserError: The training images have no labels, or a mask cannot be read.
+        """
+        source = self.dataset("train").source
+        if not source.labelled:
+            raise UserError(f"{type(self).__name__}'s training images have no labels to count classes in")
+        run = Path(self.trainer.default_root_dir) if self.trainer and self.trainer.global_rank == 0 else None
+        return class_index(source, self.num_classes, None if run is None else run / "class_index.npz")
+
+    def class_weights(self, kind: Weighting) -> list[float]:
+        """Return a weight for each class from how often it occurs in training, for `ReverseHRNetSeg(class_weights=)`.
+
+        Args:
+            kind: "median" (median-frequency balancing) or "inverse-log" (ENet's); see `frequencies`.
+
+        Raises:
+            UserError: There is no such kind, or nothing to count; see `class_index`.
+        """
+        return weights_of(self.class_index(), kind)
+
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled, augmented batches.
 
@@ -167,6 +202,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         world, rank = self._world()
         drop_last = len(dataset) >= world * self.batch_size
         sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed(), drop_last=drop_last)
+        if self.rare_class_share:
+            counts, share, seed = self.class_index(), self.rare_class_share, _seed()
+            sampler.rare = lambda epoch: rare_draws(counts, share, (seed, epoch, len(dataset)))  # no image's own seed
         self._train_loader = self._loader(TrainLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
         if self._restored is not None:
             self._train_loader.load_state_dict(self._restored)
@@ -232,21 +270,6 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
             collate_fn=collate,
             worker_init_fn=_start_worker,
         )
-
-
-def require_folder(folder: Path, tree: str, where: str) -> None:
-    """Check that a folder is there.
-
-    Args:
-        folder: The folder.
-        tree: What was expected below it, one file or folder per line.
-        where: Where to get it.
-
-    Raises:
-        MissingFileError: It is not; the message shows tree and where.
-    """
-    if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder. Expected there:\n{tree}\n{where}")
 
 
 def _seed() -> int:

@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from early_fusion_seg.data.base import SegmentationDataModule, Split, require_folder
+from early_fusion_seg.data.base import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, Source
 from early_fusion_seg.data.download import download as fetch
-from early_fusion_seg.data.files import File
+from early_fusion_seg.data.files import File, require_folder
 from early_fusion_seg.data.unpack import unpack
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.images import read_image

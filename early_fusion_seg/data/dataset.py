@@ -122,7 +122,8 @@ class SegmentationDataset(Dataset[Sample]):
 
     An index is a position, or a pair (epoch, position) for random transforms: what albumentations draws depends on
     (seed, epoch, position) alone, so it is the same for any number of workers and after a resume. Other callables draw
-    from the global generators, which PyTorch seeds in each worker.
+    from the global generators, which PyTorch seeds in each worker. An index (epoch, position, class, place) asks the
+    default augmentation for a crop that shows the class; the place tells apart several draws of an image in an epoch.
 
     Args:
         source: The images.
@@ -141,23 +142,26 @@ class SegmentationDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> Sample:
-        epoch, position = index if isinstance(index, tuple) else (0, index)
+    def __getitem__(self, index: int | tuple[int, ...]) -> Sample:
+        epoch, position, *rare = index if isinstance(index, tuple) else (0, index)
+        label = rare[0] if rare else None
         if self.transform is not None:
-            seed_transform(self.transform, (self.seed, epoch, position))
-        data = self._reduced(position)
+            seed_transform(self.transform, (self.seed, epoch, position, *rare))
+        data = self._reduced(position, label)
         if data is None:
             image, mask = self.source.read(position)
             image, mask = resize(image, mask, self.scale)
             data = {"image": image} if mask is None else {"image": image, "mask": mask}
-            if self.transform is not None:
+            if isinstance(self.transform, TrainAugmentation):
+                data = self.transform(**data, label=label)
+            elif self.transform is not None:
                 data = self.transform(**data)
         sample: Sample = {"key": self.source.key(position), "image": _image_tensor(data["image"])}
         if "mask" in data:
             sample["mask"] = torch.as_tensor(np.ascontiguousarray(data["mask"])).to(torch.uint8)
         return sample
 
-    def _reduced(self, position: int) -> dict[str, Any] | None:
+    def _reduced(self, position: int, label: int | None) -> dict[str, Any] | None:
         """Augment an image that is decoded at a fraction of its size, or give None where that would lose something."""
         source, transform = self.source, self.transform
         if not isinstance(transform, TrainAugmentation) or not isinstance(source, FileSource) or self.scale != 1.0:
@@ -165,7 +169,7 @@ class SegmentationDataset(Dataset[Sample]):
         if source.items[position].mask is None or not str(source.items[position].image).endswith(".jpg"):
             return None
         mask = source.read_labels(position)
-        window = transform.draw((mask.shape[0], mask.shape[1]), mask)
+        window = transform.draw((mask.shape[0], mask.shape[1]), mask, label)
         image = read_image(source.items[position].image, window.reduction)
         sizes = [tuple(-(-side // factor) for side in mask.shape) for factor in (1, window.reduction)]
         stored = sorted(image_size(source.items[position].image) if window.reduction > 1 else mask.shape)
@@ -173,11 +177,11 @@ class SegmentationDataset(Dataset[Sample]):
             source.read(position)  # says that image and mask differ in size
         return transform.apply(image, mask, window)
 
-    def __getitems__(self, indices: list[int | tuple[int, int]]) -> list[Sample]:
+    def __getitems__(self, indices: list[int | tuple[int, ...]]) -> list[Sample]:
         """Return the samples of a batch, with `error` in place of those that cannot be read (called by DataLoader)."""
         return [self._sample_or_error(index) for index in indices]
 
-    def _sample_or_error(self, index: int | tuple[int, int]) -> Sample:
+    def _sample_or_error(self, index: int | tuple[int, ...]) -> Sample:
         try:
             return self[index]
         except UserError as error:

@@ -67,6 +67,21 @@ def _walk(folder: str, prefix: str, suffix: str) -> Iterable[str]:
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", suffix)
 
 
+def require_folder(folder: Path, tree: str, where: str) -> None:
+    """Check that a folder is there.
+
+    Args:
+        folder: The folder.
+        tree: What was expected below it, one file or folder per line.
+        where: Where to get it.
+
+    Raises:
+        MissingFileError: It is not; the message shows tree and where.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is not a folder. Expected there:\n{tree}\n{where}")
+
+
 def matched(images: Mapping[str, File], masks: Mapping[str, File], what: str) -> list[tuple[str, File, File]]:
     """Match images with masks of the same key.
 

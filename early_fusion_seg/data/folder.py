@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from early_fusion_seg.data.base import SegmentationDataModule, Split, require_folder
+from early_fusion_seg.data.base import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, Source
+from early_fusion_seg.data.files import require_folder
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import LabelSet
 

@@ -1,10 +1,11 @@
 """Samplers and loaders: who reads which images, in which order, and from where after an interruption.
 
 The order of the training images depends on (seed, epoch) alone; a sample's augmentation on (seed, epoch, position). So
-any number of processes and workers, and a run that was interrupted, see what one uninterrupted process sees.
+any number of processes and workers, and a run that was interrupted, see what one uninterrupted process sees. Images
+drawn for rare classes take places in that common order, before it is shared.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -13,23 +14,31 @@ from early_fusion_seg.data.dataset import Sample
 from early_fusion_seg.errors import UserError
 
 
-class EpochSampler(DistributedSampler[tuple[int, int]]):
+class EpochSampler(DistributedSampler[tuple[int, ...]]):
     """Yield this process's share of (epoch, position) in an order that depends on seed and epoch alone.
+
+    Where an image was drawn for a rare class, it is (epoch, position, class, place in the order), see `rare_draws`.
 
     Lightning sets the epoch before each one. A plain loop over the loader does not, so each pass starts the next epoch.
 
     Attributes:
         skip: Positions that the next pass leaves out at its start, because they were trained on before an interruption.
+        rare: Epoch -> (place in the order of all processes -> (position, class)) for the places of rare classes.
     """
 
     skip: int = 0
+    rare: Callable[[int], dict[int, tuple[int, int]]] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         epoch, skip = self.epoch, self.skip
-        positions = list(super().__iter__())[skip:]
+        draws = {} if self.rare is None else self.rare(epoch)
+        indices: list[tuple[int, ...]] = []
+        for i, position in enumerate(super().__iter__()):
+            place = (self.rank + i * self.num_replicas) % len(cast(Any, self.dataset))  # the first ones fill up the end
+            indices.append((epoch, *draws[place], place) if place in draws else (epoch, cast(int, position)))
         self.set_epoch(epoch + 1)
         self.skip = 0
-        return ((epoch, position) for position in positions)
+        return iter(indices[skip:])
 
 
 class ShareSampler(DistributedSampler[int]):

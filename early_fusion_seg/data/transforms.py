@@ -1,4 +1,4 @@
-"""Augmentation: random scale, a crop that avoids windows of one class, flip, colour.
+"""Augmentation: random scale, a crop that avoids windows of one class or is centred on a rare one, flip, colour.
 
 Random scale (0.5 to 2) and the rule that at most 75 % of a crop belong to one class are those of mmsegmentation's
 `RandomResize` and `RandomCrop(cat_max_ratio=0.75)`. Only the window is resized, not the whole image, so that a small
@@ -94,17 +94,23 @@ class TrainAugmentation:
         for transform in self.others:  # one stream for all: with streams of their own, bright images were large ones
             transform.set_random_state(generator, self.random)
 
-    def draw(self, size: tuple[int, int], mask: Pixels | None = None) -> Window:
+    def draw(self, size: tuple[int, int], mask: Pixels | None = None, label: int | None = None) -> Window:
         """Draw a window.
 
         Args:
             size: Height and width of the image.
             mask: Its labels, by which windows of one class are avoided.
+            label: A class to show: the window is centred on a random pixel of it as far as the image's edges allow.
+                Where it does not occur, as where it is None, the window may be anywhere.
         """
         crop = self.crop_size or size
         scale = self.random.uniform(*self.random_scale)
         if self.short_side is not None:
             scale *= self.short_side / min(size)
+        if mask is not None and label is not None and len(places := np.flatnonzero(mask == label)):
+            pixel = divmod(int(places[self.random.randrange(len(places))]), mask.shape[1])
+            rows, cols = (self._axis(side, out, scale, at) for side, out, at in zip(size, crop, pixel, strict=True))
+            return Window(crop, scale, rows, cols)
         for _ in range(TRIES):
             rows, cols = (self._axis(side, out, scale) for side, out in zip(size, crop, strict=True))
             if mask is None or largest_share(mask[rows.taken, cols.taken]) <= MAX_SHARE:
@@ -144,17 +150,19 @@ class TrainAugmentation:
             data = transform(**data)
         return data
 
-    def __call__(self, image: Pixels, mask: Pixels | None = None) -> dict[str, Any]:
+    def __call__(self, image: Pixels, mask: Pixels | None = None, label: int | None = None) -> dict[str, Any]:
         """Draw a window and apply it."""
-        return self.apply(image, mask, self.draw((image.shape[0], image.shape[1]), mask))
+        return self.apply(image, mask, self.draw((image.shape[0], image.shape[1]), mask, label))
 
-    def _axis(self, side: int, out: int, scale: float) -> Axis:
-        """Draw a window of one axis."""
+    def _axis(self, side: int, out: int, scale: float, centre: int | None = None) -> Axis:
+        """Draw a window of one axis, or centre it."""
         taken = min(side, max(1, round(out / scale)))
         filled = min(out, max(1, round(taken * scale)))
         if taken < side:  # rounding must not leave a filled line at the edge of a window that lies inside the image
             filled = out
         start, place = self.random.randint(0, side - taken), self.random.randint(0, out - filled)
+        if centre is not None:
+            start = min(max(0, centre - taken // 2), side - taken)
         return Axis(slice(start, start + taken), slice(place, place + filled))
 
 
