@@ -140,7 +140,9 @@ class GettingWorse(BoringModel):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")  # two vectors need none
 def test_the_last_checkpoint_is_that_of_the_last_epoch_not_of_the_best(tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_epochs": 3, "logger": False, "enable_progress_bar": False}
-    trainer = Trainer(callbacks=[*best_and_last(tmp_path)], enable_model_summary=False, accelerator="cpu", **options)
+    trainer = Trainer(
+        callbacks=[*best_and_last(tmp_path, 200)], enable_model_summary=False, accelerator="cpu", **options
+    )
     trainer.fit(GettingWorse())
     assert [torch_epoch(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("best", "last")] == [0, 2]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2

@@ -152,6 +152,12 @@ class CommandCLI(LightningCLI, ABC):
             "--logger", type=LoggerName, default="csv", help="where scores go, beside metrics.csv in that folder"
         )
         parser.add_argument("--ckpt_path", type=str | None, help="checkpoint; fit goes on from it, the others use it")
+        parser.add_argument(
+            "--save_every_n_steps",
+            type=PositiveInt,
+            default=200,
+            help="for fit: optimiser steps between two writings of last.ckpt, which each epoch's end writes too",
+        )
         add_class_weights(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -190,8 +196,6 @@ class TrainingCLI(CommandCLI, ABC):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add trainer, model and data; the data tells the model the classes."""
-        help_text = "optimiser steps between two writings of last.ckpt, which is written at each epoch's end too"
-        parser.add_argument("--save_every_n_steps", type=PositiveInt, default=200, help=help_text)
         add_trainer(parser)
         parser.add_lightning_class_args(ReverseHRNetSeg, "model")
         add_data(parser)
