@@ -18,12 +18,15 @@ Shapes: n images, K classes, stream s is (n, W_s, ceil(h / s), ceil(w / s)) for 
 Our own choices where the published summary is silent: widths, blocks, the votes, and where the HR modules stand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from early_fusion_seg.errors import UserError
 
@@ -45,6 +48,7 @@ class ReverseHRNet(nn.Module):
         hr_modules: HR modules in each stage, one number for each stream; 0 leaves a stage out.
             Default: `default_hr_modules`.
         extra_stream: Use stride 2; where the encoder has no such map, a trainable stem makes it from the image.
+        recompute: Keep no activations inside the HR modules in training, and compute them again in backward.
 
     Raises:
         UserError: Numbers that make no head.
@@ -67,8 +71,10 @@ class ReverseHRNet(nn.Module):
         blocks: int = 2,
         hr_modules: Sequence[int] | None = None,
         extra_stream: bool = True,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         finest = 2 if extra_stream else 4
         used = {s: c for c, s in zip(channels, strides, strict=True) if s >= finest}
         self.strides = sorted(used.keys() | ({2} if extra_stream else set()))
@@ -101,7 +107,7 @@ class ReverseHRNet(nn.Module):
         if self.stem is not None:
             streams[2] = self.stem(images)
         for module in self.stages:
-            streams |= module(streams)
+            streams |= recomputed(module, streams) if self.recompute and self.training else module(streams)
         finest = self.strides[0]
         total: Tensor = self.vote[str(finest)](streams[finest])
         for s in self.strides[1:]:
@@ -198,6 +204,30 @@ def _path(source: int, target: int, widths: dict[int, int]) -> nn.Module:
     steps = (target // source).bit_length() - 1
     keep = [conv_norm(widths[source], widths[source], kernel=3, stride=2) for _ in range(steps - 1)]
     return nn.Sequential(*keep, conv_norm(widths[source], widths[target], kernel=3, stride=2, relu=False))
+
+
+def recomputed(module: nn.Module, streams: Streams) -> Streams:
+    """Apply a module whose activations are computed again in backward, when its norms must not count a second time."""
+    contexts = partial(_contexts, module)
+    fused: Streams = checkpoint(module, streams, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return fused
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _statistics_kept(module)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Let batch norms normalise by the batch and leave their running statistics alone."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:

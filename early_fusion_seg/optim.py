@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from early_fusion_seg.errors import UserError
 
 OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["poly", "cosine"]
@@ -23,6 +27,18 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:
     """Build AdamW, or SGD with momentum 0.9."""
     return AdamW(groups, lr=lr) if name == "adamw" else SGD(groups, lr=lr, momentum=0.9)
+
+
+def make_schedule(optimizer: Optimizer, steps: float, warmup_steps: int, schedule: Schedule) -> LambdaLR:
+    """Build the schedule of a run; see `lr_factor`.
+
+    Raises:
+        UserError: The run has no end.
+    """
+    if not math.isfinite(steps):
+        raise UserError("the learning-rate schedule needs an end: set the trainer's max_epochs or max_steps")
+    factor = partial(lr_factor, steps=int(steps), warmup_steps=warmup_steps, schedule=schedule)
+    return LambdaLR(optimizer, factor)
 
 
 def lr_factor(step: int, steps: int, warmup_steps: int, schedule: Schedule) -> float:

@@ -4,10 +4,8 @@ Shapes: n images of h x w pixels, K classes. A batch is a dict: `image` (n, 3, h
 (n, h, w) train ids with `ignore_index` where no truth is, `key` the names of the images.
 """
 
-import math
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypedDict, cast
 
@@ -19,7 +17,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from early_fusion_seg.checkpoint import read_checkpoint, restore_encoder, store_encoder
@@ -33,7 +30,7 @@ from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.losses import SegmentationLoss, Term
 from early_fusion_seg.metrics import Absent, MeanLoss, PredVoid, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
-from early_fusion_seg.optim import OptimizerName, Schedule, lr_factor, make_optimizer, parameter_groups
+from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule, parameter_groups
 
 Picture = np.ndarray | Image.Image | Path | str
 """One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
@@ -66,6 +63,8 @@ class ReverseHRNetSeg(LightningModule):
         blocks: Residual blocks on each stream in an HR module.
         hr_modules: HR modules in each stage.
         extra_stream: Use the stream at stride 2.
+        recompute: Activation checkpointing: the head's activations are computed again in backward, to save memory.
+        compile: Let torch.compile translate encoder and head for the training.
         loss: Weight of each term: cross_entropy, ohem, dice. Default: cross-entropy alone.
         class_weights: K factors for cross-entropy and OHEM, such as a data module's `class_weights("median")`.
         label_smoothing: Of cross-entropy, in 0..1.
@@ -101,6 +100,8 @@ class ReverseHRNetSeg(LightningModule):
         blocks: int = 2,
         hr_modules: list[int] | None = None,
         extra_stream: bool = True,
+        recompute: bool = False,
+        compile: bool = False,
         loss: dict[Term, float] | None = None,
         class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
@@ -120,9 +121,8 @@ class ReverseHRNetSeg(LightningModule):
             if values is not None and len(values) != self.num_classes:
                 raise UserError(f"{what} has {len(values)} entries for {self.num_classes} classes")
         frozen = FrozenEncoder(encoder, str(encoder_weights), freeze_encoder)
-        head = ReverseHRNet(
-            frozen.channels, frozen.strides, self.num_classes, plan, width, blocks, hr_modules, extra_stream
-        )
+        shape = (plan, width, blocks, hr_modules, extra_stream, recompute)
+        head = ReverseHRNet(frozen.channels, frozen.strides, self.num_classes, *shape)
         self.network = EarlyFusionNet(frozen, head)
         self.loss = SegmentationLoss(loss or {"cross_entropy": 1.0}, class_weights, label_smoothing, ignore_index)
         self.metrics = nn.ModuleDict(
@@ -248,6 +248,9 @@ class ReverseHRNetSeg(LightningModule):
         """Compare the encoder over the ranks: one that differs would train a head on two kinds of features."""
         if stage == "fit" and self.network.head.training:  # what is in eval mode then is the frozen encoder alone
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
+        if stage == "fit" and self.hparams["compile"]:
+            self.network.encoder.compile()
+            self.network.head.compile()
         refuse_different(self.network.encoder.fingerprint(), "encoders")
         others = self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.step_loss = StepLoss(others > 1, others)
@@ -258,13 +261,11 @@ class ReverseHRNetSeg(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser and its schedule, stepped with each batch."""
         options: Any = self.hparams
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            raise UserError("the learning-rate schedule needs an end: set the trainer's max_epochs or max_steps")
         groups = parameter_groups(self.parameters(), options.weight_decay)
         optimizer = make_optimizer(options.optimizer, groups, options.lr)
-        factor = partial(lr_factor, steps=int(steps), warmup_steps=options.warmup_steps, schedule=options.schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        steps = self.trainer.estimated_stepping_batches
+        schedule = make_schedule(optimizer, steps, options.warmup_steps, options.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the encoder as name and fingerprint where it can be fetched again, else whole in timm's keys."""
