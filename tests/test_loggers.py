@@ -196,7 +196,7 @@ def test_wandb_without_an_account_is_one_sentence_before_the_training(
 ) -> None:
     assert main(fit_args(camvid, tmp_path / "run", "--logger=wandb")) == 2
     said = capsys.readouterr().err
-    assert "W&B does not start: " in said
+    assert "W&B does not start (" in said
     assert "`wandb login`" in said
     assert "WANDB_MODE=offline" in said
     assert "Traceback" not in said
@@ -210,7 +210,7 @@ def test_wandb_without_a_connection_is_one_sentence_before_the_training(camvid: 
     args = command(*fit_args(camvid, tmp_path / "run", "--logger=wandb"))  # W&B reads the timeout once a process
     done = subprocess.run(args, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "early-fusion-seg: error: W&B does not start: " in done.stderr
+    assert "early-fusion-seg: error: W&B does not start (" in done.stderr
     assert "WANDB_MODE=offline" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "metrics.csv").exists()

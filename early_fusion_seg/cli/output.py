@@ -98,9 +98,10 @@ def start_wandb(loggers: list[Logger]) -> None:
             try:
                 _ = logger.experiment
             except Error as error:
+                reason = str(error).splitlines()[0].rstrip(".")
                 raise UserError(
-                    f"W&B does not start: {str(error).splitlines()[0]} Run `wandb login` where it has no account; set "
-                    "WANDB_MODE=offline to write its files without a connection, for `wandb sync` later"
+                    f"W&B does not start ({reason}); without an account run `wandb login`, "
+                    "without a connection set WANDB_MODE=offline, and `wandb sync` sends the files later"
                 ) from error
 
 

@@ -5,8 +5,6 @@ Their cost does not depend on the network, and is far below what a real step var
 with and without, where a step computes next to nothing and logs the same, and set against a real step without.
 Steps are timed in blocks of `log_every_n_steps`, so that each block logs once. Other work on the machine makes blocks
 slower, never faster, so the fastest tenth is shown beside the median. Validation, with its panels, is no part of it.
-
-    python examples/benchmarks/observe.py
 """
 
 import argparse
@@ -30,6 +28,7 @@ from early_fusion_seg import ReverseHRNetSeg, SyntheticDataModule
 from early_fusion_seg.callbacks import ClassIoU, PanelLogger, Throughput
 from early_fusion_seg.cli.output import make_loggers
 
+SIZE, BATCH_SIZE = (96, 128), 8
 BLOCK = 10  # the command line's log_every_n_steps
 
 
@@ -46,7 +45,7 @@ class Nothing(ReverseHRNetSeg):
 class Blocks(Callback):
     """Time and processor time per step, in seconds, of each block of steps after the first."""
 
-    def __init__(self):
+    def on_train_start(self, trainer, pl_module):
         self.marks = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -61,7 +60,6 @@ class Blocks(Callback):
 
 
 def train(model, loader, steps: int, observed: bool) -> list[list[float]]:
-    """Train for some steps and return seconds per step: (blocks, 2)."""
     blocks = Blocks()
     with tempfile.TemporaryDirectory() as folder:
         callbacks = [Throughput(), ClassIoU(), PanelLogger(), LearningRateMonitor("step")] if observed else []
@@ -75,31 +73,27 @@ def train(model, loader, steps: int, observed: bool) -> list[list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, nargs=2, default=(96, 128), help="height and width of the scenes")
-    parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=101, help="of real training; ten times as many of nothing")
     parser.add_argument("--repeats", type=int, default=6)
     options = parser.parse_args()
-
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    data = SyntheticDataModule(tuple(options.size), 32 * options.batch_size, batch_size=options.batch_size)
+    data = SyntheticDataModule(SIZE, 32 * BATCH_SIZE)
     scenes = data.dataset("train")
-    loader = DataLoader([scenes[i] for i in range(len(scenes))], options.batch_size)
+    loader = DataLoader([scenes[i] for i in range(len(scenes))], BATCH_SIZE)
     settings = {"class_names": data.class_names, "encoder": "resnet18", "encoder_weights": "random", "blocks": 1}
     real, nothing = ReverseHRNetSeg(**settings), Nothing(**settings)
     seconds = {True: [], False: [], "real": train(real, loader, options.steps, False)}
     for i in range(options.repeats):
         for observed in (i % 2 == 0, i % 2 == 1):  # by turns, and each as often first
             seconds[observed] += train(nothing, loader, 10 * options.steps, observed)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{device}; ms per step, of blocks of {BLOCK} steps")
+    print(f"ms per step, of blocks of {BLOCK} steps, {torch.get_num_threads()} threads")
     for i, what in enumerate(("time", "processor time")):
         for name, tenth in (("fastest tenth", 0), ("median", 4)):
             blocks = [[block[i] for block in seconds[kind]] for kind in (False, True, "real")]
             bare, full, step = (1000 * quantiles(part, n=10)[tenth] for part in blocks)
-            cost = full - bare
-            print(f"{what}, {name}: {full:.2f} - {bare:.2f} = {cost:.2f}; {cost / step:.2%} of a step of {step:.1f}")
+            share = (full - bare) / step
+            print(f"{what}, {name}: {full:.2f} with, {bare:.2f} without; {share:.2%} of a step of {step:.1f}")
 
 
 if __name__ == "__main__":
