@@ -24,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from early_fusion_seg import __version__
-from early_fusion_seg.callbacks import PanelLogger, PredictionWriter, ResultsWriter
+from early_fusion_seg.callbacks import ClassIoU, PanelLogger, PredictionWriter, ResultsWriter, Throughput
 from early_fusion_seg.checkpoint import read_checkpoint
 from early_fusion_seg.checkpointing import AtomicCheckpointIO
 from early_fusion_seg.cli.devices import distributed_settings
@@ -39,6 +39,7 @@ from early_fusion_seg.cli.output import (
     report_checkpoint,
     report_predictions,
     run_folder,
+    start_wandb,
 )
 from early_fusion_seg.cli.parsing import (
     HINTS,
@@ -149,7 +150,10 @@ class CommandCLI(LightningCLI, ABC):
             help="folder of the run; default: runs/COMMAND/version_N, or that of the run that fit goes on with",
         )
         parser.add_argument(
-            "--logger", type=LoggerName, default="csv", help="where scores go, beside metrics.csv in that folder"
+            "--logger",
+            type=LoggerName | list[LoggerName],
+            default="csv",
+            help="where scores go, beside metrics.csv in that folder; several: '[tensorboard, wandb]'",
         )
         parser.add_argument("--ckpt_path", type=str | None, help="checkpoint; fit goes on from it, the others use it")
         parser.add_argument(
@@ -223,7 +227,7 @@ class TrainingCLI(CommandCLI, ABC):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with what training needs beside."""
         trainer = self.config["trainer"]
-        self.run_callbacks = [PanelLogger(), ValidateAtEnd()]
+        self.run_callbacks = [Throughput(), ClassIoU(), PanelLogger(), ValidateAtEnd()]
         if trainer["logger"] is not False:
             self.run_callbacks.append(LearningRateMonitor("step"))
         if trainer["enable_checkpointing"] is not False:
@@ -254,6 +258,7 @@ class FitCLI(TrainingCLI):
         self.refuse_other_checkpoint()
         if path is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
+        start_wandb(self.trainer.loggers)
         keep_scores(self.folder)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         report_checkpoint(self.trainer)
@@ -295,11 +300,13 @@ class CheckpointCLI(CommandCLI):
             self.run_callbacks = [self.predictions]
         else:
             config = json.loads(self.parser.dump(self.config, format="json"))
-            self.run_callbacks = [PanelLogger(), ResultsWriter(self.folder, self.config["ckpt_path"], config)]
+            results = ResultsWriter(self.folder, self.config["ckpt_path"], config)
+            self.run_callbacks = [ClassIoU(), PanelLogger(), results]
         return super().instantiate_trainer(**kwargs)
 
     def evaluate(self) -> int:
         """Run the command; 1 where files could not be read."""
+        start_wandb(self.trainer.loggers)
         keep_scores(self.folder)
         if self.command == "predict":
             self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
