@@ -75,12 +75,13 @@ def seconds(text: str) -> float:
 def test_estimate_measures_real_steps_and_leaves_nothing(
     data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "temp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    temporary = Path(tempfile.mkdtemp())  # not below tmp_path: workers have sockets there, whose names must be short
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     args = options(data, "--output=run", "--logger=tensorboard", "--data.num_workers=1")
     assert main(["estimate", *args]) == 0
     said = printed(capsys)
-    assert [*tmp_path.rglob("*")] == [tmp_path / "temp"]
+    assert not [*tmp_path.iterdir(), *temporary.iterdir()]
+    temporary.rmdir()
     images, batch, size = re.fullmatch(r"([\d.]+) images/s, ([\d.]+) s a batch of (\d)", said["training"][0]).groups()
     assert size == "2"
     assert float(images) * float(batch) == pytest.approx(2, rel=0.05)
@@ -217,7 +218,7 @@ def test_it_is_among_the_commands_and_has_the_options_of_fit(capsys: pytest.Capt
     text = capsys.readouterr().out
     for name in ("--steps", "--warmup", "--model.width", "--data.help", "--ckpt_path", "--trainer.NAME"):
         assert name in text
-    assert len(text.splitlines()) < 110
+    assert len(text.splitlines()) < 130
 
 
 @pytest.mark.parametrize(("more", "sentence"), [
