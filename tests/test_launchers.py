@@ -2,11 +2,14 @@
 
 import os
 import re
+import runpy
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +19,9 @@ import torch
 from early_fusion_seg.cli.devices import distributed_settings
 from early_fusion_seg.errors import UserError
 
-BATCH_FILE = Path(__file__).parents[1] / "examples" / "slurm.sbatch"
+ROOT = Path(__file__).parents[1]
+BATCH_FILE = ROOT / "examples" / "slurm.sbatch"
+DOCS = ROOT / "docs" / "scaling.md"
 OPTIONS = [
     "--data", "SyntheticDataModule", "--data.size", "[64,96]", "--data.train_scenes", "42", "--data.val_scenes", "5",
     "--data.batch_size", "2", "--data.num_workers", "0", "--data.crop_size", "[48,64]",
@@ -55,6 +60,29 @@ esac
 """
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+def start(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    STARTED.append(
+        subprocess.Popen(
+            command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    )  # fmt: skip
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
 def asked() -> dict[str, str]:
     """Options of the #SBATCH lines, which must stand before the first command."""
     head = BATCH_FILE.read_text().split("\nset ")[0]
@@ -79,10 +107,7 @@ def submit(folder: Path, srun: str, *args: str, **options: str) -> subprocess.Po
     environment = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
     environment |= {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "MASTER_PORT": str(free_port())}
     environment |= {name: value for name, value in options.items() if name.isupper()}
-    return subprocess.Popen(
-        ["bash", str(BATCH_FILE), *args], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+    return start(["bash", str(BATCH_FILE), *args], folder, environment)
 
 
 def free_port() -> int:
@@ -92,11 +117,7 @@ def free_port() -> int:
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> str:
-    try:
-        output, _ = process.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == status, output
     return output
 
@@ -172,22 +193,18 @@ def test_told_to_end_under_slurm_it_goes_on_and_ends_with_the_same_weights(tmp_p
 
 @pytest.mark.slow
 def test_two_machines_with_torchrun_make_one_run(tmp_path):
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(machine),
-                "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port), "-m",
-                "early_fusion_seg", "fit", *OPTIONS, "--trainer.num_nodes", "2", "--trainer.devices", "1",
-            ],
-            cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )
-        for machine in range(2)
-    ]  # fmt: skip
+    text = DOCS.read_text()
+    (block,) = re.findall(r"^```bash\n(torchrun.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    words = shlex.split(block.replace("\\\n", ""))
+    own = {"HOST0": "127.0.0.1", "29500": str(free_port()), "4": "1"}
+    words = [own.get(word, word) for word in words if word not in ("--config", "cityscapes", "--data.root", "PATH")]
+    rank = words.index("--node_rank") + 1
+    common = [sys.executable, "-m", "torch.distributed.run", *words[1:rank]]
+    processes = [start([*common, machine, *words[rank + 1 :], *OPTIONS], tmp_path) for machine in "01"]
     outputs = [finish(process) for process in processes]
     assert sum("best val/mIoU" in output for output in outputs) == 1  # one of them speaks and writes
-    assert [path.name for path in (tmp_path / "runs" / "fit").iterdir()] == ["version_0"]
-    last = torch.load(tmp_path / "runs/fit/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two_machines"]
+    last = torch.load(tmp_path / "runs/two_machines/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == STEPS
 
 
@@ -201,3 +218,10 @@ def test_processes_that_would_train_for_themselves_are_refused(variable, monkeyp
         distributed_settings(one)
     both = one | {"num_nodes": 2, "accumulate_grad_batches": 1, "sync_batchnorm": False}
     assert "strategy" in distributed_settings(both)
+
+
+def test_the_predicted_scaling_in_the_docs_is_what_the_script_computes():
+    computed = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "scaling.py"))["tables"]()
+    tables = computed.split("\n\n")
+    assert len(tables) == 3
+    assert all(f"\n\n{table.strip()}\n\n" in DOCS.read_text() for table in tables)
