@@ -209,7 +209,7 @@ def _path(source: int, target: int, widths: dict[int, int]) -> nn.Module:
 def recomputed(module: nn.Module, streams: Streams) -> Streams:
     """Apply a module whose activations are computed again in backward, when its norms must not count a second time."""
     contexts = partial(_contexts, module)
-    fused: Streams = checkpoint(module, streams, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    fused: Streams = checkpoint(module, dict(streams), use_reentrant=False, context_fn=contexts)
     return fused
 
 
@@ -219,15 +219,18 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], Abstract
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let batch norms normalise by the batch and leave their running statistics alone."""
+    """Let batch norms normalise by the batch and leave their running statistics as they are."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:

@@ -45,7 +45,7 @@ def upsample_rows(slab: Tensor, h: int, size: tuple[int, int], start: int, stop:
     places = [_source(h, size[0], row) for row in range(start, stop)]
     upper = torch.tensor([i - first for i, _ in places], device=slab.device)  # (R,)
     lower = (upper + 1).clamp(max=slab.shape[2] - 1)
-    weight = torch.tensor([t for _, t in places], device=slab.device)[:, None]  # (R, 1)
+    weight = torch.tensor([t for _, t in places], dtype=torch.float32, device=slab.device)[:, None]  # (R, 1)
     rows = torch.lerp(slab.index_select(2, upper), slab.index_select(2, lower), weight)  # (n, K, R, w)
     return F.interpolate(rows, size=(stop - start, size[1]), mode="bilinear", align_corners=False)
 

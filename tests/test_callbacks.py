@@ -1,4 +1,8 @@
 import csv
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from early_fusion_seg.callbacks import (
+    ClassIoU,
     PanelLogger,
     PredictionWriter,
     ResultsWriter,
+    Throughput,
     check_images,
     inside,
     pixels,
     replace_file,
 )
+from early_fusion_seg.callbacks.class_iou import names_for_loggers
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.metrics import SegmentationMetrics
 from early_fusion_seg.visualize import overlay
@@ -155,6 +162,184 @@ def test_a_logger_without_pictures_gets_none(tmp_path: Path) -> None:
     run = trainer(tmp_path, PanelLogger(), logger=DummyLogger(), default_root_dir=tmp_path)
     run.validate(Brightness(), datamodule=Pictures([sample("a")]), verbose=False)
     assert pngs(tmp_path) == []
+
+
+# --- the IoU of each class
+
+
+def rows(folder: Path, column: str) -> list[dict[str, str]]:
+    """Rows of metrics.csv that have a value in the column."""
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row.get(column)]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_iou_of_each_class_is_logged_by_name(split: str, tmp_path: Path) -> None:
+    samples = [sample(str(i), i) for i in range(3)]
+    run = trainer(tmp_path, ClassIoU())
+    (run.validate if split == "val" else run.test)(Brightness(), datamodule=Pictures(samples), verbose=False)
+    truth = np.concatenate([s["mask"].numpy().ravel() for s in samples])
+    predicted = np.concatenate([(s["image"][0].numpy() > 127).ravel() for s in samples])
+    (row,) = rows(tmp_path, f"{split}/IoU/dark")
+    for c, name in enumerate(("dark", "bright")):
+        iou = ((truth == c) & (predicted == c)).sum() / ((truth == c) | (predicted == c)).sum()
+        assert float(row[f"{split}/IoU/{name}"]) == pytest.approx(iou)
+
+
+def test_absent_classes_are_left_out_and_the_progress_bar_shows_none(tmp_path: Path) -> None:
+    dark = {"key": "a", "image": torch.zeros(3, 4, 4, dtype=torch.uint8), "mask": torch.zeros(4, 4, dtype=torch.uint8)}
+    run = trainer(tmp_path, ClassIoU())
+    run.fit(Brightness(), datamodule=Pictures([dark]))
+    assert [row["val/IoU/dark"] for row in rows(tmp_path, "val/IoU/dark")] == ["1.0", "1.0"]  # two epochs
+    assert "val/IoU/bright" not in run.logged_metrics
+    assert not [name for name in run.progress_bar_metrics if "IoU" in name]
+
+
+def test_names_of_classes_become_harmless_and_stay_different() -> None:
+    odd = [
+        "Straße",
+        "a b",
+        "a/b",
+        "a_b",
+        "A.b",
+        "-x-",
+        "",
+        "?",
+        "a\nb",
+        "a\x00b",
+        "Lane - (General)",
+        "_hidden",
+        "a__b",
+    ]
+    names = names_for_loggers(odd)
+    assert len(set(names)) == len(odd)
+    assert all(name and name.replace("_", "").replace("-", "").isalnum() for name in names)
+    assert names[0] == "Straße"
+    assert names[10] == "Lane_-_General"
+
+
+PROCESSES = """
+import sys, torch
+from pathlib import Path
+from test_callbacks import Brightness, Pictures, sample, trainer
+from early_fusion_seg.callbacks import ClassIoU, ResultsWriter, Throughput
+
+folder, devices = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+strategy = "ddp" if devices > 1 else "auto"
+options = dict(devices=devices, strategy=strategy, num_sanity_val_steps=0)  # Brightness never resets its scores
+run = trainer(folder, Throughput(), ClassIoU(), ResultsWriter(), **options)
+data = Pictures([sample(str(i), i) for i in range(4)])
+run.fit(Brightness(), datamodule=data)
+run.test(Brightness(), datamodule=data, verbose=False)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_log_and_draw_what_one_does(tmp_path: Path) -> None:
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    for devices in ("1", "2"):
+        command = [sys.executable, str(script), str(tmp_path / devices), devices]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "1", tmp_path / "2"
+    for name in ("val/IoU/dark", "test/IoU/bright"):
+        assert [row[name] for row in rows(one, name)] == [row[name] for row in rows(two, name)] != []
+    assert (one / "confusion.png").read_bytes() == (two / "confusion.png").read_bytes()
+    assert len(rows(two, "train/data_wait")) == len(rows(one, "train/data_wait")) // 2 == 4  # steps in two epochs
+
+
+# --- throughput
+
+
+class Slow(Pictures):
+    """Takes 3 s for each batch by a clock that only the test's classes move on; `Working` 1 s, then 2 s, for a step."""
+
+    def __init__(self, clock: "Clock", **options: Any) -> None:
+        super().__init__([sample(str(i)) for i in range(12)], **options)
+        self.clock = clock
+
+    def train_dataloader(self) -> Any:
+        loader = super().train_dataloader()
+        clock = self.clock
+
+        class Waiting:
+            def __len__(self) -> int:
+                return len(loader)
+
+            def __iter__(self) -> Iterator[Any]:
+                for batch in loader:
+                    clock.now += 3
+                    yield batch
+
+        return Waiting()
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Working(Brightness):
+    def __init__(self, clock: Clock, at_first: int = 0) -> None:
+        super().__init__()
+        self.clock = clock
+        self.at_first = at_first
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        self.clock.now += 1 + self.current_epoch + (self.at_first if index == 0 else 0)
+        return super().training_step(batch, index)
+
+    def on_validation_epoch_end(self) -> None:
+        self.clock.now += 1000
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("early_fusion_seg.callbacks.throughput.time", clock)
+    return clock
+
+
+@pytest.mark.parametrize(("every", "accumulate", "steps"), [(1, 1, 12), (2, 1, 6), (1, 2, 6)])
+def test_throughput_and_waiting_by_a_clock_that_the_test_moves(
+    every: int, accumulate: int, steps: int, clock: Clock, tmp_path: Path
+) -> None:
+    options = {"log_every_n_steps": every, "accumulate_grad_batches": accumulate, "val_check_interval": 4}
+    run = trainer(tmp_path, Throughput(), **options)
+    run.fit(Working(clock), datamodule=Slow(clock, batch_size=2))  # 6 batches an epoch, validation also amid one
+    logged = rows(tmp_path, "train/data_wait")
+    assert len(logged) == steps
+    speeds = [float(row["train/images_per_second"]) for row in logged]
+    waits = [float(row["train/data_wait"]) for row in logged]
+    assert min(speeds) > 0.1  # nothing of the 1000 s of a validation
+    for row, speed, wait in zip(logged, speeds, waits, strict=True):
+        assert speed == pytest.approx(2 * (1 - wait) / (1 + int(row["epoch"])))  # of these steps alone
+    assert 0 <= min(waits) < max(waits) < 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_waiting_of_an_undisturbed_epoch_is_all_of_the_reading(
+    accumulate: int, clock: Clock, tmp_path: Path
+) -> None:
+    every = 6 // accumulate
+    run = trainer(tmp_path, Throughput(), max_epochs=1, log_every_n_steps=every, accumulate_grad_batches=accumulate)
+    run.fit(Working(clock, at_first=6), datamodule=Slow(clock, batch_size=2))
+    (row,) = rows(tmp_path, "train/data_wait")
+    assert float(row["train/data_wait"]) == pytest.approx(6 * 3 / (6 * 3 + 6 * 1 + 6))
+    assert float(row["train/images_per_second"]) == pytest.approx(12 / 30)
+    assert "train/gpu_memory_gib" not in row
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_memory_of_a_gpu_is_logged(tmp_path: Path) -> None:
+    trainer(tmp_path, Throughput(), accelerator="gpu").fit(Brightness(), datamodule=Pictures([sample("a")]))
+    assert all(float(row["train/gpu_memory_gib"]) > 0 for row in rows(tmp_path, "train/data_wait"))
 
 
 # --- results

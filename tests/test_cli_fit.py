@@ -163,30 +163,6 @@ def test_logging_and_checkpointing_can_be_switched_off(camvid: Path, tmp_path: P
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["config.yaml"]
 
 
-def test_tensorboard_is_one_flag_away(camvid: Path, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    assert main(fit_args(camvid, tmp_path / "run", "--logger=tensorboard", "--trainer.max_epochs=1")) == 0
-    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
-    assert len(events.Tags()["images"]) == 3
-    assert "val/mIoU" in events.Tags()["scalars"]
-    assert (tmp_path / "run" / "metrics.csv").is_file()
-
-
-def test_wandb_is_one_flag_away_and_needs_no_account_offline(
-    camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    import wandb
-
-    assert main(fit_args(camvid, tmp_path / "run", "--logger=wandb", "--trainer.max_epochs=1")) == 0
-    wandb.finish()
-    wandb.teardown()
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/files/media/images/panels/val*.png"))) == 3
-
-
 @pytest.mark.slow
 def test_a_run_killed_in_mid_epoch_goes_on(tmp_path: Path) -> None:
     camvid = fake_camvid_segnet(tmp_path / "camvid", images=24, size=SIZE)  # 12 steps an epoch

@@ -184,3 +184,22 @@ def test_maps_are_adapted_by_a_convolution_a_norm_and_relu():
             expected = norm(F.conv2d(x, conv.weight)).clamp(min=0)
             torch.testing.assert_close(head.adapt[str(stride)](x), expected)
         assert (expected == 0).any()
+
+
+def test_recomputed_activations_change_nothing_but_the_memory():
+    saved, gradients, statistics = [], [], []
+    for recompute in (False, True):
+        head = small(hr_modules=[1, 1, 0, 0, 0], blocks=2, recompute=recompute)
+        torch.manual_seed(1)
+        features, images = maps(64, 96), torch.rand(2, 3, 64, 96)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.nbytes) or x, lambda x: x):
+            loss = head(features, images).square().mean()
+        loss.backward()
+        saved.append(sum(sizes))
+        gradients.append([p.grad for p in head.parameters()])
+        statistics.append(dict(head.named_buffers()))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    assert all(torch.equal(value, statistics[1][name]) for name, value in statistics[0].items())
+    assert saved[1] < 0.5 * saved[0]

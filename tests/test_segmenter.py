@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -406,3 +407,98 @@ def test_resume_continues_as_if_never_stopped(tmp_path):
     trainer(tmp_path, max_epochs=2).fit(second, loader(), loader(2, 1), ckpt_path=tmp_path / "half.ckpt")
     for a, b in zip(whole.network.head.parameters(), second.network.head.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+# --- options that must not change the result
+
+
+def heads_after(folder: Path, model: dict[str, object], **options: object) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    made = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2} | model))
+    trainer(folder, **options).fit(made, loader(16), loader(2, 1))
+    return [p.detach().clone() for p in made.network.head.parameters()]
+
+
+def test_activation_checkpointing_trains_the_same(tmp_path):
+    plain, recomputed = (heads_after(tmp_path, {"recompute": r}) for r in (False, True))
+    for a, b in zip(plain, recomputed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_clipped_step_is_no_longer_than_asked(tmp_path):
+    model = {"optimizer": "sgd", "lr": 1.0, "weight_decay": 0.0, "warmup_steps": 0}
+    torch.manual_seed(0)
+    before = [p.detach().clone() for p in ReverseHRNetSeg(**(SMALL | model)).network.head.parameters()]
+    lengths = []
+    for clip in (None, 0.01):
+        after = heads_after(tmp_path, model, max_steps=1, max_epochs=-1, gradient_clip_val=clip)
+        lengths.append(float(torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)]).norm()))
+    assert lengths[0] > 0.02
+    assert lengths[1] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about itself
+def test_a_compiled_network_trains_the_same_and_its_checkpoint_loads_anywhere(tmp_path):
+    plain, _ = fitted(tmp_path, optimizer="sgd")
+    compiled, path = fitted(tmp_path, optimizer="sgd", compile=True)
+    assert compiled.network.head._compiled_call_impl is not None
+    assert compiled.network.encoder._compiled_call_impl is not None
+    assert not [key for key in torch.load(path, weights_only=True)["state_dict"] if "_orig_mod" in key]
+    for a, b in zip(plain.network.head.parameters(), compiled.network.head.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    loaded = ReverseHRNetSeg.load_from_checkpoint(path)
+    assert loaded.network.head._compiled_call_impl is None
+
+
+# --- precision
+
+
+@pytest.fixture(scope="module")
+def well_trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("precision")
+    torch.manual_seed(0)
+    model = ReverseHRNetSeg(**(SMALL | {"lr": 5e-3, "warmup_steps": 2}))
+    engine = trainer(folder, max_epochs=25, check_val_every_n_epoch=25)
+    engine.fit(model, loader(), loader(2, 1))
+    engine.save_checkpoint(folder / "model.ckpt")
+    return folder / "model.ckpt"
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_the_same_weights_score_the_same_in_low_precision(well_trained, tmp_path, precision):
+    scores, types = {}, {}
+    for kind in ("32-true", precision):
+        model = ReverseHRNetSeg.load_from_checkpoint(well_trained)
+        seen = types.setdefault(kind, [])
+        model.network.encoder.register_forward_hook(lambda _, __, out, s=seen: s.append({m.dtype for m in out}))
+        model.loss.register_forward_hook(lambda _, __, out, s=seen: s.append(out.dtype))
+        engine = trainer(tmp_path, precision=kind)
+        engine.validate(model, loader(40, 1), verbose=False)
+        scores[kind] = {name: value.item() for name, value in engine.callback_metrics.items()}
+        assert model.metrics["val"].confusion.dtype == torch.int64
+    assert scores["32-true"]["val/mIoU"] > 0.5
+    for name in ("val/mIoU", "val/pixel_accuracy"):
+        assert scores[precision][name] == pytest.approx(scores["32-true"][name], abs=0.002)
+    assert types[precision][:2] == [{torch.bfloat16}, torch.float32]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
+@pytest.mark.filterwarnings("ignore:You passed `Trainer.accelerator='cpu', precision='16-mixed'")
+def test_training_in_low_precision_survives_a_batch_without_labels_and_its_checkpoint_loads(tmp_path, precision):
+    torch.manual_seed(0)
+    model = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 0}))
+    batches = list(loader(8))
+    batches[0]["mask"][:] = 255
+    engine = trainer(tmp_path, precision=precision)
+    engine.fit(model, DataLoader(batches, batch_size=None), loader(2, 1))
+    assert all(bool(p.isfinite().all()) for p in model.network.head.parameters())
+    assert engine.callback_metrics["train/loss"].isfinite()
+    path = tmp_path / "low.ckpt"
+    engine.save_checkpoint(path)
+    for other in ("32-true", "bf16-true"):
+        fresh = trainer(tmp_path, precision=other)
+        fresh.validate(ReverseHRNetSeg(**SMALL), loader(2, 1), ckpt_path=path, verbose=False)
+        assert fresh.callback_metrics["val/mIoU"].isfinite()
+    assert ReverseHRNetSeg.load_from_checkpoint(path).predict(np.zeros((9, 7, 3), np.uint8)).shape == (9, 7)

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from torch.utils.data import DataLoader
 
 from early_fusion_seg.checkpointing import LastCheckpoint
-from early_fusion_seg.cli import TrainingCLI, plain_words
+from early_fusion_seg.cli.base import plain_words
 from early_fusion_seg.cli.estimate_figures import (
     Length,
     Rate,
@@ -34,6 +34,7 @@ from early_fusion_seg.cli.estimate_figures import (
     validations,
 )
 from early_fusion_seg.cli.timing import StepTimer, peak_memory
+from early_fusion_seg.cli.training import TrainingCLI
 from early_fusion_seg.commands.wording import say
 from early_fusion_seg.errors import UserError
 

@@ -4,27 +4,32 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml  # type: ignore[import-untyped]  # PyYAML comes without types
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from early_fusion_seg.callbacks import PredictionWriter
+from early_fusion_seg.callbacks import PredictionWriter, send_config
 from early_fusion_seg.checkpointing import LastCheckpoint
+from early_fusion_seg.errors import UserError
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 CHECKPOINTS = "checkpoints"
 
 
 class RunConfig(SaveConfigCallback):
-    """Save the resolved configuration in the folder of the run."""
+    """Save the resolved configuration in the folder of the run, and hand it to the loggers."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write or replace the file."""
         path = Path(trainer.default_root_dir, self.config_filename)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, path, overwrite=True, multifile=False)
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for logger in trainer.loggers:
+            send_config(logger, config)
 
 
 def next_folder(parent: Path) -> Path:
@@ -66,14 +71,35 @@ def keep_scores(folder: Path) -> None:
         scores.rename(folder / f"metrics_{len(list(folder.glob('metrics_*.csv'))) + 1}.csv")
 
 
-def make_loggers(name: LoggerName, folder: Path) -> list[Logger]:
-    """Return the CSV logger and, after it, the one asked for."""
+def make_loggers(names: LoggerName | list[LoggerName], folder: Path) -> list[Logger]:
+    """Return the CSV logger and, after it, those asked for."""
+    wanted = [names] if isinstance(names, str) else names
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
-    if name == "tensorboard":
+    if "tensorboard" in wanted:
         loggers.append(TensorBoardLogger(folder, name="", version=""))
-    elif name == "wandb":
+    if "wandb" in wanted:
         loggers.append(WandbLogger(project="early-fusion-seg", save_dir=folder))
     return loggers
+
+
+def start_wandb(loggers: list[Logger]) -> None:
+    """Start the run of a W&B logger, before anything costs time.
+
+    Raises:
+        UserError: There is no account, or no connection.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            from wandb.errors import Error  # takes more than a second, and few need it
+
+            try:
+                _ = logger.experiment
+            except Error as error:
+                reason = str(error).splitlines()[0].rstrip(".")
+                raise UserError(
+                    f"W&B does not start ({reason}); without an account run `wandb login`, "
+                    "without a connection set WANDB_MODE=offline, and `wandb sync` sends the files later"
+                ) from error
 
 
 @rank_zero_only

@@ -182,7 +182,7 @@ def _conclusion(model: ReverseHRNetSeg, folder: Path, seconds: float) -> str:
     return "\n".join(
         [
             f"always {model.class_names[commonest]}: mIoU {100 * miou:.1f} %, pixel accuracy {100 * accuracy:.1f} %",
-            f"{seconds:.0f} s; model.ckpt, results.json and panels/ are in {folder}",
+            f"{seconds:.0f} s; model.ckpt, results.json, confusion.png and panels/ are in {folder}",
             f"next: early-fusion-seg predict --ckpt_path {folder / 'model.ckpt'} --data.root FOLDER_OF_IMAGES",
             "  or: early-fusion-seg fit --config camvid --data.root PATH   (a pretrained encoder and real streets)",
         ]

@@ -1,4 +1,4 @@
-"""Label maps as pictures: arrays in, arrays out.
+"""Label maps as pictures.
 
 Shapes: h, w are an image's height and width, H, W those of a panel, K classes. Images are (h, w, 3) uint8 RGB, label
 maps (h, w) integers 0..K-1 or `ignore_index`.

@@ -1,0 +1,37 @@
+"""Pictures: arrays in, arrays out."""
+
+from early_fusion_seg.visualize.confusion import confusion_picture
+from early_fusion_seg.visualize.panels import (
+    IGNORED,
+    INK,
+    LARGEST_TILE,
+    PAPER,
+    SMALLEST_TILE,
+    WRONG,
+    Labels,
+    Pixels,
+    colourise,
+    error_map,
+    fit_tile,
+    overlay,
+    panel,
+    sheet,
+)
+
+__all__ = [
+    "IGNORED",
+    "INK",
+    "LARGEST_TILE",
+    "PAPER",
+    "SMALLEST_TILE",
+    "WRONG",
+    "Labels",
+    "Pixels",
+    "colourise",
+    "confusion_picture",
+    "error_map",
+    "fit_tile",
+    "overlay",
+    "panel",
+    "sheet",
+]
