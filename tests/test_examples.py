@@ -51,7 +51,7 @@ def test_train_ddp(tmp_path):
     (line,) = [line for line in done.stdout.splitlines() if "processes," in line]  # one of them speaks
     assert re.fullmatch(r"2 processes, 2 steps: \d+\.\d % mIoU on 5 images", line.strip())
     assert json.loads((tmp_path / "results.json").read_text())["images"] == 5  # Lightning's sampler repeats one
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "last.ckpt"}
+    assert (tmp_path / "last.ckpt").is_file()
 
 
 @pytest.mark.slow
