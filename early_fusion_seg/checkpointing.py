@@ -3,6 +3,8 @@
 import errno
 import math
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from early_fusion_seg.distributed import summed
 from early_fusion_seg.errors import UserError
 
 
@@ -53,6 +56,10 @@ class LastCheckpoint(Checkpoint):
     mid-epoch only after batches that are followed by neither a validation nor another batch of the same step: what
     Lightning resumes there would skip the one or lose the gradients of the other.
 
+    Several processes end after the same batch, as soon as one of them was told to. Lightning's own handler of SIGTERM
+    talks to the other processes wherever each of them is at that moment, which may leave them waiting for ever
+    (Lightning-AI/pytorch-lightning#20806), so another takes its place while training.
+
     Args:
         folder: Where to write.
         every_n_steps: Optimiser steps between two files of one epoch.
@@ -67,6 +74,13 @@ class LastCheckpoint(Checkpoint):
         self.resumable = False  # here, between two batches
         self.step = 0  # at the start of the batch
         self.saved = 0  # optimiser steps in the file
+        self.told = False  # to end, among several processes
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With several processes, only take note of SIGTERM; Lightning restores the handler in the end."""
+        self.told = False
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._take_note)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """In a batch, nothing can be saved."""
@@ -82,11 +96,15 @@ class LastCheckpoint(Checkpoint):
         self.resumable = trainer.global_step > self.step and not validates and not trainer.is_last_batch
         if self.resumable and trainer.global_step - self.saved >= self.every_n_steps:
             self._save(trainer)
+        if self.resumable:
+            self._end_if_told(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
+        """Save, and end here if told to, unless this is the end anyway."""
         self.resumable = False
         self._save(trainer)
+        if trainer.global_step < trainer.estimated_stepping_batches:
+            self._end_if_told(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the process was told to end."""
@@ -100,6 +118,14 @@ class LastCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser steps in the file."""
         return {"saved": self.saved}
+
+    def _take_note(self, *_: Any) -> None:
+        self.told = True
+
+    def _end_if_told(self, trainer: Trainer) -> None:
+        """Raise SIGTERMException on all processes if one was told to end."""
+        if trainer.world_size > 1 and summed(torch.tensor(self.told, device=trainer.strategy.root_device).int()) > 0:
+            raise SIGTERMException
 
     def _save(self, trainer: Trainer) -> None:
         if cast(Any, trainer).fast_dev_run:

@@ -2,16 +2,20 @@
 
 import json
 import os
+import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from early_fusion_seg import ReverseHRNetSeg
+from early_fusion_seg.checkpointing import LastCheckpoint
 from early_fusion_seg.data.base import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import Source
 from early_fusion_seg.labels import LabelSet
@@ -75,6 +79,17 @@ class Recorder(Callback):
             self.losses.append(trainer.callback_metrics["train/loss"].item())
 
 
+class TellOne(Callback):
+    """Tells the last process alone to end, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def model(still: bool) -> ReverseHRNetSeg:
     seed_everything(0, verbose=False)
     made = ReverseHRNetSeg(
@@ -121,6 +136,20 @@ def test(devices: int, images: int) -> dict[str, Any]:
     return {"scores": scores, "images": metric.images.item(), "confusion": metric.confusion.tolist()}
 
 
+def told_to_end(devices: int, step: int, folder: Path) -> tuple[bool, int]:
+    """Two epochs of two steps: whether it ended early, and the step of the checkpoint."""
+    data = Uneven("", batch_size=2, num_workers=0, crop_size=48)
+    data.sizes = data.sizes | {"train": 4 * devices}
+    trainer = engine(
+        devices, TellOne(step), LastCheckpoint(folder), max_epochs=2, enable_checkpointing=True, num_sanity_val_steps=0
+    )
+    try:
+        trainer.fit(model(still=False), data)
+    except SIGTERMException:
+        return True, torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
+    return False, torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
+
+
 if __name__ == "__main__":
     devices = int(sys.argv[1])
     torch.set_num_threads(1)
@@ -129,6 +158,7 @@ if __name__ == "__main__":
         results["accumulated"] = fit(1, BATCH // 3, accumulate_grad_batches=3)
     else:
         results["moving"] = fit(devices, BATCH // devices, still=False, max_epochs=1)
+        results["told"] = [told_to_end(devices, step, Path(sys.argv[2], str(step))) for step in (1, 2, 4)]
     everyone: list[Any] = [results]
     if devices > 1:
         everyone = [None] * devices

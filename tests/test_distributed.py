@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ RUNS: dict[int, list[dict[str, Any]]] = {}
 def run(processes: int) -> list[dict[str, Any]]:
     """Run ddp_run.py, once for all tests: what each process measured."""
     if processes not in RUNS:
-        command = [sys.executable, str(Path(__file__).with_name("ddp_run.py")), str(processes)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        script = str(Path(__file__).with_name("ddp_run.py"))
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, script, str(processes), folder]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
         assert len(lines) == 1, done.stdout + done.stderr  # a second one would be a second writer
         RUNS[processes] = json.loads(lines[0].removeprefix("RESULT"))
@@ -69,6 +72,12 @@ def test_processes_agree_on_the_statistics_of_norms_and_on_scores():
     first, second = run(2)
     assert first["moving"]["statistics"] == second["moving"]["statistics"]
     assert first["moving"]["scores"] == second["moving"]["scores"]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_all_end_after_the_same_step_where_one_is_told_to(processes):
+    for rank in run(processes):  # in mid-epoch, at the end of an epoch, and where the run is over anyway
+        assert rank["told"] == [[True, 1], [True, 2], [False, 4]]
 
 
 def test_shares_of_a_step_are_mended_to_the_loss_of_all_its_pixels():

@@ -1,6 +1,8 @@
+import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,6 +41,17 @@ def test_own_network(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_script("own_network.py", "--max_steps", "2")
     assert "val/mIoU" in capsys.readouterr().out
+
+
+def test_train_ddp(tmp_path):
+    options = ["--devices", "2", "--max_steps", "2", "--scenes", "5", "--output", str(tmp_path)]
+    script = str(ROOT / "examples" / "train_ddp.py")
+    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "processes," in line]  # one of them speaks
+    assert re.fullmatch(r"2 processes, 2 steps: \d+\.\d % mIoU on 5 images", line.strip())
+    assert json.loads((tmp_path / "results.json").read_text())["images"] == 5  # Lightning's sampler repeats one
+    assert (tmp_path / "last.ckpt").is_file()
 
 
 @pytest.mark.slow

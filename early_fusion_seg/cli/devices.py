@@ -1,10 +1,14 @@
 """What the trainer is given where it runs in several processes."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+
+from early_fusion_seg.errors import UserError
 
 
 def distributed_settings(trainer: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,9 +20,20 @@ def distributed_settings(trainer: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `strategy`: DDP whose gradients are not copied to be sent, and with a static graph where no gradients are
         accumulated (torch fails with both); `sync_batchnorm`: on for CUDA devices, it has no form for the CPU.
+
+    Raises:
+        UserError: torchrun or srun has started another number of processes than devices and machines make.
     """
     on_cuda = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if trainer["strategy"] not in ("auto", "ddp") or process_count(trainer, on_cuda) == 1:
+    if trainer["strategy"] not in ("auto", "ddp"):
+        return {}
+    count, launched = process_count(trainer, on_cuda), launched_count()
+    if launched not in (1, count):  # with a count of 1, each would train for itself and write the same files
+        raise UserError(
+            f"{launched} processes were started, but --trainer.devices {trainer['devices']} and --trainer.num_nodes "
+            f"{trainer['num_nodes']} make {count}; devices is the number of processes on each machine"
+        )
+    if count == 1:
         return {}
     accumulates = trainer["accumulate_grad_batches"] > 1
     strategy = DDPStrategy(gradient_as_bucket_view=True, static_graph=not accumulates)
@@ -43,3 +58,9 @@ def process_count(trainer: Mapping[str, Any], on_cuda: bool) -> int:
     else:
         here = int(devices)
     return here * int(trainer["num_nodes"])
+
+
+def launched_count() -> int:
+    """Return how many processes torchrun, or srun, has started on all machines together; 1 for neither."""
+    name = "WORLD_SIZE" if TorchElasticEnvironment.detect() else "SLURM_STEP_NUM_TASKS"
+    return int(os.environ.get(name, 1))

@@ -1,0 +1,58 @@
+"""Train on synthetic street scenes in several processes, from Python: what `fit --trainer.devices N` does.
+
+python examples/train_ddp.py [--devices N] [--accelerator cpu|gpu] [--max_steps N] [--output DIR] [--scenes N]
+
+Lightning starts this script again for each further process, so everything that all of them run is in `main`.
+"""
+
+import argparse
+from pathlib import Path
+
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import DDPStrategy
+
+from early_fusion_seg import ReverseHRNetSeg, SyntheticDataModule
+from early_fusion_seg.callbacks import ResultsWriter
+from early_fusion_seg.checkpointing import AtomicCheckpointIO, LastCheckpoint
+
+BATCH = 8  # of all processes together, so that the number of processes changes the time and not the training
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--max_steps", type=int, default=300)
+    parser.add_argument("--output", type=Path, default=Path("runs/train_ddp"))
+    parser.add_argument("--scenes", type=int, default=100, help="to validate on")
+    args = parser.parse_args()
+    seed_everything(0)
+
+    data = SyntheticDataModule(batch_size=BATCH // args.devices, val_scenes=args.scenes)
+    model = ReverseHRNetSeg(
+        class_names=data.class_names, palette=data.palette, encoder="resnet18", encoder_weights="random", lr=3e-3
+    )
+    several = args.devices > 1
+    writer = ResultsWriter(args.output)
+    trainer = Trainer(
+        accelerator=args.accelerator,
+        devices=args.devices,
+        strategy=DDPStrategy(gradient_as_bucket_view=True, static_graph=True) if several else "auto",
+        sync_batchnorm=several and args.accelerator == "gpu",  # there is no form for the CPU
+        callbacks=[LastCheckpoint(args.output), writer],
+        plugins=[AtomicCheckpointIO()],
+        max_steps=args.max_steps,
+        default_root_dir=args.output,
+        logger=False,
+    )
+    trainer.fit(model, data)
+    trainer.validate(model, data, verbose=False)
+    if trainer.is_global_zero and writer.results is not None:
+        miou, images = writer.results["miou"] or 0.0, writer.results["images"]
+        print(
+            f"{trainer.world_size} processes, {trainer.global_step} steps: {100 * miou:.1f} % mIoU on {images} images"
+        )
+
+
+if __name__ == "__main__":
+    main()
