@@ -45,6 +45,12 @@ def refuse_different(value: str, what: str) -> None:
         raise UserError(f"the processes have different {what}: {[v[:12] for v in values]}; give all the same")
 
 
+def never_sent(module: nn.Module) -> list[str]:
+    """Name what does not change in training, and all buffers, which `average_norms` sees to where they change."""
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    return frozen + [name for name, _ in module.named_buffers()]
+
+
 def average_norms(module: nn.Module) -> None:
     """Give the running statistics of batch norms the mean over all processes, so that all evaluate the same network.
 

@@ -24,8 +24,11 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
     ]
 
 
-def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-    """Build AdamW, or SGD with momentum 0.9."""
+def make_optimizer(
+    name: OptimizerName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+) -> Optimizer:
+    """Build AdamW, or SGD with momentum 0.9, of the parameters that are trained; norms and biases do not decay."""
+    groups = parameter_groups(parameters, weight_decay)
     return AdamW(groups, lr=lr) if name == "adamw" else SGD(groups, lr=lr, momentum=0.9)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from early_fusion_seg.checkpoint import read_checkpoint, restore_encoder, store_encoder
-from early_fusion_seg.distributed import StepLoss, average_norms, refuse_different
+from early_fusion_seg.distributed import StepLoss, average_norms, never_sent, refuse_different
 from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import Plan, ReverseHRNet
@@ -30,7 +30,7 @@ from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.losses import SegmentationLoss, Term
 from early_fusion_seg.metrics import Absent, MeanLoss, PredVoid, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
-from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule, parameter_groups
+from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule
 
 Picture = np.ndarray | Image.Image | Path | str
 """One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
@@ -254,15 +254,12 @@ class ReverseHRNetSeg(LightningModule):
         refuse_different(self.network.encoder.fingerprint(), "encoders")
         others = self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.step_loss = StepLoss(others > 1, others)
-        # nothing of these changes, or `average_norms` sees to it: DistributedDataParallel need not send them each step
-        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
-        self._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in self.named_buffers()]
+        self._ddp_params_and_buffers_to_ignore = never_sent(self)  # where DistributedDataParallel looks for them
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser and its schedule, stepped with each batch."""
         options: Any = self.hparams
-        groups = parameter_groups(self.parameters(), options.weight_decay)
-        optimizer = make_optimizer(options.optimizer, groups, options.lr)
+        optimizer = make_optimizer(options.optimizer, self.parameters(), options.lr, options.weight_decay)
         steps = self.trainer.estimated_stepping_batches
         schedule = make_schedule(optimizer, steps, options.warmup_steps, options.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
