@@ -61,10 +61,15 @@ class Recorder(Callback):
         self.losses: list[float] = []
         self.keys: list[list[str]] = []
         self.bytes: list[int] = []
+        self.sent: list[str] = []  # of what does not change
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
             trainer.strategy.model.register_comm_hook(None, self.hook)
+            ignored = trainer.strategy.model.parameters_to_ignore
+            encoder = [name for name, _ in pl_module.named_parameters() if ".encoder." in name]
+            self.sent = [name for name in encoder if name not in ignored]
+            self.sent += [f"buffer {buffer.shape}" for buffer in trainer.strategy.model.modules_buffers]
 
     def hook(self, _: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
         self.bytes[-1] += bucket.buffer().nbytes
@@ -120,7 +125,7 @@ def fit(devices: int, batch: int, still: bool = True, **options: Any) -> dict[st
     gradients = sum(p.numel() * 4 for p in made.network.head.parameters())
     return {
         "losses": recorder.losses, "bytes": recorder.bytes, "gradients": gradients, "keys": recorder.keys,
-        "scores": scores, "statistics": statistics,
+        "sent": recorder.sent, "scores": scores, "statistics": statistics,
     }  # fmt: skip
 
 

@@ -53,6 +53,25 @@ def test_each_run_ends_with_a_score(more: list[str], steps: int, camvid: Path, t
     assert len(epochs_logged(tmp_path / "run")) == 1
 
 
+def test_a_run_with_an_average_of_weights_goes_on_with_it_only(
+    camvid: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, average = tmp_path / "run", "--ema_decay=0.9"
+    assert main(fit_args(camvid, run, average, "--model.recompute=true")) == 0
+    last = run / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    name, weight = next(iter(content["head_in_training"].items()))
+    assert not torch.equal(weight, content["state_dict"][f"network.head.{name}"])
+    longer = ["--trainer.max_epochs=3", "--model.recompute=true", f"--ckpt_path={last}"]
+    assert main(fit_args(camvid, run, *longer)) == 2
+    assert "last.ckpt holds an average of weights; give --ema_decay" in capsys.readouterr().err
+    assert main(fit_args(camvid, run, average, *longer)) == 0
+    assert torch_epoch(last) == 2
+    without = trained / "checkpoints" / "last.ckpt"
+    assert main(fit_args(camvid, tmp_path / "new", average, "--trainer.max_epochs=3", f"--ckpt_path={without}")) == 2
+    assert "last.ckpt holds no average of weights" in capsys.readouterr().err
+
+
 def test_a_checkpoint_holds_plain_types_and_the_classes_of_the_data(checkpoint: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     assert content["hyper_parameters"]["class_names"][0] == "Sky"

@@ -66,6 +66,7 @@ def test_each_image_is_scored_once_whatever_the_number_of_processes(processes, i
 def test_the_frozen_encoder_is_not_sent_and_each_gradient_once(processes):
     for rank in run(processes):
         assert rank["fit"]["bytes"] == [rank["fit"]["gradients"]] * STEPS
+        assert rank["fit"]["sent"] == []
 
 
 def test_processes_agree_on_the_statistics_of_norms_and_on_scores():
