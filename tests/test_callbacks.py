@@ -525,3 +525,22 @@ def test_scores_are_logged_beside_panels(tmp_path: Path) -> None:
         (row,) = csv.DictReader(file)
     assert writer.results is not None
     assert float(row["test/mIoU"]) == pytest.approx(writer.results["miou"])
+
+
+def test_what_several_processes_could_not_read_comes_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(values: list[list[str]], own: list[str]) -> None:
+        values[:] = [own, ["b is no image"]]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    writer = PredictionWriter(tmp_path)
+    writer.unreadable = ["a is no image"]
+    writer.on_predict_end(trainer(tmp_path, logger=False), Brightness())
+    assert writer.unreadable == ["a is no image", "b is no image"]
+
+
+def test_a_process_without_images_writes_nothing_and_misses_none(tmp_path: Path) -> None:
+    writer = PredictionWriter(tmp_path)
+    writer.on_predict_batch_end(trainer(tmp_path, logger=False), Brightness(), None, {"key": []}, 0)
+    assert writer.unreadable == []

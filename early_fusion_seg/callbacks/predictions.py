@@ -4,11 +4,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from early_fusion_seg.callbacks.files import inside, pixels, replace_file
+from early_fusion_seg.distributed import gathered
 from early_fusion_seg.images import write_indexed_png
 from early_fusion_seg.visualize import Pixels, overlay
 
@@ -38,7 +38,7 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write the masks and overlays of a batch, or take note of what could not be read."""
         if outputs is None:
-            self.unreadable += batch["error"]
+            self.unreadable += batch.get("error", [])  # none, where a process has no images
             return
         module = cast(Any, pl_module)
         for key, image, prediction in zip(batch["key"], batch["image"], outputs["prediction"], strict=True):
@@ -50,7 +50,4 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect what the other processes could not read."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gathered: list[list[str]] = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self.unreadable)
-            self.unreadable = [error for part in gathered for error in part]
+        self.unreadable = [error for part in gathered(self.unreadable) for error in part]
