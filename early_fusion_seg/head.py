@@ -44,7 +44,7 @@ class ReverseHRNet(nn.Module):
         plan: `"early"`: all streams first, the coarsest leaves after each stage. `"progressive"`: the coarsest first, a
             finer one joins at each stage, as in usual decoders.
         width: Channels of the stride-4 stream; W_s = width * s / 4.
-        blocks: Residual blocks on each stream in an HR module.
+        blocks: Residual blocks on each stream in an HR module; a list has a number for each stream, finest first.
         hr_modules: HR modules in each stage, one number for each stream; 0 leaves a stage out.
             Default: `default_hr_modules`.
         extra_stream: Use stride 2; where the encoder has no such map, a trainable stem makes it from the image.
@@ -68,7 +68,7 @@ class ReverseHRNet(nn.Module):
         num_classes: int,
         plan: Plan = "early",
         width: int = 32,
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         hr_modules: Sequence[int] | None = None,
         extra_stream: bool = True,
         recompute: bool = False,
@@ -80,13 +80,15 @@ class ReverseHRNet(nn.Module):
         self.strides = sorted(used.keys() | ({2} if extra_stream else set()))
         widths = {s: width * s // 4 for s in self.strides}
         counts = list(hr_modules) if hr_modules is not None else default_hr_modules(plan, len(self.strides))
-        _check(self.strides, widths, width, blocks, counts, plan)
+        depths = [blocks] * len(self.strides) if isinstance(blocks, int) else list(blocks)
+        _check(self.strides, widths, width, depths, counts, plan)
+        depth = dict(zip(self.strides, depths, strict=True))
 
         self.adapt = nn.ModuleDict({str(s): conv_norm(c, widths[s], kernel=1) for s, c in used.items()})
         self.stem = conv_norm(3, widths[2], kernel=3, stride=2) if extra_stream and 2 not in used else None
         stages = stage_strides(plan, self.strides)
         self.stages = nn.ModuleList(
-            HRModule({s: widths[s] for s in members}, blocks)
+            HRModule({s: widths[s] for s in members}, depth)
             for members, count in zip(stages, counts, strict=True)
             for _ in range(count)
         )
@@ -141,13 +143,13 @@ class HRModule(nn.Module):
 
     Args:
         widths: Stride -> channels of each stream that takes part.
-        blocks: Residual blocks on each.
+        blocks: Stride -> residual blocks on it.
     """
 
-    def __init__(self, widths: dict[int, int], blocks: int) -> None:
+    def __init__(self, widths: dict[int, int], blocks: dict[int, int]) -> None:
         super().__init__()
         self.branches = nn.ModuleDict(
-            {str(s): nn.Sequential(*(BasicBlock(w) for _ in range(blocks))) for s, w in widths.items()}
+            {str(s): nn.Sequential(*(BasicBlock(w) for _ in range(blocks[s]))) for s, w in widths.items()}
         )
         self.exchange = Exchange(widths)
 
@@ -249,7 +251,9 @@ def upsample(x: Tensor, ratio: int, size: Sequence[int]) -> Tensor:
     return fine[..., : size[0], : size[1]]
 
 
-def _check(strides: list[int], widths: dict[int, int], width: int, blocks: int, counts: list[int], plan: str) -> None:
+def _check(
+    strides: list[int], widths: dict[int, int], width: int, blocks: list[int], counts: list[int], plan: str
+) -> None:
     """Refuse numbers that make no head, saying which and why."""
     ratios = [b / a for a, b in pairwise(strides)]
     if not strides or any(r < 2 or r != int(r) or int(r) & (int(r) - 1) for r in ratios):
@@ -258,9 +262,8 @@ def _check(strides: list[int], widths: dict[int, int], width: int, blocks: int, 
         raise UserError(f'plan is {plan!r}; expected "early" or "progressive"')
     if min(widths.values()) < 1 or any(w * 4 != width * s for s, w in widths.items()):
         raise UserError(f"width={width} gives the streams {widths} channels; take a positive multiple of 2")
-    if len(counts) != len(strides) or min(counts) < 0:
-        raise UserError(
-            f"hr_modules={counts}; expected {len(strides)} numbers from 0 up, one for each of the streams {strides}"
-        )
-    if blocks < 1:
-        raise UserError(f"blocks={blocks}; expected 1 or more residual blocks in an HR module")
+    for name, numbers in (("hr_modules", counts), ("blocks", blocks)):
+        if len(numbers) != len(strides) or min(numbers) < 0:
+            raise UserError(
+                f"{name}={numbers}; expected {len(strides)} numbers from 0 up, one for each of the streams {strides}"
+            )

@@ -155,7 +155,8 @@ def test_any_set_of_strides_and_finer_maps_are_left_aside():
         ({"width": 0}, "width=0"),
         ({"hr_modules": [1, 1]}, "expected 5 numbers"),
         ({"hr_modules": [1, 1, 1, 1, -1]}, "from 0 up"),
-        ({"blocks": 0}, "blocks=0"),
+        ({"blocks": [1, 1]}, r"blocks=\[1, 1\]; expected 5 numbers"),
+        ({"blocks": -1}, "from 0 up"),
         ({"plan": "late"}, 'expected "early" or "progressive"'),
     ],
 )
@@ -172,6 +173,9 @@ def test_strides_that_are_no_powers_of_two_apart_are_refused():
 def test_an_hr_module_has_the_residual_blocks_asked_for():
     module = small(blocks=3, hr_modules=[1, 0, 0, 0, 0]).stages[0]
     assert [len(branch) for branch in module.branches.values()] == [3] * 5
+    stages = small(blocks=[0, 1, 2, 2, 3], hr_modules=[1, 1, 0, 0, 0]).stages
+    assert [len(branch) for branch in stages[0].branches.values()] == [0, 1, 2, 2, 3]
+    assert [len(branch) for branch in stages[1].branches.values()] == [0, 1, 2, 2]
 
 
 def test_maps_are_adapted_by_a_convolution_a_norm_and_relu():

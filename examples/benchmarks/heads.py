@@ -13,6 +13,7 @@ of each family, settings of ours, finalists) on sequence 0001TP, which is held o
 2. settings: all other settings of our families at their best rate, likewise;
 3. choice of the default head: (2, 0, 0, 0, 0) and the three others with the extra stream that were best so far in the
    mean of both encoders, with 3 seeds and 15 epochs. The best mean over encoders and seeds is the default;
+   Then likewise, to make it smaller: the chosen one with other residual blocks on each stream;
 4. finals: our two best of the first two rounds, the default, our best without the extra stream and the two best peers,
    trained on all of train with 3 seeds and 15 epochs, and scored on val once.
 
@@ -72,6 +73,11 @@ OURS: dict[str, list[dict[str, Any]]] = {
         {"extra_stream": False, "hr_modules": [3, 0, 0, 0], "width": 48},
     ],
 }
+LEAN = "early, lean"  # (1, 0, 0, 0, 0), the choice of round 3, with other numbers of residual blocks
+OURS[LEAN] = [
+    {"hr_modules": [1, 0, 0, 0, 0], "blocks": blocks} for blocks in ([1, 2, 2, 2, 2], [0, 2, 2, 2, 2], [0, 2, 2, 3, 3])
+]
+SCREENED = [*(f for f in OURS if f != LEAN), *PEERS]
 Spec = tuple[str, int]  # family, index of the setting
 
 
@@ -217,15 +223,15 @@ def run(root: str, encoder_name: str, weights: Path) -> None:
     if encoder_name == "camvid" and not weights.exists():
         train_encoder(shown, weights)
     encoder = FrozenEncoder("resnet50", weights="random" if encoder_name == "random" else str(weights))
-    families = [*OURS, *PEERS]
-    rates = [((f, 0), rate) for f in families for rate in RATES]
+    rates = [((f, 0), rate) for f in SCREENED for rate in RATES]
     run_group("screen", encoder_name, encoder, rates, shown, held, SCREEN_EPOCHS, seed=0)
     screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
-    rate_of = {f: best([r for r in screened if r["family"] == f and r["index"] == 0])["lr"] for f in families}
-    others = [(s, rate_of[s[0]]) for s in specs() if s[1] > 0]
+    rate_of = {f: best([r for r in screened if r["family"] == f and r["index"] == 0])["lr"] for f in SCREENED}
+    rate_of[LEAN] = rate_of["early"]
+    others = [(s, rate_of[s[0]]) for s in specs() if s[1] > 0 and s[0] != LEAN]
     run_group("screen", encoder_name, encoder, others, shown, held, SCREEN_EPOCHS, seed=0)
     for seed in FINAL_SEEDS:
-        todo = [(s, rate_of[s[0]]) for s in candidates()]
+        todo = [(s, rate_of[s[0]]) for s in (*candidates(), *((LEAN, i) for i in range(len(OURS[LEAN]))))]
         run_group("choice", encoder_name, encoder, todo, shown, held, FINAL_EPOCHS, seed)
     val = Subset(module.dataset("val"), lambda _: True)
     for seed in FINAL_SEEDS:
@@ -233,15 +239,17 @@ def run(root: str, encoder_name: str, weights: Path) -> None:
 
 
 def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
-    """Choose our two best, the default, the two best peers and our best without the extra stream; held-out scores."""
+    """Choose our two best, the default (before and after round 3), the two best peers and our best of four streams."""
     screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
     heads = {r["head"]: best([q for q in screened if q["head"] == r["head"]]) for r in screened}  # at its best rate
     ranked = sorted(heads.values(), key=lambda r: -r["miou"])
     ours = [r for r in ranked if r["family"] in ("early", "progressive")][:2]
     plain = [r for r in ranked if r["family"] == "early, no extra stream"][:1]
     peers = [r for r in ranked if r["family"] in PEERS][:2]
-    default = [heads[name] for name in [default_head()] if name in heads and heads[name] not in ours]
-    return [((r["family"], r["index"]), r["lr"]) for r in (*ours, *default, *plain, *peers)]
+    chosen = [((r["family"], r["index"]), r["lr"]) for r in (*ours, *plain, *peers)]
+    rate = best([r for r in screened if r["family"] == "early" and r["index"] == 0])["lr"]
+    default = [(spec, rate) for spec in (("early", 2), default_spec()) if spec[0] in ("early", LEAN)]
+    return list(dict.fromkeys([*chosen, *default]))
 
 
 def candidates(count: int = 4) -> list[Spec]:
@@ -251,17 +259,17 @@ def candidates(count: int = 4) -> list[Spec]:
     return [("early", 0), *ranked[: count - 1]]
 
 
-def default_head() -> str | None:
+def default_spec() -> Spec:
     """Choose the default head: the best mean over both encoders and all seeds on the held-out sequence."""
     means = mean_scores("choice")
-    return label(max(means, key=lambda spec: means[spec])) if means else None
+    return max(means, key=lambda spec: means[spec])
 
 
 def mean_scores(stage: str) -> dict[Spec, float]:
     """Average over encoders and seeds what our heads with the extra stream reached, each at its best rate."""
     scores: dict[Spec, dict[tuple[str, int], float]] = {}
     for r in read_results():
-        if r["stage"] == stage and r["family"] in ("early", "progressive"):
+        if r["stage"] == stage and r["family"] in ("early", LEAN, "progressive"):
             of_head = scores.setdefault((r["family"], r["index"]), {})
             key = (r["encoder"], r["seed"])
             of_head[key] = max(r["miou"], of_head.get(key, 0.0))
