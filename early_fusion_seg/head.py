@@ -11,7 +11,7 @@ encoder and an extra stream at stride 2, fuses all of them at once, and drops th
      +-----+-----+-----+------+        vote: 1x1 conv to K classes on each stream, upsampled and added
 
 Every stream votes with its last state. Adding votes equals HRNetV2's 1x1 conv on the concatenation of all streams at
-the finest resolution (a 1x1 conv commutes with bilinear upsampling), without that wide tensor.
+the finest resolution (a 1x1 conv commutes with bilinear upsampling), without that wide tensor. `votes.py` adds them up.
 
 Shapes: n images, K classes, stream s is (n, W_s, ceil(h / s), ceil(w / s)) for h x w pixels.
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.votes import Votes
 
 Plan = Literal["early", "progressive"]
 Streams = dict[int, Tensor]
@@ -94,27 +95,33 @@ class ReverseHRNet(nn.Module):
         )
         self.vote = nn.ModuleDict({str(s): nn.Conv2d(widths[s], num_classes, kernel_size=1) for s in self.strides})
 
-    def forward(self, features: Sequence[Tensor], images: Tensor) -> Tensor:
+    def forward(self, features: Sequence[Tensor], images: Tensor, classify: bool = True) -> Tensor | tuple[Tensor, ...]:
         """Compute logits.
 
         Args:
             features: The encoder's maps (n, C_s, ceil(h / s), ceil(w / s)); finer ones than the head's are left aside.
             images: (n, 3, h, w) normalised images; only the stem reads them.
+            classify: False gives the last states of the streams instead, finest first.
 
         Returns:
-            (n, K, ceil(h / s), ceil(w / s)) at the finest stride s.
+            (n, K, ceil(h / s), ceil(w / s)) float32 at the finest stride s.
         """
+        if classify:
+            return self.votes(features, images).logits()
         inputs = list(features)[-len(self.adapt) :]
         streams = {int(s): adapt(x) for (s, adapt), x in zip(self.adapt.items(), inputs, strict=True)}
         if self.stem is not None:
             streams[2] = self.stem(images)
         for module in self.stages:
             streams |= recomputed(module, streams) if self.recompute and self.training else module(streams)
-        finest = self.strides[0]
-        total: Tensor = self.vote[str(finest)](streams[finest])
-        for s in self.strides[1:]:
-            total = total + upsample(self.vote[str(s)](streams[s]), s // finest, total.shape[-2:])
-        return total
+        return tuple(streams[s] for s in self.strides)
+
+    def votes(self, features: Sequence[Tensor], images: Tensor) -> Votes:
+        """Compute what makes the logits, but not the logits: losses and label maps need a few rows at a time."""
+        states = self(features, images, classify=False)
+        parameters = dict(self.vote.named_parameters())
+        weights, biases = (tuple(parameters[f"{s}.{name}"] for s in self.strides) for name in ("weight", "bias"))
+        return Votes(states, weights, biases, tuple(s // self.strides[0] for s in self.strides))
 
 
 def default_hr_modules(plan: Plan, streams: int) -> list[int]:
@@ -169,7 +176,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, W, h, w) to the same shape."""
-        return F.relu(x + self.second(self.first(x)), inplace=True)
+        return F.relu(self.second(self.first(x)).add_(x), inplace=True)
 
 
 class Exchange(nn.Module):
@@ -194,7 +201,8 @@ class Exchange(nn.Module):
             for source, x in streams.items():
                 if source != target:
                     moved = self.paths[f"{source}_to_{target}"](x)
-                    total = total + (upsample(moved, source // target, own.shape[-2:]) if source > target else moved)
+                    moved = upsample(moved, source // target, own.shape[-2:]) if source > target else moved
+                    total = total + moved if total is own else total.add_(moved)
             fused[target] = F.relu(total)
         return fused
 

@@ -6,23 +6,22 @@ Shapes: n images, K classes, logits (n, K, h, w), labels (n, H, W).
 import torch
 from torch import Tensor
 
-from early_fusion_seg.upsample import row_chunks, source_rows, upsample_rows
+from early_fusion_seg.votes import Votes, as_votes
 
 
 @torch.no_grad()
-def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsampled_argmax(logits: Tensor | Votes, size: tuple[int, int]) -> Tensor:
     """Compute `F.interpolate(logits, size, mode="bilinear").argmax(1)` in row chunks.
 
     Args:
-        logits: (n, K, h, w), K at most 255.
+        logits: (n, K, h, w), K at most 255, or the votes that make them.
         size: (H, W).
 
     Returns:
         (n, H, W) uint8.
     """
-    h = logits.shape[2]
-    labels = torch.empty(len(logits), *size, dtype=torch.uint8, device=logits.device)
-    for start, stop in row_chunks(logits, size):
-        first, last = source_rows(h, size[0], start, stop)
-        labels[:, start:stop] = upsample_rows(logits[:, :, first:last], h, size, start, stop).argmax(1)
+    votes = as_votes(logits)
+    labels = torch.empty(votes.shape[0], *size, dtype=torch.uint8, device=votes.states[0].device)
+    for images, start, stop in votes.chunks(size):
+        labels[images, start:stop] = votes.upsampled(size, (images, start, stop)).argmax(-1)
     return labels

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from early_fusion_seg.encoder import FrozenEncoder
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import ReverseHRNet
+from early_fusion_seg.votes import Votes
 
 
 class EarlyFusionNet(nn.Module):
@@ -40,16 +41,19 @@ class EarlyFusionNet(nn.Module):
             images: (n, 3, h, w) RGB, uint8 in 0..255 or floats in 0..1.
 
         Returns:
-            (n, K, ceil(h / s), ceil(w / s)).
+            (n, K, ceil(h / s), ceil(w / s)) float32.
 
         Raises:
             UserError: Another type, shape or range. The range of floats is looked at on the CPU and, elsewhere, on the
                 first batch.
         """
+        return self.votes(images).logits()
+
+    def votes(self, images: Tensor) -> Votes:
+        """Compute what makes the logits; losses and label maps take it, and never hold all logits. See `forward`."""
         normal = (self._unit(images) - self.mean) / self.std
         normal = normal.to(next(self.head.parameters()).dtype)
-        logits: Tensor = self.head(self.encoder(normal), normal)
-        return logits
+        return self.head.votes(self.encoder(normal), normal)
 
     def _unit(self, images: Tensor) -> Tensor:
         """Return float images in 0..1."""

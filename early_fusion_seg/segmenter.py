@@ -170,14 +170,14 @@ class ReverseHRNetSeg(LightningModule):
 
     def _segment(self, images: Tensor, size: tuple[int, ...]) -> Tensor:
         """Give the labels (n, H, W) uint8 of images (n, 3, h, w) at another size."""
-        return upsampled_argmax(self.network(images), (size[0], size[1]))
+        return upsampled_argmax(self.network.votes(images), (size[0], size[1]))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch, or its share where several batches make a step; see `StepLoss`."""
         images = batch["image"]
         if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
             raise UserError("one crop so small has one value at the coarsest stride; raise crop_size or batch_size")
-        loss: Tensor = self.loss(self.network(images), batch["mask"])
+        loss: Tensor = self.loss(self.network.votes(images), batch["mask"])
         loss = self.step_loss.add(loss, self.loss.weight(batch["mask"]), batch["key"])
         self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]  # one optimiser
         return loss
@@ -211,10 +211,10 @@ class ReverseHRNetSeg(LightningModule):
             metrics.update(none, none)  # which marks it as ready to be summed
             losses.update(none.sum(), none.sum())
             return None
-        logits, mask = self.network(batch["image"]), batch["mask"]
-        prediction = upsampled_argmax(logits, (mask.shape[-2], mask.shape[-1]))
+        votes, mask = self.network.votes(batch["image"]), batch["mask"]
+        prediction = upsampled_argmax(votes, (mask.shape[-2], mask.shape[-1]))
         metrics.update(prediction, mask)
-        losses.update(self.loss(logits, mask), (mask != self.ignore_index).sum())
+        losses.update(self.loss(votes, mask), (mask != self.ignore_index).sum())
         return {"prediction": prediction}
 
     def on_validation_epoch_start(self) -> None:

@@ -58,7 +58,9 @@ def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h
     inside = (..., slice(8, (h - 32) // 2), slice(8, (w - 32) // 2))  # between the centres of the coarsest cells
     head = small(hr_modules=[0] * 5)
     head.adapt = nn.ModuleDict({str(s): nn.Identity() for s in STRIDES})
-    head.vote = nn.ModuleDict({str(s): nn.Identity() for s in STRIDES})
+    head.vote = nn.ModuleDict({str(s): nn.Conv2d(1, 1, 1) for s in STRIDES})
+    for vote in head.vote.values():
+        nn.init.ones_(vote.weight), nn.init.zeros_(vote.bias)
     logits = head(list(streams.values()), torch.rand(1, 3, h, w))
     torch.testing.assert_close(logits[inside], 5 * streams[2][inside])
     exchange = Exchange(dict.fromkeys(STRIDES, 1))
