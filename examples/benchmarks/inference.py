@@ -1,0 +1,172 @@
+"""Prediction and the encoder's forward pass against torchvision's and timm's, and memory over a thousand images.
+
+    python examples/benchmarks/inference.py      # writes inference.json, then docs/benchmarks.md
+
+1. A folder of drawn images of 1024x2048: `Trainer.predict` with the data module and the writer of `early-fusion-seg
+   predict` (masks and overlays) against torchvision's fcn_resnet50 in a loop that does the least: decode, normalise,
+   forward, argmax, write the mask. Both read in the main process, 19 classes, random weights, made beforehand.
+2. `FrozenEncoder` against timm's model with the same weights, which is not folded and not in channels_last; and a
+   matrix product of as many operations, which says what the processor could do at best.
+3. The resident memory after each hundredth of 1,000 small images.
+"""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import timm
+import torch
+from lightning.pytorch import Callback, Trainer
+from measure import Row, compared, in_turns, options, publish, resident
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.segmentation import fcn_resnet50
+from torchvision.transforms.functional import normalize
+
+from early_fusion_seg import FolderDataModule, FrozenEncoder, ReverseHRNetSeg
+from early_fusion_seg.callbacks import PredictionWriter
+from early_fusion_seg.data.street import scene
+
+K, SIZE, SMALL = 19, (1024, 2048), (128, 256)
+LARGEST_DIFFERENCE = 1e-4
+TEXT = """\
+Prediction of a folder of images of 1024x2048 with 19 classes: `Trainer.predict` as `early-fusion-seg predict` runs it
+(default network; masks and overlays) against torchvision's fcn_resnet50 in a plain loop (decode, normalise, forward,
+argmax, mask). The encoder's forward of 2 images of 512x512: folded batch norms and channels_last (ResNet-50) against
+timm's model with the same weights; "matrix product" is one of as many operations, so what a library of plain
+convolutions can reach at best. Resident memory is that of predicting 1,000 images of 256x128 with a ResNet-18: so small
+that they end in minutes. Medians in turns; a goal is met by the processor's time, not by the clock."""
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
+    """Draw street scenes, with noise as a camera has it."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(count):
+        image = cv2.resize(scene(i, size[0] // 2, size[1] // 2)[0], size[::-1], interpolation=cv2.INTER_LINEAR)
+        noisy = np.clip(image + random.normal(0, 2, image.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{i:04}.png")
+    return sorted(folder.iterdir())
+
+
+def predict(model: ReverseHRNetSeg, images: Path, output: Path, device: str, *callbacks: Callback) -> None:
+    """Predict a folder as the command does."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    accelerator = "cpu" if device == "cpu" else "gpu"
+    trainer = Trainer(accelerator, devices=1, callbacks=[PredictionWriter(output), *callbacks], **quiet)
+    trainer.predict(model, datamodule=FolderDataModule(images, num_workers=0), return_predictions=False)
+
+
+@torch.inference_mode()
+def predict_by_torchvision(model: torch.nn.Module, images: Path, output: Path, device: str) -> None:
+    """Predict a folder with the least code that does it."""
+    output.mkdir(exist_ok=True)
+    for path in sorted(images.iterdir()):
+        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device) / 255
+        logits = model(normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))["out"]
+        Image.fromarray(logits.argmax(1)[0].to("cpu", torch.uint8).numpy()).save(output / f"{path.name}.png")
+
+
+def prediction_rows(chosen: Any, folder: Path, progress: Progress) -> list[Row]:
+    """Time the prediction of a folder in turns."""
+    size, count = ((64, 128), 1) if chosen.quick else (SIZE, 2)
+    paths = write_images(folder / "images", count, size)
+    model = ReverseHRNetSeg(num_classes=K, encoder="resnet50", encoder_weights="random")
+    works: dict[str, Callable[[], Any]] = {
+        "ours": partial(predict, model, folder / "images", folder / "ours", chosen.device)
+    }
+    if "torchvision" in chosen.peers:
+        peer = fcn_resnet50(weights=None, weights_backbone=None, num_classes=K).eval().to(chosen.device)
+        works["torchvision fcn_resnet50"] = partial(
+            predict_by_torchvision, peer, folder / "images", folder / "peer", chosen.device
+        )
+    times = in_turns(works, chosen.repeats, chosen.device, progress, "prediction")
+    for path in paths:
+        written = np.array(Image.open(folder / "ours" / "masks" / f"{path.name}.png"))
+        if not np.array_equal(written, model.predict(path)):
+            raise SystemExit(f"the mask of {path.name} is not what model.predict gives")
+    each = {name: (seconds / count, cpu / count) for name, (seconds, cpu) in times.items()}
+    return compared(f"predict {size[1]}x{size[0]}", each, {peer: 3.0 for peer in works if peer != "ours"})
+
+
+@torch.inference_mode()
+def encoder_rows(chosen: Any, progress: Progress) -> list[Row]:
+    """Time the encoder's forward in turns, in float32 and under bf16 autocast."""
+    encoder = FrozenEncoder("resnet50", weights="random").to(chosen.device)
+    images = torch.randn(2, 3, *((64, 64) if chosen.quick else (512, 512)), device=chosen.device)
+    peer = timm.create_model("resnet50", features_only=True, pretrained=False).eval()
+    unused = peer.load_state_dict(encoder.timm_state_dict(), strict=False)
+    assert not unused.missing_keys
+    peer.to(chosen.device)
+    with FlopCounterMode(display=False) as flops:
+        encoder(images)
+    side = 256 if chosen.quick else 2048
+    left = torch.randn(max(1, flops.get_total_flops() // (2 * side**2)), side, device=chosen.device)
+    right = torch.randn(side, side, device=chosen.device)
+    works = {"ours": lambda: encoder(images), "timm": lambda: peer(images), "matrix product": lambda: left @ right}
+    rows = []
+    for kind, goal in ((torch.float32, 2.0), (torch.bfloat16, None)):
+        with torch.autocast(torch.device(chosen.device).type, torch.bfloat16, enabled=kind == torch.bfloat16):
+            times = in_turns(works, chosen.repeats, chosen.device, progress, "encoder")
+            apart = difference(encoder(images), peer(images))
+        if kind == torch.float32 and apart > LARGEST_DIFFERENCE:
+            raise SystemExit(f"the maps differ by {apart:.2g} of the largest value")
+        what = f"encoder, {str(kind).removeprefix('torch.')}"
+        rows += compared(what, times, {"timm": goal, "matrix product": None})
+        rows[-2] |= {"difference": apart}
+        rows[-1] |= {"difference": None}
+    return rows
+
+
+def difference(maps: list[Tensor], others: list[Tensor]) -> float:
+    """Return the largest difference relative to the largest value of each map."""
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(maps, others, strict=True))
+
+
+class Memory(Callback):
+    """Note the resident memory after each tenth of the images."""
+
+    def __init__(self, images: int) -> None:
+        self.every = images // 10
+        self.rows: list[Row] = []
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, i: int, *_: int) -> None:
+        if (i + 1) % self.every == 0:
+            self.rows.append({"images": i + 1, "resident memory (MiB)": resident()})
+
+
+def memory_rows(chosen: Any, folder: Path) -> list[Row]:
+    """Predict many small images."""
+    count = 10 if chosen.quick else 1000
+    write_images(folder / "many", count, (32, 64) if chosen.quick else SMALL)
+    memory = Memory(count)
+    model = ReverseHRNetSeg(num_classes=K, encoder="resnet18", encoder_weights="random")
+    predict(model, folder / "many", folder / "many_out", chosen.device, memory)
+    return memory.rows
+
+
+def main() -> None:
+    chosen = options(__doc__, ["torchvision", "timm"])
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as name, Progress(transient=True) as progress:
+        task = progress.add_task("memory", total=None)
+        memory = memory_rows(chosen, Path(name))
+        progress.update(task, total=1, completed=1)
+        predicted = prediction_rows(chosen, Path(name), progress)
+        encoded = encoder_rows(chosen, progress) if "timm" in chosen.peers else []
+    tables = {"Prediction, each image": predicted, "Encoder": encoded, "Memory over many images": memory}
+    publish("inference", "Predicting", TEXT, tables, [*predicted, *encoded], chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What the scripts that compare with peers share: their options, timing in turns, memory, tables and files.
+
+Other work on a machine makes a call slower, never faster, and comes and goes. So ours and the peer are timed in turns,
+ratios are of medians, and the processor's own time, which waiting does not lengthen, decides whether a goal is met.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import rich
+import torch
+from heads_table import cells, read_results, write_table
+from pictures import ratio_bars
+from rich.progress import Progress
+from rich.table import Table
+
+HERE = Path(__file__).parent
+IMAGES = HERE.parents[1] / "docs" / "images"
+Row = dict[str, Any]
+
+
+def options(description: str, peers: Sequence[str], arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the options of a script; quick ones write no files but into --output."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda")
+    parser.add_argument("--peers", nargs="*", choices=peers, default=list(peers), help="default: all")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, once each: does the script work?")
+    parser.add_argument("--output", type=Path, help="folder of the JSON and the picture; default: beside the script")
+    parsed = parser.parse_args(arguments)
+    parsed.repeats = 1 if parsed.quick else parsed.repeats
+    return parsed
+
+
+def in_turns(
+    works: dict[str, Callable[[], Any]], repeats: int, device: str, progress: Progress, what: str
+) -> dict[str, tuple[float, float]]:
+    """Call all works in turns, after one unmeasured round, and return the medians of seconds and processor seconds."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    task = progress.add_task(what, total=(repeats + 1) * len(works))
+    for i in range(repeats + 1):
+        for name, work in works.items():
+            start = time.perf_counter(), time.process_time()
+            work()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if i > 0:
+                seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+            progress.advance(task)
+    return {name: tuple(statistics.median(column) for column in zip(*s, strict=True)) for name, s in seconds.items()}
+
+
+def compared(what: str, times: dict[str, tuple[float, float]], goals: dict[str, float | None]) -> list[Row]:
+    """Make a row for each peer of `goals`: its time over that of "ours" by the clock and by the processor's time.
+
+    A goal (None: there is none) is the least ratio of processor time.
+    """
+    rows = []
+    for peer, goal in goals.items():
+        (ours, ours_cpu), (theirs, theirs_cpu) = times["ours"], times[peer]
+        row = {"what": what, "peer": peer, "ours (ms)": 1000 * ours, "peer (ms)": 1000 * theirs}
+        row |= {"ratio": theirs / ours, "cpu ratio": theirs_cpu / ours_cpu, "goal": goal}
+        rows.append(row | {"met": None if goal is None else theirs_cpu / ours_cpu >= goal})
+    return rows
+
+
+def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own, where memory that others have freed cannot be used again."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc: what is freed goes back at once, so peaks can be seen
+    try:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(work, arguments)
+    finally:
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+
+
+class Peak:
+    """The highest resident memory since the making of this, in MiB (Linux), or the GPU's allocated memory."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device == "cpu":
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        else:
+            torch.cuda.reset_peak_memory_stats()
+        self.start = resident() if device == "cpu" else torch.cuda.memory_allocated() / 2**20
+
+    def extra(self) -> float:
+        """Return how much higher it was than at the start."""
+        peak = _status("VmHWM") if self.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+        return peak - self.start
+
+
+def resident() -> float:
+    """Return the resident memory of this process in MiB."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def machine(device: str) -> str:
+    """Name processor and GPU."""
+    facts = Path("/proc/cpuinfo").read_text()
+    (name,) = [line.split(": ")[1] for line in facts.splitlines() if line.startswith("model name")][:1]
+    bf16 = " (avx512_bf16)" if "avx512_bf16" in facts else ""
+    gpu = "no GPU" if device == "cpu" else torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} cores of an {name}{bf16}, {gpu}, {torch.get_num_threads()} thread(s)"
+
+
+def publish(
+    script: str, title: str, text: str, tables: dict[str, list[Row]], bars: list[Row], chosen: argparse.Namespace
+) -> None:
+    """Show the tables; write the JSON, a picture of the ratios of `bars` and, unless --output is given, the page."""
+    tables = {caption: rows for caption, rows in tables.items() if rows}
+    for caption, rows in tables.items():
+        table = Table(*rows[0], title=caption)
+        for row in rows:
+            table.add_row(*cells(row))
+        rich.get_console().print(table)
+    if chosen.quick and chosen.output is None:
+        return
+    command = " ".join(["python", f"examples/benchmarks/{script}.py", *sys.argv[1:]])
+    record = {
+        "title": title,
+        "text": text,
+        "machine": machine(chosen.device),
+        "date": str(date.today()),
+        "command": command,
+    }
+    folder = chosen.output or HERE
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{script}.json").write_text(json.dumps(record | {"rows": tables}, indent=2) + "\n")
+    if bars:
+        named = [(f"{row['what']}: {row['peer']}", row["cpu ratio"]) for row in bars]
+        path = (IMAGES if chosen.output is None else chosen.output) / f"benchmark_{script}.png"
+        ratio_bars(named, "Processor time of the peer / ours (above 1: ours is faster)", path)
+    if chosen.output is None:
+        write_table(read_results())
