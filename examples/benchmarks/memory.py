@@ -1,0 +1,151 @@
+"""Memory of a training step: what is alive when the forward ends, and the step's peak, against the peers.
+
+    pip install -e ".[bench]"
+    python examples/benchmarks/memory.py      # writes memory.json, then docs/benchmarks.md
+
+Every tensor storage that an operation makes is watched from its birth to its release, whatever holds it; counted are
+those alive when the loss is there and backward has not begun. Parameters and the batch are not counted. The peak is
+the highest sum at the end of any operation of forward and backward, gradients of parameters included; what an operation
+needs inside is not seen. Both are bytes of the computation, the same on every machine.
+
+1. One image of 512x512 (half of a batch of two), float32, 19 classes: ours and the peers;
+2. ours with activation checkpointing, with 171 classes, with four streams, in bf16;
+3. how memory grows from 256x256 to 2048x2048 and with the batch: the exponent of pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from measure import Row, options, publish
+from networks import HRNETS, PEERS, Ours, Peer
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+K, MIB = 19, 2**20
+FOUR_STREAMS: list[dict[str, Any]] = [
+    {"hr_modules": [2, 0, 0, 0]},
+    {"hr_modules": [1, 1, 1, 1]},
+    {"hr_modules": [1, 0, 0, 0]},
+    {"hr_modules": [3, 0, 0, 0]},
+    {"hr_modules": [4, 0, 0, 0]},
+    {"hr_modules": [2, 0, 0, 0], "width": 48},
+    {"hr_modules": [3, 0, 0, 0], "width": 48},
+]
+TEXT = """\
+Training, ResNet-50 frozen (the HRNets whole): bytes of all storages alive when the forward ends, and the peak of
+forward and backward, for each image of a batch of two; parameters and the batch itself are not counted. The ratio is
+that of the saved bytes to ours. The exponents say how saved bytes grow with the pixels, from the first row on."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Sum the bytes of the storages that operations make, for as long as each lives.
+
+    Args:
+        known: Tensors that are there before and are not counted.
+    """
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.known = {t.untyped_storage()._cdata for t in known}
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.known:
+                    self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, self.alive())
+        return result
+
+    def alive(self) -> int:
+        """Return the bytes that are alive now."""
+        self.storages = {key: entry for key, entry in self.storages.items() if not entry[0].expired()}
+        return sum(nbytes for _, nbytes in self.storages.values())
+
+
+def bytes_of_a_step(network: nn.Module, n: int, side: int, k: int, device: str, bf16: bool = False) -> tuple[int, int]:
+    """Return the bytes alive when the forward ends, and the peak, of a step with n square images."""
+    network.to(device)
+    images = torch.rand(n, 3, side, side, device=device)
+    target = torch.randint(0, k, (n, side, side), dtype=torch.uint8, device=device)
+    known = [*network.parameters(), *network.buffers(), images, target]
+    with LiveBytes(known) as live:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            loss = network(images, target)
+        saved = live.alive()
+        loss.backward()
+    for parameter in network.parameters():
+        parameter.grad = None
+    return saved, live.peak
+
+
+def row(name: str, network: nn.Module, ours: Row | None, side: int, device: str, k: int = K, bf16: bool = False) -> Row:
+    """Measure one network on a batch of two."""
+    saved, peak = (x / 2 / MIB for x in bytes_of_a_step(network, 2, side, k, device, bf16))
+    ratio = saved / ours["saved (MiB)"] if ours else 1.0
+    return {"network": name, "saved (MiB)": saved, "peak (MiB)": peak, "saved / ours": ratio}
+
+
+def peer_rows(chosen: Any, progress: Progress) -> list[Row]:
+    """Compare with the peers, the one with the least memory first."""
+    side = 160 if chosen.quick else 512
+    ours = row("ours", Ours(K), None, side, chosen.device)
+    rows = []
+    for name in progress.track(chosen.peers, description="peers"):
+        kind = "trained whole" if name in HRNETS else "frozen"
+        rows.append(row(f"{name}, {kind}", Peer(name, K), ours, side, chosen.device))
+    return [ours, *sorted(rows, key=lambda r: r["saved (MiB)"])]
+
+
+def own_rows(chosen: Any, progress: Progress) -> list[Row]:
+    """Compare ours with itself in other settings."""
+    side, encoder = (64, "resnet18") if chosen.quick else (512, "resnet50")
+    ours = row("default", Ours(K, encoder), None, side, chosen.device)
+    rows = [
+        ours,
+        row("activation checkpointing", Ours(K, encoder, recompute=True), ours, side, chosen.device),
+        row("171 classes", Ours(171, encoder), ours, side, chosen.device, 171),
+        row("171 classes, checkpointing", Ours(171, encoder, recompute=True), ours, side, chosen.device, 171),
+        row("bf16", Ours(K, encoder), ours, side, chosen.device, bf16=True),
+    ]
+    for setting in progress.track(FOUR_STREAMS[:1] if chosen.quick else FOUR_STREAMS, description="four streams"):
+        name = "four streams: " + ", ".join(f"{key} {value}" for key, value in setting.items())
+        rows.append(row(name, Ours(K, encoder, extra_stream=False, **setting), ours, side, chosen.device))
+    return rows
+
+
+def growth_rows(chosen: Any, progress: Progress) -> list[Row]:
+    """Measure one image of growing size, then batches of growing length."""
+    network = Ours(K, "resnet18" if chosen.quick else "resnet50")
+    sides = (64, 128) if chosen.quick else (256, 512, 1024, 2048)
+    batches = (2, 4) if chosen.quick else (2, 4, 8)
+    sizes = [(1, s) for s in sides] + [(b, sides[0]) for b in batches]
+    rows: list[Row] = []
+    for n, side in progress.track(sizes, description="growth"):
+        saved, peak = (x / MIB for x in bytes_of_a_step(network, n, side, K, chosen.device))
+        rows.append({"batch": n, "side": side, "saved (MiB)": saved, "peak (MiB)": peak, "exponent": None})
+        if len(rows) > 1:
+            larger = n * side**2 / (rows[0]["batch"] * rows[0]["side"] ** 2)
+            rows[-1]["exponent"] = math.log(saved / rows[0]["saved (MiB)"], larger)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(__doc__, PEERS, arguments)
+    with Progress(transient=True) as progress:
+        peers, own, growth = (make(chosen, progress) for make in (peer_rows, own_rows, growth_rows))
+    tables = {"Against the peers, an image of 512x512": peers, "Ours in other settings": own, "Growth": growth}
+    bars = [(row["network"], row["saved / ours"]) for row in peers]
+    publish("memory", "Memory of training", TEXT, tables, bars, "Saved bytes / ours (above 1: ours is smaller)", chosen)
+
+
+if __name__ == "__main__":
+    main()
