@@ -1,0 +1,156 @@
+"""Time of a training step against the peers: forward, loss, backward and optimiser, 2 images of 512x512, 19 classes.
+
+    pip install -e ".[bench]"
+    python examples/benchmarks/train_step.py      # writes train_step.json, then docs/benchmarks.md
+
+1. Ours, with and without activation checkpointing, every peer as its users have it, and the encoder's forward alone,
+   which is the floor; in float32 and bf16;
+2. the peers' heads on our encoder: what is left of the difference when the encoder is the same;
+3. where the time of a step goes;
+4. how it grows from 256x256 to 2048x2048 and with the batch: the exponent of pixels.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from measure import FASTER, Row, bars_of, compared, in_turns, options, publish
+from networks import PEERS, SMP, OnOurEncoder, Ours, Peer
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from early_fusion_seg.losses import cross_entropy
+
+K = 19
+FLOOR, CHECKPOINTING = "the encoder alone", "ours, activation checkpointing"
+GOALS = {FLOOR: 0.5, CHECKPOINTING: None}  # at most twice the floor
+TEXT = """\
+A training step (forward, loss, backward, AdamW) with 2 images of 512x512 and 19 classes. Every ResNet-50 is frozen, the
+HRNets are trained as a whole. Times of the peer over ours, medians in turns: above 1 ours is faster. The goal is to be
+faster than each peer, and to take at most twice the time of the encoder's forward alone, which is the floor: a ratio of
+a half at least. With activation checkpointing a step may take 1.35 times as long."""
+
+
+class Step:
+    """A training step that can be called again and again.
+
+    Args:
+        network: Gives the loss.
+        batch: Images (n, 3, h, w) and target (n, h, w).
+        bf16: Under autocast.
+    """
+
+    def __init__(self, network: nn.Module, batch: tuple[Tensor, Tensor], bf16: bool) -> None:
+        self.network, self.batch, self.bf16 = network.to(batch[0].device), batch, bf16
+        self.optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        with torch.autocast(self.batch[0].device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.network(*self.batch)
+        loss.backward()
+        self.optimizer.step()
+
+
+def make_batch(n: int, side: int, device: str) -> tuple[Tensor, Tensor]:
+    """Draw images (n, 3, h, w) in 0..1 and classes (n, h, w)."""
+    target = torch.randint(0, K, (n, side, side), dtype=torch.uint8, device=device)
+    return torch.rand(n, 3, side, side, device=device), target
+
+
+def step_rows(chosen: Any, progress: Progress) -> list[Row]:
+    """Time the steps of all networks in turns, in both precisions."""
+    batch = make_batch(2, 160 if chosen.quick else 512, chosen.device)
+    ours, rows = Ours(K), []
+    for bf16 in (False, True):
+        works: dict[str, Callable[[], Any]] = {"ours": Step(ours, batch, bf16)}
+        works[CHECKPOINTING] = Step(Ours(K, recompute=True), batch, bf16)
+        works |= {name: Step(Peer(name, K), batch, bf16) for name in chosen.peers}
+        shared = [name for name in SMP if name in chosen.peers and name != "PAN"]  # which needs a dilated encoder
+        works |= {f"{name} on our encoder": Step(OnOurEncoder(name, K), batch, bf16) for name in shared}
+        works[FLOOR] = partial(encode, ours, batch, bf16)
+        kind = "bf16" if bf16 else "float32"
+        times = in_turns(works, chosen.repeats, chosen.device, progress, f"steps, {kind}")
+        found = compared(kind, times, {name: GOALS.get(name, 1.0) for name in works if name != "ours"})
+        for row in found:
+            if row["peer"] == CHECKPOINTING:
+                row |= {"goal": 1.35, "met": row["cpu ratio"] <= 1.35}
+            elif row["peer"].endswith("on our encoder"):
+                row |= {"goal": None, "met": None}
+        rows += found
+    return rows
+
+
+@torch.no_grad()
+def encode(ours: Ours, batch: tuple[Tensor, Tensor], bf16: bool) -> None:
+    """Compute the encoder's maps and nothing else."""
+    with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
+        ours.network.encoder(batch[0])
+
+
+def part_rows(chosen: Any) -> list[Row]:
+    """Time the parts of a step."""
+    batch = make_batch(2, 64 if chosen.quick else 512, chosen.device)
+    ours = Ours(K).to(chosen.device)
+    network = ours.network
+    optimizer = torch.optim.AdamW(network.head.parameters(), lr=1e-4)
+    rows = []
+    for bf16 in (False, True):
+        seconds: dict[str, list[float]] = {}
+
+        def timed(name: str, work: Callable[[], Any], seconds: dict[str, list[float]] = seconds) -> Any:
+            start = time.process_time()
+            result = work()
+            if chosen.device != "cpu":
+                torch.cuda.synchronize()
+            seconds.setdefault(name, []).append(time.process_time() - start)
+            return result
+
+        for _ in range(chosen.repeats + 1):
+            with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
+                maps = timed("encoder, forward", lambda: network.encoder(batch[0]))
+                votes = timed("head, forward", lambda maps=maps: network.head.votes(maps, batch[0]))
+                loss = timed("loss and its gradient", lambda votes=votes: cross_entropy(votes, batch[1]))
+            timed("head, backward", loss.backward)
+            timed("optimiser", optimizer.step)
+            optimizer.zero_grad()
+        medians = {name: 1000 * statistics.median(s[1:]) for name, s in seconds.items()}
+        total = sum(medians.values())
+        kind = "bf16" if bf16 else "float32"
+        rows += [
+            {"what": kind, "part": p, "processor (ms)": ms, "share (%)": 100 * ms / total} for p, ms in medians.items()
+        ]
+    return rows
+
+
+def growth_rows(chosen: Any, progress: Progress) -> list[Row]:
+    """Time one image of growing size, then batches of growing length."""
+    network = Ours(K, "resnet18" if chosen.quick else "resnet50")
+    sides = (64, 128) if chosen.quick else (256, 512, 1024, 2048)
+    batches = (2,) if chosen.quick else (2, 4, 8)
+    sizes = [(1, side) for side in sides] + [(n, sides[0]) for n in batches]
+    works = {f"{n} {side}": Step(network, make_batch(n, side, chosen.device), bf16=False) for n, side in sizes}
+    times = in_turns(works, min(3, chosen.repeats), chosen.device, progress, "growth")
+    rows: list[Row] = []
+    for n, side in sizes:
+        rows.append({"batch": n, "side": side, "processor (ms)": 1000 * times[f"{n} {side}"][1], "exponent": None})
+        if len(rows) > 1:
+            larger = n * side**2 / sides[0] ** 2
+            rows[-1]["exponent"] = math.log(rows[-1]["processor (ms)"] / rows[0]["processor (ms)"], larger)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(__doc__, PEERS, arguments)
+    with Progress(transient=True) as progress:
+        steps, parts, growth = step_rows(chosen, progress), part_rows(chosen), growth_rows(chosen, progress)
+    tables = {"Training steps": steps, "Where the time of a step goes": parts, "Growth, float32": growth}
+    publish("train_step", "Training steps", TEXT, tables, bars_of(steps), FASTER, chosen)
+
+
+if __name__ == "__main__":
+    main()
