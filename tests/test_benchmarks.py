@@ -1,21 +1,23 @@
 """The scripts that compare with peers, in their quick form; nothing here depends on how fast a machine is."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 PAGE = BENCHMARKS.parents[1] / "docs" / "benchmarks.md"
 
 
-def quick(script: str, output: Path) -> dict[str, list[dict[str, object]]]:
+def quick(script: str, output: Path, *options: str) -> dict[str, list[dict[str, object]]]:
     """Run a script; the tables of its JSON."""
     page = PAGE.read_text()
-    words = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--output", str(output)]
+    words = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--output", str(output), *options]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert PAGE.read_text() == page
@@ -44,3 +46,46 @@ def test_evaluation(tmp_path):
     assert [r["what"] for r in rows["Time of an update"] if r["peer"] == "torchmetrics"] == cases
     (large,) = rows["Memory of one large image"]
     assert large["pixels that differ"] == 0
+
+
+@pytest.mark.slow
+def test_memory(tmp_path):
+    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
+    rows = quick("memory", tmp_path, "--peers", "Unet", "PSPNet", "hrnet_w18")
+    peers = {row["network"]: row["saved / ours"] for row in rows["Against the peers, an image of 512x512"]}
+    assert list(peers) == ["ours", "PSPNet, frozen", "Unet, frozen", "hrnet_w18, trained whole"]
+    assert peers["Unet, frozen"] > 1 / 0.65  # bytes, not seconds: equal on every machine
+    own = {row["network"]: row["saved / ours"] for row in rows["Ours in other settings"]}
+    assert own["activation checkpointing"] < 0.6
+    assert own["171 classes"] < 1.15
+    assert all(row["exponent"] is None or row["exponent"] < 1.05 for row in rows["Growth"])
+
+
+@pytest.mark.slow
+def test_train_step(tmp_path):
+    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
+    rows = quick("train_step", tmp_path, "--peers", "Unet", "fcn_resnet50", "hrnet_w18")
+    peers = ["Unet", "fcn_resnet50", "hrnet_w18", "Unet on our encoder", "the encoder alone"]
+    expected = ["ours, activation checkpointing", *peers]
+    assert [row["peer"] for row in rows["Training steps"]] == 2 * expected
+    assert {row["part"] for row in rows["Where the time of a step goes"]} >= {"encoder, forward", "head, backward"}
+    assert len(rows["Growth, float32"]) == 3
+
+
+def test_live_bytes_are_those_of_the_storages_that_are_alive(monkeypatch):
+    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    live_bytes = importlib.import_module("memory").LiveBytes
+    x = torch.ones(1000)
+    with live_bytes([x]) as live:
+        a = x + 1  # 4000 bytes
+        b = a.view(10, 100)  # the same storage
+        assert live.alive() == 4000
+        c = b * 2
+        assert live.alive() == 8000
+        del a, b
+        assert live.alive() == 4000
+        x.mul_(2)
+        assert (live.alive(), live.peak) == (4000, 8000)
+        del c
+    assert live.alive() == 0

@@ -7,6 +7,7 @@ no classifier to keep frozen and are trained as a whole, as HRNetV2 is (arXiv 19
 from collections.abc import Sequence
 from typing import Any
 
+import segmentation_models_pytorch as smp
 import timm
 import torch
 import torch.nn.functional as F
@@ -53,8 +54,6 @@ class Peer(nn.Module):
     def __init__(self, name: str, num_classes: int) -> None:
         super().__init__()
         if name in SMP:
-            import segmentation_models_pytorch as smp
-
             self.network = getattr(smp, name)("resnet50", encoder_weights=None, classes=num_classes)
             self.frozen: nn.Module | None = self.network.encoder
         elif name in TORCHVISION:
