@@ -248,7 +248,7 @@ def run(root: str, encoder_name: str, weights: Path, again: bool = False) -> Non
 
 
 def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
-    """Choose our two best, the two best peers, our best of four streams, and the default with its leaner forms."""
+    """Choose our two best, the two best peers, our best of four streams, the default before and after round 3."""
     screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
     heads = {r["head"]: best([q for q in screened if q["head"] == r["head"]]) for r in screened}  # at its best rate
     ranked = sorted(heads.values(), key=lambda r: -r["miou"])
@@ -257,7 +257,7 @@ def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
     peers = [r for r in ranked if r["family"] in PEERS][:2]
     chosen = [((r["family"], r["index"]), r["lr"]) for r in (*ours, *plain, *peers)]
     rate = best([r for r in screened if r["family"] == "early" and r["index"] == 0])["lr"]
-    return list(dict.fromkeys([*chosen, *((spec, rate) for spec in (("early", 2), (LEAN, 0), (LEAN, 1)))]))
+    return list(dict.fromkeys([*chosen, *((spec, rate) for spec in (("early", 2), (LEAN, 0)))]))
 
 
 def candidates(count: int = 4) -> list[Spec]:
