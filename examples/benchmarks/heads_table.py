@@ -5,6 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from pictures import points
+
 Records = list[dict[str, Any]]
 TARGET = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 READING = """\
@@ -13,7 +15,7 @@ decoding of its image (OpenCV) and mask (Pillow), on generated files of real siz
 ratio of the sums and the median ratio;"""
 HERE = Path(__file__).parent
 RESULTS, DATA = HERE / "heads.jsonl", HERE / "data.json"
-COMPARED = ("inference", "evaluation")
+COMPARED = ("train_step", "memory", "inference", "evaluation")
 """Scripts whose JSON is a section of its own, see `section`."""
 HEAD = """\
 # Heads compared on one frozen encoder
@@ -85,6 +87,7 @@ def final(encoder: str, records: Records, costs: Records) -> str:
     lines += ["|---|---:|---:|---:|---|---:|---:|---:|---:|"]
     rows = {name: [r for r in records if r["head"] == name] for name in {r["head"] for r in records}}
     latest = {r["head"]: r for r in costs}
+    drawn = []
     for name, runs in sorted(rows.items(), key=lambda item: -statistics.mean(r["miou"] for r in item[1])):
         scores = [100 * r["miou"] for r in runs]
         spread = f"{min(scores):.1f} to {max(scores):.1f}"
@@ -92,6 +95,12 @@ def final(encoder: str, records: Records, costs: Records) -> str:
         lines.append(
             f"| {name} | {runs[0]['lr']:g} | {len(runs)} | {statistics.mean(scores):.1f} | {spread} | {numbers} |"
         )
+        if name in latest:
+            drawn.append((name, latest[name]["saved_mib"], statistics.mean(scores)))
+    if drawn:
+        picture = TARGET.parent / "images" / f"benchmark_finals_{encoder}.png"
+        points(drawn, ("saved activations (MiB)", "val mIoU (%)"), picture)
+        lines += ["", f"![Memory and mIoU of the finals, encoder {encoder}](images/{picture.name})"]
     return "\n".join([*lines, ""])
 
 
