@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
+SCRIPTS = ("inference", "evaluation")
 PAGE = BENCHMARKS.parents[1] / "docs" / "benchmarks.md"
 
 
@@ -28,10 +30,17 @@ def quick(script: str, output: Path, *options: str) -> dict[str, list[dict[str, 
     return record["rows"]
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_page_has_what_was_measured(script):
+    section = runpy.run_path(str(BENCHMARKS / "heads_table.py"))["section"]
+    assert section(script, json.loads((BENCHMARKS / f"{script}.json").read_text())) in PAGE.read_text()
+    assert (PAGE.parent / "images" / f"benchmark_{script}.png").stat().st_size < 60_000
+
+
 @pytest.mark.slow
 def test_inference(tmp_path):
     rows = quick("inference", tmp_path)
-    assert [row["peer"] for row in rows["Prediction, each image"]] == ["torchvision fcn_resnet50"]
+    assert [row["peer"] for row in rows["Prediction"]] == ["torchvision fcn_resnet50"]
     encoder = {(row["what"], row["peer"]): row for row in rows["Encoder"]}
     assert encoder["encoder, float32", "timm"]["difference"] < 1e-4
     assert ("encoder, bfloat16", "timm") in encoder
@@ -41,9 +50,10 @@ def test_inference(tmp_path):
 @pytest.mark.slow
 def test_evaluation(tmp_path):
     rows = quick("evaluation", tmp_path)  # which ends with an error where the matrices differ
-    cases = ["uint8", "uint8, deterministic", "int64", "int64, deterministic"]
+    cases = ["uint8, 256x512", "int64, 256x512", "uint8, 256x512, deterministic", "uint8, 64x128, deterministic"]
     assert [row["what"] for row in rows["Memory of an update"]] == cases
-    assert [r["what"] for r in rows["Time of an update"] if r["peer"] == "torchmetrics"] == cases
+    compared = [row["what"] for row in rows["Time of an update"] if row["peer"] == "torchmetrics"]
+    assert compared == [cases[0], cases[1], cases[3]]
     (large,) = rows["Memory of one large image"]
     assert large["pixels that differ"] == 0
 

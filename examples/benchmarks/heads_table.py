@@ -166,7 +166,21 @@ def section(script: str, record: dict[str, Any]) -> str:
         columns = ["---:" if isinstance(v, int | float) else "---" for v in rows[0].values()]
         lines += [f"{caption}:", "", f"| {' | '.join(rows[0])} |", f"|{'|'.join(columns)}|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in rows] + [""]
-    return "\n".join(lines)
+    return "\n".join([*lines, shortcomings([row for rows in record["rows"].values() for row in rows]), ""])
+
+
+def shortcomings(rows: Records) -> str:
+    """Say which goals are missed and where a peer is ahead, from the rows that have `met` or `cpu ratio`."""
+    missed = [name(row) for row in rows if row.get("met") is False]
+    behind = [name(row) for row in rows if row.get("cpu ratio", 1.0) < 1]
+    sentences = [f"Goals missed: {'; '.join(missed) or 'none'}."]
+    return " ".join([*sentences, *([f"Slower than the peer: {'; '.join(behind)}."] if behind else [])])
+
+
+def name(row: dict[str, Any]) -> str:
+    """Name a row by its first column, and its peer where it has one."""
+    first = str(next(iter(row.values())))
+    return f"{first} against {row['peer']}" if "peer" in row else first
 
 
 def cells(row: dict[str, Any]) -> list[str]:

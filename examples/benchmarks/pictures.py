@@ -23,6 +23,7 @@ def ratio_bars(rows: list[tuple[str, float]], title: str, path: Path) -> None:
     left = 2 * EM + max(int(font.getlength(name)) for name, _ in rows)
     scale = LENGTH / max(1.0, *(ratio for _, ratio in rows))  # pixels of a ratio of 1
     width = max(left + LENGTH + 5 * EM, 2 * EM + int(font.getlength(title)))
+    one = left + round(scale)
     top, bottom = 3 * EM, 3 * EM + len(rows) * ROW
     paper = Image.new("RGB", (width, bottom + 2 * EM), PAPER)
     draw = ImageDraw.Draw(paper)
@@ -32,8 +33,8 @@ def ratio_bars(rows: list[tuple[str, float]], title: str, path: Path) -> None:
         end = left + round(ratio * scale)
         draw.text((left - EM // 2, middle), name, INK, font, anchor="rm")
         draw.rectangle((left, middle - ROW // 3, end, middle + ROW // 3), BAR)
-        draw.text((end + EM // 2, middle), f"{ratio:.3g}", INK, font, anchor="lm")
-    one = left + round(scale)
+        place = one if one - 4 * EM < end <= one else end  # not across the line
+        draw.text((place + EM // 2, middle), f"{ratio:.3g}", INK, font, anchor="lm")
     draw.line((one, top, one, bottom), LINE, 2)
     draw.text((one, bottom + EM), "1", INK, font, anchor="mm")
     path.parent.mkdir(parents=True, exist_ok=True)
