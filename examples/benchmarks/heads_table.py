@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def write_table(records: Records) -> None:
             parts.append(f"Encoder {encoder}: {'finals ' if screened else ''}not measured yet.\n")
     if choices := [r for r in records if r["stage"] == "choice"]:
         parts.append(choice(choices))
+    if repeated := [r for r in records if r["stage"] == "again"]:
+        parts.append(again(repeated, [r for r in records if r["stage"] == "final"]))
     costs = [r for r in records if r["stage"] == "cost"]
     parts.append(cost(costs) if costs else "Costs: not measured yet.\n")
     if DATA.exists():
@@ -118,6 +121,27 @@ def choice(records: Records) -> str:
             for encoder in ("random", "camvid")
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {100 * statistics.mean(r['miou'] for r in runs):.1f} |")
+    return "\n".join([*lines, ""])
+
+
+def again(repeated: Records, finals: Records) -> str:
+    """One row for each encoder: scores of the default with earlier code and with the present one."""
+    lines = ["## The same training with earlier and present code", ""]
+    lines += [
+        "Whether making the code smaller and faster has cost accuracy: the default head trained as in the finals,",
+        f"val mIoU (%) of the same seeds; {span(sorted({r['date'] for r in repeated}))}.",
+        "",
+        "| encoder | head | before | after | mean difference |",
+        "|---|---|---|---|---:|",
+    ]
+    key = itemgetter("encoder", "head", "lr", "seed")
+    first = {key(r): 100 * r["miou"] for r in finals}
+    for encoder, head in sorted({(r["encoder"], r["head"]) for r in repeated}):
+        runs = sorted((r for r in repeated if (r["encoder"], r["head"]) == (encoder, head)), key=itemgetter("seed"))
+        before, after = [first[key(r)] for r in runs], [100 * r["miou"] for r in runs]
+        cells = [", ".join(f"{x:.1f}" for x in scores) for scores in (before, after)]
+        difference = statistics.mean(after) - statistics.mean(before)
+        lines.append(f"| {encoder} | {head} | {cells[0]} | {cells[1]} | {difference:+.1f} |")
     return "\n".join([*lines, ""])
 
 
