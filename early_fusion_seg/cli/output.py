@@ -111,6 +111,15 @@ def report_checkpoint(trainer: Trainer) -> None:
 
 
 @rank_zero_only
+def report_end(trainer: Trainer) -> None:
+    """Say on stderr that the process was told to end, and how to go on."""
+    kept = [str(c.path) for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.saved]
+    kept = [path for path in kept if Path(path).is_file()]
+    how = f"fit goes on with --ckpt_path {kept[0]}" if kept else "nothing was saved yet"
+    print(f"ended by SIGTERM; {how}", file=sys.stderr)
+
+
+@rank_zero_only
 def report_predictions(writer: PredictionWriter) -> None:
     """Say where the predictions are, and name on stderr the files that could not be read."""
     print(f"written: {writer.folder}")
