@@ -42,9 +42,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a write falls short
             _remove(part)
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else f"write failed: {error}"
+            cause = error if isinstance(error, OSError) else error.__context__  # where torch's writer fell short
+            reason = cause.strerror if isinstance(cause, OSError) else None
             raise UserError(
-                f"the checkpoint {path} could not be written ({reason}); what was saved before is intact. "
+                f"the checkpoint {path} could not be written ({reason or error}); what was saved before is intact. "
                 "Free space or mend the rights, then go on with --ckpt_path"
             ) from error
 

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from early_fusion_seg.callbacks import PredictionWriter, send_config
+from early_fusion_seg.callbacks import PredictionWriter, replace_file, send_config
 from early_fusion_seg.checkpointing import LastCheckpoint
 from early_fusion_seg.errors import UserError
 
@@ -24,10 +24,10 @@ class RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write or replace the file."""
+        text = self.parser.dump(self.config)
         path = Path(trainer.default_root_dir, self.config_filename)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, overwrite=True, multifile=False)
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+        config = yaml.safe_load(text)
         for logger in trainer.loggers:
             send_config(logger, config)
 
