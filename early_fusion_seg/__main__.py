@@ -1,5 +1,6 @@
 """The command line: `early-fusion-seg COMMAND`, or `python -m early_fusion_seg COMMAND`."""
 
+import errno
 import re
 import sys
 from importlib import import_module
@@ -29,6 +30,7 @@ options:
   --version   print the version
 """
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a full or read-only place
 COMMANDS = ("demo", *TRAINER_COMMANDS, "estimate", "evaluate", "submit", "doctor", "fake-data")
 
 
@@ -47,9 +49,13 @@ def main(args: list[str] | None = None) -> int:
     except UserError as error:
         message = plain_message(error)
     except OSError as error:  # of a file named by the user, such as an output that cannot be written
-        if error.filename is None:
+        if isinstance(error.__context__, UserError):  # said first; then a logger could not write either
+            message = plain_message(error.__context__)
+        elif error.filename is None and error.errno not in UNWRITABLE:
             raise
-        message = f"{error.filename}: {error.strerror}; check the path, the rights and the space there"
+        else:
+            file = error.filename or "a file of the output"
+            message = f"{file}: {error.strerror}; check the path, the rights and the space there"
     print(f"early-fusion-seg: error: {message}", file=sys.stderr)
     return 2
 

@@ -42,9 +42,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a write falls short
             _remove(part)
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else f"write failed: {error}"
+            cause = error if isinstance(error, OSError) else error.__context__  # where torch's writer fell short
+            reason = cause.strerror if isinstance(cause, OSError) else None
             raise UserError(
-                f"the checkpoint {path} could not be written ({reason}); what was saved before is intact. "
+                f"the checkpoint {path} could not be written ({reason or error}); what was saved before is intact. "
                 "Free space or mend the rights, then go on with --ckpt_path"
             ) from error
 
@@ -52,13 +53,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Keep `last.ckpt`, from which training goes on as if never interrupted.
 
-    It is written at the end of each epoch, every few steps within it, and when the process is told to end (SIGTERM). In
-    mid-epoch only after batches that are followed by neither a validation nor another batch of the same step: what
-    Lightning resumes there would skip the one or lose the gradients of the other.
+    It is written at the end of each epoch, every few steps within it, before each validation, and where the process
+    ends because it was told to (SIGTERM). Not between the accumulated batches of a step, whose gradients would be lost,
+    and not before the validation that ends a run: Lightning takes what was saved there for a run that is over.
 
-    Several processes end after the same batch, as soon as one of them was told to. Lightning's own handler of SIGTERM
-    talks to the other processes wherever each of them is at that moment, which may leave them waiting for ever
-    (Lightning-AI/pytorch-lightning#20806), so another takes its place while training.
+    A process that was told to end does so as soon as nothing is lost: after the batch that completes a step, or within
+    a validation, which whoever goes on starts anew. Several processes end after the same batch, as soon as one of them
+    was told to, and finish a validation first, of which they may have unequal shares. Lightning's own handler may end
+    within a step, and talks to the other processes wherever each of them is at that moment, which may leave them
+    waiting for ever (Lightning-AI/pytorch-lightning#20806), so another takes its place while training.
 
     Args:
         folder: Where to write.
@@ -74,12 +77,12 @@ class LastCheckpoint(Checkpoint):
         self.resumable = False  # here, between two batches
         self.step = 0  # at the start of the batch
         self.saved = 0  # optimiser steps in the file
-        self.told = False  # to end, among several processes
+        self.told = False  # to end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With several processes, only take note of SIGTERM; Lightning restores the handler in the end."""
+        """From here on only take note of SIGTERM; Lightning restores the handler in the end."""
         self.told = False
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._take_note)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -98,6 +101,24 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
         if self.resumable:
             self._end_if_told(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, with the validation still to be done."""
+        self.resumable = False
+        within_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
+        over = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if not within_fit or over or trainer.global_step == self.step:
+            return
+        progress = cast(Any, trainer.fit_loop.epoch_loop.val_loop.batch_progress.total)
+        done = progress.processed
+        progress.ready = progress.started = done + 1  # Lightning skips a validation that it does not find begun
+        self._save(trainer)
+        progress.ready = progress.started = done
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """End a validation within `fit` if told to; see `on_validation_start` for what is in the file."""
+        if self.told and trainer.world_size == 1 and self.saved == trainer.global_step:
+            raise SIGTERMException
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and end here if told to, unless this is the end anyway."""
@@ -123,8 +144,11 @@ class LastCheckpoint(Checkpoint):
         self.told = True
 
     def _end_if_told(self, trainer: Trainer) -> None:
-        """Raise SIGTERMException on all processes if one was told to end."""
-        if trainer.world_size > 1 and summed(torch.tensor(self.told, device=trainer.strategy.root_device).int()) > 0:
+        """Raise SIGTERMException, on all processes if one was told to end."""
+        told = torch.tensor(self.told).int()
+        if trainer.world_size > 1:
+            told = summed(told.to(trainer.strategy.root_device))
+        if told > 0:
             raise SIGTERMException
 
     def _save(self, trainer: Trainer) -> None:

@@ -49,6 +49,9 @@ class HeadEMA(Callback):
             self._take_back(pl_module)
         else:
             self.average = {name: weight.detach().float().clone() for name, weight in weights.items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See how many steps are done, which Lightning restores after `on_fit_start`."""
         self.step = trainer.global_step
 
     @torch.no_grad()

@@ -14,6 +14,8 @@ from typing import Any, SupportsFloat, TypedDict
 
 from rich.table import Table
 
+from early_fusion_seg.errors import naming
+
 SCHEMA = 1
 HEADLINES = {
     "miou": "mIoU",
@@ -113,10 +115,12 @@ def write_json(results: Mapping[str, Any], path: Path) -> None:
         results: Plain values; numbers that are not finite become null.
         path: The file; its folder is made where it is missing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(json.dumps(_strict(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    text = json.dumps(_strict(results), indent=2, allow_nan=False) + "\n"
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".part-{path.name}")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
 
 
 def _strict(value: Any) -> Any:

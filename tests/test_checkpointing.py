@@ -1,15 +1,19 @@
+import os
 import resource
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from ddp_run import Uneven, model
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from test_segmenter import SMALL, loader, trainer
 
 from early_fusion_seg.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from early_fusion_seg.cli.devices import distributed_settings
+from early_fusion_seg.ema import HeadEMA
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.segmenter import ReverseHRNetSeg
 
@@ -29,7 +33,9 @@ def _small_disk():
 def test_a_checkpoint_for_which_there_is_no_room_leaves_the_old_one(tmp_path):
     path = tmp_path / "run" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    with pytest.raises(UserError, match=r"last\.ckpt could not be written \(.*; what was saved before is intact"):
+    with pytest.raises(
+        UserError, match=r"last\.ckpt could not be written \(File too large\); what was saved"
+    ):
         AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
@@ -63,16 +69,79 @@ def saved_steps(folder: Path, every: int, **options: object) -> list[int]:
 @pytest.mark.parametrize(
     ("every", "options", "expected"),
     [
-        (3, {}, [3, 6, 8, 11, 14, 16]),
-        (100, {}, [8, 16]),
-        (1, {"accumulate_grad_batches": 3}, [1, 2, 3, 4, 5, 6]),  # between steps only
-        (1, {"val_check_interval": 0.25}, [1, 3, 5, 7, 8, 9, 11, 13, 15, 16]),  # not before a validation
-        (1, {"val_check_interval": 3, "check_val_every_n_epoch": None}, [1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16]),
+        (3, {}, [3, 6, 8, 8, 11, 14, 16, 16]),  # before the validation and at the end of an epoch
+        (100, {}, [8, 8, 16, 16]),
+        (100, {"max_steps": 16}, [8, 8, 16]),  # not before the validation that ends the run
+        (1, {"accumulate_grad_batches": 3}, [1, 2, 3, 3, 4, 5, 6, 6]),  # between steps only
+        (9, {"accumulate_grad_batches": 3, "val_check_interval": 4}, [3, 3, 6, 6]),  # also where it validates
+        (1, {"val_check_interval": 0.25}, [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12, 13, 14, 15, 16, 16]),
+        (3, {"val_check_interval": 3, "check_val_every_n_epoch": None}, [3, 6, 8, 9, 12, 15, 16]),
         (2, {"fast_dev_run": 4}, []),
     ],
 )
 def test_the_last_checkpoint_is_written_every_few_steps_where_a_run_can_go_on(tmp_path, every, options, expected):
     assert saved_steps(tmp_path, every, **options) == expected
+
+
+class Told(Callback):
+    """Tells this process to end, and counts the validations that are done."""
+
+    def __init__(self, batch: int = 0, validation: int = 0) -> None:
+        self.batch = batch  # the how many-th one of the run, in which the signal comes
+        self.validation = validation
+        self.done: list[int] = []  # steps before each validation
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.tell(trainer.fit_loop.total_batch_idx + 1 == self.batch)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.tell(not trainer.sanity_checking and len(self.done) + 1 == self.validation)
+
+    def on_validation_end(self, trainer: Trainer, module: object) -> None:
+        if not trainer.sanity_checking:
+            self.done.append(trainer.global_step)
+
+    def tell(self, now: bool) -> None:
+        if now:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(folder: Path, callback: Told, checkpoint: Path | None = None, **options: object) -> dict[str, torch.Tensor]:
+    data = Uneven("", batch_size=2, num_workers=0, crop_size=48)
+    data.sizes = data.sizes | {"train": 16}  # 8 batches an epoch
+    last = LastCheckpoint(folder)
+    engine = trainer(folder, callbacks=[HeadEMA(0.9), callback, last], max_epochs=2, **options)
+    made = model(still=False)
+    engine.fit(made, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    return made.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("told", "options", "step"),
+    [
+        (Told(batch=3), {}, 3),
+        (Told(batch=8), {}, 8),  # a validation comes next
+        (Told(validation=1), {}, 8),
+        (Told(batch=4), {"accumulate_grad_batches": 3}, 2),  # the step takes two batches more
+        (Told(batch=3), {"accumulate_grad_batches": 80}, 1),  # the epoch ends before the step is full
+        (Told(validation=2), {"accumulate_grad_batches": 3, "val_check_interval": 2}, 2),  # within a step
+        (Told(validation=3), {"val_check_interval": 0.25}, 6),
+        (Told(validation=1), {"val_check_interval": 3, "check_val_every_n_epoch": None}, 3),
+    ],
+)
+def test_told_to_end_it_saves_where_nothing_is_lost_and_goes_on_as_if_it_had_not_been(tmp_path, told, options, step):
+    options = options | {"enable_checkpointing": True, "num_sanity_val_steps": 1}
+    whole, again = Told(), Told()
+    expected = run(tmp_path / "whole", whole, **options)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SIGTERMException):
+        run(tmp_path, told, **options)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    last = tmp_path / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == step
+    found = run(tmp_path, again, last, **options)
+    assert told.done + again.done == whole.done
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def test_a_checkpoint_every_zero_steps_is_refused(tmp_path):

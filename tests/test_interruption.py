@@ -21,11 +21,11 @@ ARGS = [
 ]  # fmt: skip
 
 
-def start(run: Path) -> subprocess.Popen[str]:
+def start(run: Path, *more: str) -> subprocess.Popen[str]:
     """Start a run, or go on with it where it has a checkpoint."""
     last = run / "checkpoints" / "last.ckpt"
-    more = ["--ckpt_path", str(last)] if last.exists() else []
-    command = [sys.executable, "-m", "early_fusion_seg", *ARGS, "--output", str(run), *more]
+    begun = ["--ckpt_path", str(last)] if last.exists() else []
+    command = [sys.executable, "-m", "early_fusion_seg", *ARGS, "--output", str(run), *begun, *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -82,8 +82,23 @@ def test_told_to_end_it_saves_where_it_is_and_says_so(uninterrupted, tmp_path):
     last = tmp_path / "checkpoints" / "last.ckpt"
     process = start(tmp_path)
     wait_for(last, process)
+    step = torch.load(last, weights_only=True)["global_step"]
+    time.sleep(0.5)  # past the batch after which that was saved
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert output.strip().splitlines()[-1].startswith("ended by SIGTERM; fit goes on from the last.ckpt")
+    assert output.strip().splitlines()[-1] == f"ended by SIGTERM; fit goes on with --ckpt_path {last}"
+    assert torch.load(last, weights_only=True)["global_step"] > step
     assert_same(finish(tmp_path), uninterrupted)
+
+
+@pytest.mark.slow
+def test_told_to_end_before_anything_is_saved_it_names_no_file(tmp_path):
+    process = start(tmp_path, "--trainer.enable_checkpointing", "false", "--trainer.max_epochs", "1000")
+    while not (tmp_path / "metrics.csv").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert output.strip().splitlines()[-1] == "ended by SIGTERM; nothing was saved yet"

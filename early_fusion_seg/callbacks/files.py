@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from early_fusion_seg.errors import UserError
+from early_fusion_seg.errors import UserError, naming
 from early_fusion_seg.visualize import Pixels
 
 
@@ -30,9 +30,10 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name first, so that an interruption leaves no half file under its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    write(part)
-    part.replace(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".part-{path.name}")
+        write(part)
+        part.replace(path)

@@ -5,11 +5,6 @@ own. The other commands take the whole model from the checkpoint, and refuse dat
 is in one folder.
 """
 
-import signal
-import sys
-
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-
 from early_fusion_seg.cli.base import plain_words
 from early_fusion_seg.cli.evaluation import CheckpointCLI
 from early_fusion_seg.cli.training import FitCLI
@@ -23,14 +18,10 @@ def run(command: str, args: list[str]) -> int:
         args: What follows it.
 
     Returns:
-        0; 1 where some files could not be read; 143 where the process was told to end (SIGTERM).
+        0; 1 where some files could not be read; 143 where fit was told to end (SIGTERM).
 
     Raises:
         UserError: Anything that the user can mend.
     """
     with plain_words():
-        try:
-            return FitCLI(args).fit() if command == "fit" else CheckpointCLI(command, args).evaluate()
-        except SIGTERMException:
-            print("ended by SIGTERM; fit goes on from the last.ckpt of its run with --ckpt_path", file=sys.stderr)
-            return 128 + signal.SIGTERM
+        return FitCLI(args).fit() if command == "fit" else CheckpointCLI(command, args).evaluate()

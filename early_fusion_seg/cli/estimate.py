@@ -205,8 +205,8 @@ class EstimateCLI(TrainingCLI):
                 length.validations * scored * validation.batch
             )
         if self.kept:
-            # the last one; and, if each is better, the best one
-            saves = length.epochs + length.steps // self.config["save_every_n_steps"] + (length.validations or 0)
+            # the last one, also before each validation; and, if each is better, the best one
+            saves = length.epochs + length.steps // self.config["save_every_n_steps"] + 2 * (length.validations or 0)
             parts[f"at most {saves} checkpoints written"] = saves * saved.seconds
         notes = {
             f"computed for {trainer.world_size} processes, not measured; what they exchange takes time too": (

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from early_fusion_seg.callbacks import PredictionWriter, send_config
+from early_fusion_seg.callbacks import PredictionWriter, replace_file, send_config
 from early_fusion_seg.checkpointing import LastCheckpoint
 from early_fusion_seg.errors import UserError
 
@@ -24,10 +24,10 @@ class RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write or replace the file."""
+        text = self.parser.dump(self.config)
         path = Path(trainer.default_root_dir, self.config_filename)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, overwrite=True, multifile=False)
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+        config = yaml.safe_load(text)
         for logger in trainer.loggers:
             send_config(logger, config)
 
@@ -108,6 +108,15 @@ def report_checkpoint(trainer: Trainer) -> None:
     best = trainer.checkpoint_callback
     if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
         print(f"best val/mIoU {100 * float(best.best_model_score):.1f} %: {best.best_model_path}")
+
+
+@rank_zero_only
+def report_end(trainer: Trainer) -> None:
+    """Say on stderr that the process was told to end, and how to go on."""
+    kept = [str(c.path) for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.saved]
+    kept = [path for path in kept if Path(path).is_file()]
+    how = f"fit goes on with --ckpt_path {kept[0]}" if kept else "nothing was saved yet"
+    print(f"ended by SIGTERM; {how}", file=sys.stderr)
 
 
 @rank_zero_only

@@ -1,5 +1,6 @@
 """fit, and what estimate shares with it: model and data from the configuration."""
 
+import signal
 import warnings
 from abc import ABC
 from typing import Any
@@ -7,11 +8,19 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from early_fusion_seg.callbacks import ClassIoU, PanelLogger, Throughput
 from early_fusion_seg.checkpoint import read_checkpoint
 from early_fusion_seg.cli.base import CommandCLI
-from early_fusion_seg.cli.output import ValidateAtEnd, best_and_last, keep_scores, report_checkpoint, start_wandb
+from early_fusion_seg.cli.output import (
+    ValidateAtEnd,
+    best_and_last,
+    keep_scores,
+    report_checkpoint,
+    report_end,
+    start_wandb,
+)
 from early_fusion_seg.cli.parsing import add_data, add_trainer, fill_class_weights
 from early_fusion_seg.commands.loading import refuse_other_classes, refuse_other_settings
 from early_fusion_seg.ema import KEY, HeadEMA
@@ -88,13 +97,17 @@ class FitCLI(TrainingCLI):
         super().__init__("fit", args)
 
     def fit(self) -> int:
-        """Train, from the start or from a checkpoint."""
+        """Train, from the start or from a checkpoint; 143 where the process was told to end."""
         path = self.config["ckpt_path"]
         self.refuse_other_checkpoint()
         if path is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
         start_wandb(self.trainer.loggers)
         keep_scores(self.folder)
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
+        try:
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
+        except SIGTERMException:
+            report_end(self.trainer)
+            return 128 + signal.SIGTERM
         report_checkpoint(self.trainer)
         return 0

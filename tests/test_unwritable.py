@@ -1,0 +1,103 @@
+"""Places that are full or cannot be written: one sentence that names the file, and no traceback."""
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cli_runs import LOOK, QUICK, fit_args
+
+from early_fusion_seg import __main__
+from early_fusion_seg.__main__ import main
+from early_fusion_seg.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Let the operating system refuse to make a file larger than some bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_no_room_for_the_configuration(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with no_file_above(100):
+        assert main(fit_args(camvid, tmp_path / "run")) == 2
+    assert last_line(capsys).endswith("run/config.yaml: File too large; check the path, the rights and the space there")
+
+
+def test_no_room_for_a_panel_and_none_for_the_results(
+    camvid: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["validate", "--config=camvid", f"--data.root={camvid}", f"--ckpt_path={checkpoint}", *QUICK, *LOOK]
+    with no_file_above(8000):
+        assert main([*args, f"--output={tmp_path}"]) == 2
+    assert "File too large; check the path" in (line := last_line(capsys))
+    assert f"error: {tmp_path}/panels/val/" in line
+    (tmp_path / "file").touch()
+    assert main([*args, f"--output={tmp_path / 'file'}"]) == 2
+    assert "/file" in last_line(capsys)
+
+
+def test_no_room_for_a_checkpoint(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with no_file_above(10_000):
+        assert main(fit_args(camvid, tmp_path)) == 2
+    assert f"error: the checkpoint {tmp_path}/checkpoints/last.ckpt could not be written (File" in last_line(capsys)
+
+
+def test_a_configuration_that_cannot_be_replaced(
+    camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").mkdir()
+    assert main(fit_args(camvid, tmp_path)) == 2
+    assert last_line(capsys).endswith("config.yaml: Is a directory; check the path, the rights and the space there")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_an_error_of_the_system_without_a_name(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(__main__, "_dispatch", fail)
+    assert main([]) == 2
+    assert last_line(capsys).startswith(f"early-fusion-seg: error: a file of the output: {os.strerror(number)};")
+
+
+def test_what_was_said_first_is_what_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        try:
+            raise UserError("the checkpoint is too large")
+        except UserError:
+            raise OSError(errno.ENOSPC, "No space left on device")  # noqa: B904  # as a logger does it, in a handler
+
+    monkeypatch.setattr(__main__, "_dispatch", fail)
+    assert main([]) == 2
+    assert last_line(capsys) == "early-fusion-seg: error: the checkpoint is too large"
+
+
+def test_other_errors_of_the_system_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(__main__, "_dispatch", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        main([])
