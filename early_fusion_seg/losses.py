@@ -11,19 +11,18 @@ a chunk has R rows, with the classes last.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from early_fusion_seg.chunks import size_of, sum_of_chunks, summed_cross_entropy
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.votes import Chunk, Votes, as_votes
+from early_fusion_seg.votes import Votes, as_votes
 
 Term = Literal["cross_entropy", "ohem", "dice"]
-RowFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(
@@ -46,7 +45,7 @@ def cross_entropy(
         Scalar float32.
     """
     valid = target != ignore_index
-    total = _summed_cross_entropy(logits, target, valid, class_weights, label_smoothing)
+    total = summed_cross_entropy(logits, target, valid, class_weights, label_smoothing)
     if class_weights is None:
         return total / valid.sum().clamp(min=1)
     return total / _at_least_one((class_weights[target.long().where(valid, 0)] * valid).sum())
@@ -64,7 +63,7 @@ def pixel_cross_entropy(logits: Tensor | Votes, target: Tensor, ignore_index: in
     Returns:
         (n, H, W) float32.
     """
-    votes, size = as_votes(logits), _size(target)
+    votes, size = as_votes(logits), size_of(target)
     pixels = torch.empty(target.shape, dtype=torch.float32, device=target.device)
     for images, start, stop in votes.chunks(size):
         rows, labels = votes.upsampled(size, (images, start, stop)), target[images, start:stop]
@@ -103,7 +102,7 @@ def ohem_cross_entropy(
     hardness = pixels.where(valid, -1.0).flatten()
     kept_at_least = hardness.topk(max(1, round(min_kept * hardness.numel()))).values[-1]
     hard = valid & (pixels >= kept_at_least.clamp(max=-math.log(threshold)))
-    total = _summed_cross_entropy(logits, target, hard, class_weights)
+    total = summed_cross_entropy(logits, target, hard, class_weights)
     if class_weights is None:
         return total / hard.sum().clamp(min=1)
     return total / _at_least_one((class_weights[target.long().where(hard, 0)] * hard).sum())
@@ -130,7 +129,7 @@ def dice(logits: Tensor | Votes, target: Tensor, ignore_index: int = 255) -> Ten
         truth = F.one_hot(labels.long().where(valid[..., 0], 0), k) * valid
         return torch.stack([x.sum((0, 1, 2)) for x in (probability * truth, probability, truth)])
 
-    overlap, predicted, true = _sum_of_chunks(logits, target, rows_sums)  # (K,) each
+    overlap, predicted, true = sum_of_chunks(logits, target, rows_sums)  # (K,) each
     occurs = true > 0
     scores = 2 * overlap / _at_least_one(predicted + true)
     loss: Tensor = ((1 - scores) * occurs).sum() / occurs.sum().clamp(min=1)
@@ -198,115 +197,3 @@ class SegmentationLoss(nn.Module):
 def _at_least_one(x: Tensor) -> Tensor:
     """Replace zeros, which only an empty sum has, by ones."""
     return x.where(x > 0, 1)
-
-
-def _summed_cross_entropy(
-    logits: Tensor | Votes, target: Tensor, kept: Tensor, class_weights: Tensor | None, label_smoothing: float = 0.0
-) -> Tensor:
-    """Sum the weighted cross-entropy of the pixels where `kept` (n, H, W) says so."""
-    votes = as_votes(logits)
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in votes.tensors)  # inside, neither can be told
-    options = (learns, target, kept, class_weights, label_smoothing, votes.ratios)
-    return cast(Tensor, _CrossEntropy.apply(*options, *votes.tensors))
-
-
-def _sum_of_chunks(logits: Tensor | Votes, target: Tensor, function: RowFunction) -> Tensor:
-    """Sum a function of upsampled logits (n, R, W, K) and labels (n, R, W) over all chunks."""
-    votes = as_votes(logits)
-    return cast(Tensor, _SumOfChunks.apply(target, function, votes.ratios, *votes.tensors))
-
-
-def _chunk_cross_entropy(
-    rows: Tensor, labels: Tensor, kept: Tensor, weights: Tensor, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Return the sum over the kept pixels, and its gradient with respect to the logits `rows` (n, R, W, K)."""
-    true, weights = labels.long().where(kept, 0)[..., None], weights.float()
-    sharp = weights[true] * kept[..., None] * (1 - smoothing)  # (n, R, W, 1), factor of -log p[true]
-    even = kept[..., None] * (smoothing / rows.shape[-1])  # (n, R, W, 1), factor of each -w[c] log p[c]
-    highest = rows.amax(-1, keepdim=True)
-    powers = (rows - highest).exp_()
-    sums = powers.sum(-1, keepdim=True)
-    log_sums = highest + sums.log()
-    value = (sharp * (log_sums - rows.gather(-1, true))).sum()
-    if smoothing:
-        value = value + (even * (log_sums * weights.sum() - (rows @ weights)[..., None])).sum()
-    gradient = powers.mul_((sharp + even * weights.sum()) / sums).scatter_add_(-1, true, -sharp)
-    return value, gradient.sub_(even * weights) if smoothing else gradient
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """The sum of weighted cross-entropies; its gradient is made beside it, and only scaled in backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        learns: bool,
-        target: Tensor,
-        kept: Tensor,
-        class_weights: Tensor | None,
-        smoothing: float,
-        ratios: tuple[int, ...],
-        *tensors: Tensor,
-    ) -> Tensor:
-        votes, size = _gathered(ratios, tensors), _size(target)
-        weights = torch.ones(votes.shape[1], device=target.device) if class_weights is None else class_weights
-        total = torch.zeros((), dtype=torch.float32, device=target.device)
-
-        def of_chunk(rows: Tensor, chunk: Chunk) -> Tensor:
-            place = (chunk[0], slice(*chunk[1:]))
-            value, gradient = _chunk_cross_entropy(rows, target[place], kept[place], weights, smoothing)
-            total.add_(value)
-            return gradient
-
-        if learns:
-            ctx.save_for_backward(*votes.gradients(size, of_chunk))
-            ctx.dtypes = [x.dtype for x in tensors]
-        else:
-            for chunk in votes.chunks(size):
-                of_chunk(votes.upsampled(size, chunk), chunk)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [(g * grad).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return *([None] * 6), *scaled
-
-
-class _SumOfChunks(torch.autograd.Function):
-    """Add up a function's results over the chunks; they are computed a second time in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, target: Tensor, function: RowFunction, ratios: tuple[int, ...], *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(target, *tensors)
-        ctx.function, ctx.ratios = function, ratios
-        votes, size = _gathered(ratios, tensors), _size(target)
-        return sum(
-            (function(votes.upsampled(size, c), target[c[0], slice(*c[1:])]) for c in votes.chunks(size)),
-            start=torch.zeros((), dtype=torch.float32, device=target.device),
-        )
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        target, *tensors = ctx.saved_tensors
-        votes = _gathered(ctx.ratios, tensors)
-
-        def of_chunk(rows: Tensor, chunk: Chunk) -> Tensor:
-            rows.requires_grad_()
-            with torch.enable_grad():
-                part = ctx.function(rows, target[chunk[0], slice(*chunk[1:])])
-            return torch.autograd.grad(part, rows, grad)[0]
-
-        gradients = votes.gradients(_size(target), of_chunk)
-        return *([None] * 3), *(g.to(x.dtype) for g, x in zip(gradients, tensors, strict=True))
-
-
-def _gathered(ratios: tuple[int, ...], tensors: Sequence[Tensor]) -> Votes:
-    """Put together the votes whose `tensors` these are."""
-    n = len(ratios)
-    return Votes(tuple(tensors[:n]), tuple(tensors[n : 2 * n]), tuple(tensors[2 * n :]), ratios)
-
-
-def _size(target: Tensor) -> tuple[int, int]:
-    return target.shape[-2], target.shape[-1]

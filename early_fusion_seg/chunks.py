@@ -1,0 +1,129 @@
+"""Sums over all pixels of functions of upsampled logits, a chunk of rows at a time.
+
+Shapes: n images, K classes, logits (n, K, h, w), target (n, H, W) of train ids; a chunk has R rows, with the classes
+last.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from early_fusion_seg.votes import Chunk, Votes, as_votes
+
+RowFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def summed_cross_entropy(
+    logits: Tensor | Votes, target: Tensor, kept: Tensor, class_weights: Tensor | None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Sum the weighted cross-entropy of the pixels where `kept` (n, H, W) says so."""
+    votes = as_votes(logits)
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in votes.tensors)  # inside, neither can be told
+    options = (learns, target, kept, class_weights, label_smoothing, votes.ratios)
+    return cast(Tensor, _CrossEntropy.apply(*options, *votes.tensors))
+
+
+def sum_of_chunks(logits: Tensor | Votes, target: Tensor, function: RowFunction) -> Tensor:
+    """Sum a function of upsampled logits (n, R, W, K) and labels (n, R, W) over all chunks."""
+    votes = as_votes(logits)
+    return cast(Tensor, _SumOfChunks.apply(target, function, votes.ratios, *votes.tensors))
+
+
+def _chunk_cross_entropy(
+    rows: Tensor, labels: Tensor, kept: Tensor, weights: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Return the sum over the kept pixels, and its gradient with respect to the logits `rows` (n, R, W, K)."""
+    true, weights = labels.long().where(kept, 0)[..., None], weights.float()
+    sharp = weights[true] * kept[..., None] * (1 - smoothing)  # (n, R, W, 1), factor of -log p[true]
+    even = kept[..., None] * (smoothing / rows.shape[-1])  # (n, R, W, 1), factor of each -w[c] log p[c]
+    highest = rows.amax(-1, keepdim=True)
+    powers = (rows - highest).exp_()
+    sums = powers.sum(-1, keepdim=True)
+    log_sums = highest + sums.log()
+    value = (sharp * (log_sums - rows.gather(-1, true))).sum()
+    if smoothing:
+        value = value + (even * (log_sums * weights.sum() - (rows @ weights)[..., None])).sum()
+    gradient = powers.mul_((sharp + even * weights.sum()) / sums).scatter_add_(-1, true, -sharp)
+    return value, gradient.sub_(even * weights) if smoothing else gradient
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The sum of weighted cross-entropies; its gradient is made beside it, and only scaled in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        learns: bool,
+        target: Tensor,
+        kept: Tensor,
+        class_weights: Tensor | None,
+        smoothing: float,
+        ratios: tuple[int, ...],
+        *tensors: Tensor,
+    ) -> Tensor:
+        votes, size = _gathered(ratios, tensors), size_of(target)
+        weights = torch.ones(votes.shape[1], device=target.device) if class_weights is None else class_weights
+        total = torch.zeros((), dtype=torch.float32, device=target.device)
+
+        def of_chunk(rows: Tensor, chunk: Chunk) -> Tensor:
+            place = (chunk[0], slice(*chunk[1:]))
+            value, gradient = _chunk_cross_entropy(rows, target[place], kept[place], weights, smoothing)
+            total.add_(value)
+            return gradient
+
+        if learns:
+            ctx.save_for_backward(*votes.gradients(size, of_chunk))
+            ctx.dtypes = [x.dtype for x in tensors]
+        else:
+            for chunk in votes.chunks(size):
+                of_chunk(votes.upsampled(size, chunk), chunk)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [(g * grad).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return *([None] * 6), *scaled
+
+
+class _SumOfChunks(torch.autograd.Function):
+    """Add up a function's results over the chunks; they are computed a second time in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, function: RowFunction, ratios: tuple[int, ...], *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(target, *tensors)
+        ctx.function, ctx.ratios = function, ratios
+        votes, size = _gathered(ratios, tensors), size_of(target)
+        return sum(
+            (function(votes.upsampled(size, c), target[c[0], slice(*c[1:])]) for c in votes.chunks(size)),
+            start=torch.zeros((), dtype=torch.float32, device=target.device),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        target, *tensors = ctx.saved_tensors
+        votes = _gathered(ctx.ratios, tensors)
+
+        def of_chunk(rows: Tensor, chunk: Chunk) -> Tensor:
+            rows.requires_grad_()
+            with torch.enable_grad():
+                part = ctx.function(rows, target[chunk[0], slice(*chunk[1:])])
+            return torch.autograd.grad(part, rows, grad)[0]
+
+        gradients = votes.gradients(size_of(target), of_chunk)
+        return *([None] * 3), *(g.to(x.dtype) for g, x in zip(gradients, tensors, strict=True))
+
+
+def _gathered(ratios: tuple[int, ...], tensors: Sequence[Tensor]) -> Votes:
+    """Put together the votes whose `tensors` these are."""
+    n = len(ratios)
+    return Votes(tuple(tensors[:n]), tuple(tensors[n : 2 * n]), tuple(tensors[2 * n :]), ratios)
+
+
+def size_of(target: Tensor) -> tuple[int, int]:
+    """Return (H, W) of a target (n, H, W)."""
+    return target.shape[-2], target.shape[-1]
