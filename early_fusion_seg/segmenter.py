@@ -214,7 +214,7 @@ class ReverseHRNetSeg(LightningModule):
         logits, mask = self.network(batch["image"]), batch["mask"]
         prediction = upsampled_argmax(logits, (mask.shape[-2], mask.shape[-1]))
         metrics.update(prediction, mask)
-        losses.update(self.loss(logits, mask), (mask != self.ignore_index).sum())
+        losses.update(self.loss(logits, mask), self.loss.weight(mask))
         return {"prediction": prediction}
 
     def on_validation_epoch_start(self) -> None:

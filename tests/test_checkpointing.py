@@ -33,9 +33,7 @@ def _small_disk():
 def test_a_checkpoint_for_which_there_is_no_room_leaves_the_old_one(tmp_path):
     path = tmp_path / "run" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    with pytest.raises(
-        UserError, match=r"last\.ckpt could not be written \(File too large\); what was saved"
-    ):
+    with pytest.raises(UserError, match=r"last\.ckpt could not be written \(File too large\); what was saved"):
         AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
