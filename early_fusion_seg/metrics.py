@@ -214,24 +214,28 @@ class SegmentationMetrics(Metric):
 
 
 class MeanLoss(Metric):
-    """Mean loss of a split's labelled pixels, the same however they are divided into batches and ranks."""
+    """Mean loss of a split's labelled pixels.
+
+    Cross-entropy's is the same however they are divided into batches and ranks. With class weights it is the weighted
+    mean, that of `torch.nn.functional.cross_entropy` on the whole split at once.
+    """
 
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
     total: Tensor
-    pixels: Tensor
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, pixels: Tensor) -> None:
-        """Add a batch: its mean loss and its number of labelled pixels, scalars."""
-        self.total += loss.double() * pixels
-        self.pixels += pixels
+    def update(self, loss: Tensor, weight: Tensor) -> None:
+        """Add a batch: its mean loss and the weight of its labelled pixels (see `SegmentationLoss`), scalars."""
+        self.total += loss.double() * weight
+        self.weight += weight
 
     def compute(self) -> Tensor:
         """Return the mean, a float64 scalar, nan where no pixel has a label."""
-        return self.total / self.pixels
+        return self.total / self.weight

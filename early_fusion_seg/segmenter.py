@@ -214,7 +214,7 @@ class ReverseHRNetSeg(LightningModule):
         votes, mask = self.network.votes(batch["image"]), batch["mask"]
         prediction = upsampled_argmax(votes, (mask.shape[-2], mask.shape[-1]))
         metrics.update(prediction, mask)
-        losses.update(self.loss(votes, mask), (mask != self.ignore_index).sum())
+        losses.update(self.loss(votes, mask), self.loss.weight(mask))
         return {"prediction": prediction}
 
     def on_validation_epoch_start(self) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from early_fusion_seg import ReverseHRNetSeg
+from early_fusion_seg.callbacks import PanelLogger
 from early_fusion_seg.checkpointing import LastCheckpoint
 from early_fusion_seg.data.base import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import Source
@@ -129,16 +131,17 @@ def fit(devices: int, batch: int, still: bool = True, **options: Any) -> dict[st
     }  # fmt: skip
 
 
-def test(devices: int, images: int) -> dict[str, Any]:
+def test(devices: int, images: int, folder: Path) -> dict[str, Any]:
     made, data = model(still=False), Uneven("", num_workers=0)
     data.sizes = data.sizes | {"test": images}
-    trainer = engine(devices)
+    trainer = engine(devices, PanelLogger(), logger=CSVLogger(folder, name=f"test-{images}"))
     trainer.test(made, data, verbose=False)
+    panels = {path.name: path.read_bytes().hex() for path in sorted(folder.glob(f"test-{images}/**/*.png"))}
     scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
     metric = made.metrics["test"]
     metric._computed = None
     metric.sync() if devices > 1 else None
-    return {"scores": scores, "images": metric.images.item(), "confusion": metric.confusion.tolist()}
+    return {"scores": scores, "images": metric.images.item(), "confusion": metric.confusion.tolist(), "panels": panels}
 
 
 def told_to_end(devices: int, step: int, folder: Path) -> tuple[bool, int]:
@@ -156,14 +159,14 @@ def told_to_end(devices: int, step: int, folder: Path) -> tuple[bool, int]:
 
 
 if __name__ == "__main__":
-    devices = int(sys.argv[1])
+    devices, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    results = {"fit": fit(devices, BATCH // devices), "five": test(devices, 5), "two": test(devices, 2)}
+    results = {"fit": fit(devices, BATCH // devices), "five": test(devices, 5, folder), "two": test(devices, 2, folder)}
     if devices == 1:
         results["accumulated"] = fit(1, BATCH // 3, accumulate_grad_batches=3)
     else:
         results["moving"] = fit(devices, BATCH // devices, still=False, max_epochs=1)
-        results["told"] = [told_to_end(devices, step, Path(sys.argv[2], str(step))) for step in (1, 2, 4)]
+        results["told"] = [told_to_end(devices, step, folder / str(step)) for step in (1, 2, 4)]
     everyone: list[Any] = [results]
     if devices > 1:
         everyone = [None] * devices

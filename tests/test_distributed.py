@@ -63,6 +63,14 @@ def test_each_image_is_scored_once_whatever_the_number_of_processes(processes, i
 
 
 @pytest.mark.parametrize("processes", [2, 3])
+def test_panels_are_those_of_the_first_images_whatever_the_number_of_processes(processes):
+    (one,), several = run(1), run(processes)
+    assert list(one["five"]["panels"]) == [f"image-{i}.png" for i in range(4)]
+    for images in ("five", "two"):
+        assert several[0][images]["panels"] == one[images]["panels"]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
 def test_the_frozen_encoder_is_not_sent_and_each_gradient_once(processes):
     for rank in run(processes):
         assert rank["fit"]["bytes"] == [rank["fit"]["gradients"]] * STEPS

@@ -77,7 +77,7 @@ def test_estimate_measures_real_steps_and_leaves_nothing(
 ) -> None:
     temporary = Path(tempfile.mkdtemp())  # not below tmp_path: workers have sockets there, whose names must be short
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    args = options(data, "--output=run", "--logger=tensorboard", "--data.num_workers=1")
+    args = options(data, "--output=run", "--logger=tensorboard", "--data.num_workers=1", "--data.rare_class_share=0.5")
     assert main(["estimate", *args]) == 0
     said = printed(capsys)
     assert not [*tmp_path.iterdir(), *temporary.iterdir()]

@@ -173,15 +173,18 @@ def test_scores_are_those_of_the_predictions_at_the_size_of_the_truth(fitted_ran
     assert np.array_equal(model.metrics["val"].confusion[:, :3].numpy(), confusion)
 
 
-def test_the_loss_of_a_split_is_the_mean_over_its_labelled_pixels(fitted_random, tmp_path):
-    model, _ = fitted_random
-    batches = list(loader(3, 2))
+@pytest.mark.parametrize("weights", [None, [0.2, 1.0, 5.0]])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_loss_of_a_split_is_the_mean_over_its_labelled_pixels(tmp_path, weights, batch_size):
+    model = ReverseHRNetSeg(**SMALL, class_weights=weights)
+    batches = list(loader(3, batch_size))
     batches[0]["mask"][0, :20] = 255  # 12 rows stay
     engine = trainer(tmp_path)
     engine.validate(model, DataLoader(batches, batch_size=None), verbose=False)
     images, mask = (torch.cat([b[name] for b in batches]) for name in ("image", "mask"))
     with torch.no_grad():
-        whole = nn.functional.cross_entropy(model.eval()(images), mask.long(), ignore_index=255)
+        factors = None if weights is None else torch.tensor(weights)
+        whole = nn.functional.cross_entropy(model.eval()(images), mask.long(), factors, ignore_index=255)
     assert engine.callback_metrics["val/loss"].item() == pytest.approx(whole.item())
 
 

@@ -1,6 +1,7 @@
 """Panels of the first images of a split."""
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ from PIL import Image
 
 from early_fusion_seg.callbacks.files import inside, pixels, replace_file
 from early_fusion_seg.callbacks.loggers import send_pictures
+from early_fusion_seg.distributed import gathered
 from early_fusion_seg.visualize import Pixels, panel
 
 
 class PanelLogger(Callback):
     """Show the first images of a split as image, truth, prediction and errors, always the same ones.
 
-    Panels go to each TensorBoard, W&B and CSV logger of the trainer; beside the CSV file they are PNGs.
+    Of several processes each draws its share of them. Panels go to each TensorBoard, W&B and CSV logger of the trainer;
+    beside the CSV file they are PNGs.
 
     Args:
         count: Images per evaluation.
@@ -47,9 +50,10 @@ class PanelLogger(Callback):
         self._publish(trainer, "test")
 
     def _collect(self, trainer: Trainer, module: Any, outputs: Any, batch: Mapping[str, Any]) -> None:
-        if not trainer.is_global_zero or trainer.sanity_checking:
+        if trainer.sanity_checking:
             return
-        missing = self.count - len(self.panels)
+        share = range(trainer.global_rank, self.count, trainer.world_size)  # of the split's first images
+        missing = len(share) - len(self.panels)
         for i, key in enumerate(batch["key"][:missing]):
             self.panels[key] = panel(
                 pixels(batch["image"][i]),
@@ -61,9 +65,11 @@ class PanelLogger(Callback):
             )
 
     def _publish(self, trainer: Trainer, split: str) -> None:
-        panels, self.panels = self.panels, {}
+        shares = [iter(share.items()) for share in gathered(self.panels)]
+        panels = dict(entry for turn in zip_longest(*shares) for entry in turn if entry)  # in the order of the split
+        self.panels = {}
         step = trainer.global_step
-        for logger in trainer.loggers if panels else []:  # there are none on other ranks and in the sanity check
+        for logger in trainer.loggers if panels and trainer.is_global_zero else []:  # none in the sanity check
             if isinstance(logger, CSVLogger):
                 name = f"step-{step:06d}" if split == "val" and step else split
                 write_pictures(panels, Path(logger.log_dir) / "panels" / name)

@@ -58,8 +58,8 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: Anything that the user can mend.
     """
-    with plain_words():
-        return EstimateCLI(args).estimate()
+    with plain_words(), TemporaryDirectory() as folder:  # for what the data module keeps in the folder of a run
+        return EstimateCLI([*args, f"--trainer.default_root_dir={folder}"]).estimate()
 
 
 class EstimateCLI(TrainingCLI):
@@ -151,6 +151,7 @@ class EstimateCLI(TrainingCLI):
             **{name: given[name] for name in SHAPES_A_STEP},
             devices=[self.trainer.device_ids[0]] if self.device.type == "cuda" else 1,
             callbacks=list(callbacks),
+            default_root_dir=self.trainer.default_root_dir,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
