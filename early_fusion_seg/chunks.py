@@ -76,7 +76,6 @@ class _CrossEntropy(torch.autograd.Function):
 
         if learns:
             ctx.save_for_backward(*votes.gradients(size, of_chunk))
-            ctx.dtypes = [x.dtype for x in tensors]
         else:
             for chunk in votes.chunks(size):
                 of_chunk(votes.upsampled(size, chunk), chunk)
@@ -85,8 +84,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [(g * grad).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return *([None] * 6), *scaled
+        return *([None] * 6), *(g * grad for g in ctx.saved_tensors)
 
 
 class _SumOfChunks(torch.autograd.Function):
@@ -114,8 +112,7 @@ class _SumOfChunks(torch.autograd.Function):
                 part = ctx.function(rows, target[chunk[0], slice(*chunk[1:])])
             return torch.autograd.grad(part, rows, grad)[0]
 
-        gradients = votes.gradients(size_of(target), of_chunk)
-        return *([None] * 3), *(g.to(x.dtype) for g, x in zip(gradients, tensors, strict=True))
+        return *([None] * 3), *votes.gradients(size_of(target), of_chunk)
 
 
 def _gathered(ratios: tuple[int, ...], tensors: Sequence[Tensor]) -> Votes:

@@ -110,6 +110,14 @@ def test_the_mix_is_the_weighted_sum():
     torch.testing.assert_close(mix(logits, target), expected)
 
 
+@pytest.mark.parametrize("scale", [1e3, -1e3])
+def test_logits_beyond_the_range_of_the_exponential(scale):
+    logits, target, _ = example((12, 16), (24, 32))
+    large = (logits.detach() * scale).requires_grad_()
+    up = F.interpolate(large, size=(24, 32), mode="bilinear")
+    assert_same(cross_entropy(large, target), F.cross_entropy(up, target.long(), ignore_index=255), large)
+
+
 @pytest.mark.parametrize("terms", [{}, {"focal": 1.0}])
 def test_terms_that_do_not_exist_are_refused(terms):
     with pytest.raises(UserError, match="cross_entropy, ohem and dice"):
