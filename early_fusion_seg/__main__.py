@@ -56,6 +56,11 @@ def main(args: list[str] | None = None) -> int:
         else:
             file = error.filename or "a file of the output"
             message = f"{file}: {error.strerror}; check the path, the rights and the space there"
+    except RuntimeError as error:
+        lost = re.search(r"Connection (closed|reset) by peer[^\n]*", str(error))  # gloo's words
+        if lost is None:
+            raise
+        message = f"the connection to another process has ended, which may have said why ({lost[0]})"
     print(f"early-fusion-seg: error: {message}", file=sys.stderr)
     return 2
 

@@ -138,6 +138,28 @@ def test_a_rerun_into_the_same_folder_keeps_the_earlier_scores(camvid: Path, tmp
     assert (tmp_path / "run" / "metrics_1.csv").is_file()
 
 
+def test_a_run_that_is_refused_in_mid_epoch_leaves_the_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    camvid = fake_camvid_segnet(tmp_path / "camvid", images=6, size=SIZE)
+    run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
+    small = ["--data.crop_size=64", "--trainer.check_val_every_n_epoch=9", "--trainer.num_sanity_val_steps=0"]
+    args = [*fit_args(camvid, run, *small), "--data.batch_size=1"]
+    assert main([*args, "--trainer.max_epochs=1"]) == 0
+    state = torch.load(last, weights_only=True)
+    state["CamVidDataModule"]["train"]["batches"] = 1  # as in the middle of an epoch
+    state["CamVidDataModule"]["train"]["epoch"] = 1
+    torch.save(state, last)
+    scores = (run / "metrics.csv").read_bytes()
+    (run / "metrics_2.csv").touch()
+    assert main([*args, "--data.batch_size=2", f"--ckpt_path={last}"]) == 2
+    assert "go on with the same numbers" in capsys.readouterr().err
+    assert (run / "metrics.csv").read_bytes() == scores
+    assert sorted(path.name for path in run.glob("metrics*")) == ["metrics.csv", "metrics_2.csv"]
+    assert main([*args, f"--ckpt_path={last}"]) == 0
+    assert (run / "metrics_3.csv").read_bytes() == scores  # none is overwritten
+
+
 def test_fewer_epochs_than_are_done_is_an_error_not_a_traceback(
     camvid: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

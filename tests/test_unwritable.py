@@ -4,15 +4,17 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cli_runs import LOOK, QUICK, fit_args
+from cli_runs import LOOK, QUICK, SIZE, command, fit_args
 
 from early_fusion_seg import __main__
 from early_fusion_seg.__main__ import main
+from early_fusion_seg.data.fake import fake_camvid_segnet
 from early_fusion_seg.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -94,10 +96,26 @@ def test_what_was_said_first_is_what_counts(
     assert last_line(capsys) == "early-fusion-seg: error: the checkpoint is too large"
 
 
-def test_other_errors_of_the_system_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RuntimeError("a bug")])
+def test_other_errors_are_not_hidden(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
+        raise error
 
     monkeypatch.setattr(__main__, "_dispatch", fail)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(type(error), match=r"Input/output|a bug"):
         main([])
+
+
+@pytest.mark.slow
+def test_where_one_process_fails_the_other_says_so_in_a_line(tmp_path: Path) -> None:
+    camvid = fake_camvid_segnet(tmp_path / "camvid", images=3, size=SIZE)
+    for path in (camvid / "train").iterdir():
+        path.write_bytes(path.read_bytes()[:-99])
+        break
+    args = fit_args(camvid, tmp_path / "run", "--trainer.devices=2", "--data.batch_size=1", "--data.crop_size=64")
+    done = subprocess.run(command(*args), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert sum("is damaged" in line or "truncated" in line for line in errors) == 1, done.stderr
+    assert sum("connection to another process has ended" in line for line in errors) == 1, done.stderr

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from early_fusion_seg.callbacks import ClassIoU, PanelLogger, PredictionWriter, ResultsWriter
 from early_fusion_seg.cli.base import CommandCLI
-from early_fusion_seg.cli.output import keep_scores, report_predictions, start_wandb
+from early_fusion_seg.cli.output import report_predictions, scores_kept, start_wandb
 from early_fusion_seg.cli.parsing import add_data, add_trainer
 from early_fusion_seg.commands.loading import is_plain_folder, load_model, refuse_other_classes
 from early_fusion_seg.errors import UserError
@@ -56,11 +56,11 @@ class CheckpointCLI(CommandCLI):
     def evaluate(self) -> int:
         """Run the command; 1 where files could not be read."""
         start_wandb(self.trainer.loggers)
-        keep_scores(self.folder)
-        if self.command == "predict":
-            self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
-            report_predictions(self.predictions)
-            return 1 if self.predictions.unreadable else 0
-        entry = self.trainer.validate if self.command == "validate" else self.trainer.test
-        entry(self.model, datamodule=self.datamodule, verbose=False)
-        return 0
+        with scores_kept(self.folder):
+            if self.command == "predict":
+                self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
+                report_predictions(self.predictions)
+                return 1 if self.predictions.unreadable else 0
+            entry = self.trainer.validate if self.command == "validate" else self.trainer.test
+            entry(self.model, datamodule=self.datamodule, verbose=False)
+            return 0

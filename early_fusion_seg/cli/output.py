@@ -1,6 +1,8 @@
 """The folder of a run: configuration, checkpoints, loggers, and what is said when it ends."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +36,7 @@ class RunConfig(SaveConfigCallback):
 
 def next_folder(parent: Path) -> Path:
     """Return the `version_N` that comes after all that exist below a folder."""
-    numbers = [int(path.name[8:]) for path in parent.glob("version_*") if path.name[8:].isdecimal()]
-    return parent / f"version_{max(numbers, default=-1) + 1}"
+    return parent / f"version_{_last_number(parent, 'version_') + 1}"
 
 
 def run_folder(checkpoint: str | None) -> Path | None:
@@ -63,12 +64,28 @@ class ValidateAtEnd(Callback):
             trainer.should_stop = True  # with it, Lightning validates in the middle of an epoch
 
 
-@rank_zero_only
-def keep_scores(folder: Path) -> None:
-    """Set the scores of an earlier run in the same folder aside, which the CSV logger would delete."""
+@contextmanager
+def scores_kept(folder: Path) -> Iterator[None]:
+    """Set the scores of an earlier run in the same folder aside, which the CSV logger would delete.
+
+    They come back where no others have taken their place: a run that is refused, or `predict`.
+    """
     scores = folder / "metrics.csv"
-    if scores.is_file():
-        scores.rename(folder / f"metrics_{len(list(folder.glob('metrics_*.csv'))) + 1}.csv")
+    if getattr(rank_zero_only, "rank", 0) or not scores.is_file():
+        yield
+        return
+    aside = scores.replace(folder / f"metrics_{max(0, _last_number(folder, 'metrics_')) + 1}.csv")
+    try:
+        yield
+    finally:
+        if not scores.exists():
+            aside.replace(scores)
+
+
+def _last_number(folder: Path, prefix: str) -> int:
+    """Return the highest N of what is named `prefixN` in a folder, -1 where there is none."""
+    names = [path.name.removesuffix(".csv").removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
 def make_loggers(names: LoggerName | list[LoggerName], folder: Path) -> list[Logger]:

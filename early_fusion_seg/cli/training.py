@@ -16,9 +16,9 @@ from early_fusion_seg.cli.base import CommandCLI
 from early_fusion_seg.cli.output import (
     ValidateAtEnd,
     best_and_last,
-    keep_scores,
     report_checkpoint,
     report_end,
+    scores_kept,
     start_wandb,
 )
 from early_fusion_seg.cli.parsing import add_data, add_trainer, fill_class_weights
@@ -103,9 +103,9 @@ class FitCLI(TrainingCLI):
         if path is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
         start_wandb(self.trainer.loggers)
-        keep_scores(self.folder)
         try:
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
+            with scores_kept(self.folder):
+                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         except SIGTERMException:
             report_end(self.trainer)
             return 128 + signal.SIGTERM
