@@ -50,7 +50,7 @@ def main() -> None:
     if trainer.is_global_zero and writer.results is not None:
         miou, images = writer.results["miou"] or 0.0, writer.results["images"]
         print(
-            f"{trainer.world_size} processes, {trainer.global_step} steps: {100 * miou:.1f} % mIoU on {images} images"
+            f"{trainer.world_size} process(es), {trainer.global_step} steps: {100 * miou:.1f} % mIoU on {images} images"
         )
 
 

@@ -43,11 +43,14 @@ def train(root: Path) -> FileSource:
     return source
 
 
-def test_every_pixel_is_counted_in_its_image_and_class(tmp_path: Path, cache: Path) -> None:
+def test_every_pixel_is_counted_in_its_image_and_class(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = fake_folder(tmp_path / "data", images=5)
     counts = class_index.class_index(train(root), 3)
     np.testing.assert_array_equal(counts, by_hand(root))
     assert counts.dtype == np.int64
+    assert capsys.readouterr() == ("", "")  # no bar where nobody looks
     scenes = SyntheticDataModule(size=(24, 32), train_scenes=2)  # no files: drawn, and not kept
     expected = [np.bincount(scenes.source("train").read(i)[1].ravel(), minlength=11) for i in range(2)]
     np.testing.assert_array_equal(class_index.class_index(scenes.source("train"), 11), expected)

@@ -48,8 +48,8 @@ def test_train_ddp(tmp_path):
     script = str(ROOT / "examples" / "train_ddp.py")
     done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if "processes," in line]  # one of them speaks
-    assert re.fullmatch(r"2 processes, 2 steps: \d+\.\d % mIoU on 5 images", line.strip())
+    (line,) = [line for line in done.stdout.splitlines() if "process(es)," in line]  # one of them speaks
+    assert re.fullmatch(r"2 process\(es\), 2 steps: \d+\.\d % mIoU on 5 images", line.strip())
     assert json.loads((tmp_path / "results.json").read_text())["images"] == 5  # Lightning's sampler repeats one
     assert (tmp_path / "last.ckpt").is_file()
 

@@ -81,7 +81,9 @@ def count(source: Source, num_classes: int) -> Counts:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding runs outside of Python's lock
         rows = pool.map(row, range(len(source)))
-        bar = track(rows, "counting classes", len(source), console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        quiet = not console.is_interactive  # where a bar would leave an empty line
+        bar = track(rows, "counting classes", len(source), console=console, transient=True, disable=quiet)
         return np.stack([*bar]).astype(np.int64)
 
 
