@@ -199,7 +199,7 @@ def _decode_fast(content: bytes, reduction: int) -> NDArray[np.uint8] | None:
                 upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
             else:  # a PNG's would decode the whole image
                 upright = not any(tag in content for tag in PNG_EXIF)
-    except (*DAMAGE, UnidentifiedImageError, Image.DecompressionBombError):
+    except (*DAMAGE, UnidentifiedImageError, Image.DecompressionBombError):  # whoever reads it whole says what is wrong
         return None
     if not plain or not upright or not content.endswith(WHOLE[str(kind)]):
         return None

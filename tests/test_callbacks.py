@@ -90,7 +90,7 @@ class Pictures(LightningDataModule):
         self.batch_size = batch_size
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.samples, batch_size=self.batch_size)  # type: ignore[arg-type]
+        return DataLoader(self.samples, batch_size=self.batch_size)
 
     train_dataloader = test_dataloader = predict_dataloader = val_dataloader
 
@@ -123,7 +123,7 @@ def quiet(recwarn: pytest.WarningsRecorder) -> None:
     import warnings
 
     warnings.filterwarnings("ignore", ".*does not have many workers")
-    warnings.filterwarnings("ignore", "predict returned None")
+    warnings.filterwarnings("ignore", "predict returned None")  # of a file that is no image
 
 
 def pngs(folder: Path) -> list[str]:
@@ -455,7 +455,7 @@ def test_an_image_is_written_before_the_next_is_read(tmp_path: Path) -> None:
             assert (tmp_path / "out" / "overlays" / "0.png").exists() == (index == 1)
             return sample(str(index))
 
-    predict(tmp_path / "out", Lazy())  # type: ignore[arg-type]
+    predict(tmp_path / "out", Lazy())
 
 
 def test_files_that_cannot_be_read_are_remembered(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_processes_share_the_images() -> None:
     dm = ToyDataModule(ToySource(7), batch_size=1)
     shares: dict[str, list[str]] = {"train": [], "val": []}
     for rank in range(3):
-        dm.trainer = SimpleNamespace(world_size=3, global_rank=rank)  # type: ignore[assignment]
+        dm.trainer = SimpleNamespace(world_size=3, global_rank=rank)
         shares["train"] += flat(keys(dm.train_dataloader()))
         shares["val"] += flat(keys(dm.val_dataloader()))
     assert sorted(shares["val"]) == [f"k{i}" for i in range(7)]  # each exactly once
@@ -177,7 +177,7 @@ def test_processes_together_take_the_batches_of_one_process(n: int) -> None:
     parts = ToyDataModule(ToySource(n), batch_size=4)
     shares = []
     for rank in range(2):
-        parts.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        parts.trainer = SimpleNamespace(world_size=2, global_rank=rank)
         shares.append(keys(parts.train_dataloader()))
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
 
@@ -185,7 +185,7 @@ def test_processes_together_take_the_batches_of_one_process(n: int) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_process_without_images_gets_one_batch_of_none(workers: int) -> None:
     dm = ToyDataModule(ToySource(2), num_workers=workers)
-    dm.trainer = SimpleNamespace(world_size=3, global_rank=2)  # type: ignore[assignment]
+    dm.trainer = SimpleNamespace(world_size=3, global_rank=2)
     for loader in (dm.val_dataloader(), dm.test_dataloader(), dm.predict_dataloader()):
         assert list(loader) == [{"key": []}]
         assert len(loader) == 1
@@ -200,17 +200,17 @@ def test_an_interrupted_epoch_goes_on_with_the_same_batches(workers: int) -> Non
     expected = [batches(whole, 5) for _ in range(2)]
     for epoch, done in ((0, 3), (1, 2), (0, 5), (0, 0)):
         first = ToyDataModule(ToySource(10), batch_size=2, crop_size=16).train_dataloader()
-        first.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        first.sampler.set_epoch(epoch)
         iterator = iter(first)
         for _ in range(done):
             next(iterator)
         source = ToySource(10)
         read: list[int] = []
-        source.read = lambda i, r=source.read, seen=read: seen.append(i) or r(i)  # type: ignore[method-assign]
+        source.read = lambda i, r=source.read, seen=read: seen.append(i) or r(i)
         second = ToyDataModule(source, batch_size=2, num_workers=workers, crop_size=16).train_dataloader()
-        second.load_state_dict(first.state_dict())  # type: ignore[attr-defined]
+        second.load_state_dict(first.state_dict())
         start = epoch + (done == 5)
-        second.sampler.set_epoch(start)  # type: ignore[union-attr]
+        second.sampler.set_epoch(start)
         rest = batches(second, 6)
         remaining = expected[start][done % 5 :]
         assert [k for k, _ in rest] == [k for k, _ in remaining]
@@ -269,9 +269,7 @@ def test_processes_share_what_is_drawn_for_rare_classes(n: int, tmp_path: Path) 
         shares = []
         for rank in range(world):
             part = ToyDataModule(RareSource(n), batch_size=6 // world, num_workers=workers, **RARE)
-            part.trainer = SimpleNamespace(  # type: ignore[assignment]
-                world_size=world, global_rank=rank, default_root_dir=str(tmp_path)
-            )
+            part.trainer = SimpleNamespace(world_size=world, global_rank=rank, default_root_dir=str(tmp_path))
             loader = part.train_dataloader()
             shares.append([contents(loader) for _ in range(2)])
         for epoch in range(2):
@@ -285,9 +283,7 @@ def test_more_processes_than_images_have_rare_classes_too(tmp_path: Path) -> Non
     indices: list[tuple[int, ...]] = []
     for rank in range(5):
         dm = ToyDataModule(RareSource(2), batch_size=4, **(RARE | {"rare_class_share": 1.0}))
-        dm.trainer = SimpleNamespace(  # type: ignore[assignment]
-            world_size=5, global_rank=rank, default_root_dir=str(tmp_path)
-        )
+        dm.trainer = SimpleNamespace(world_size=5, global_rank=rank, default_root_dir=str(tmp_path))
         indices += dm.train_dataloader().sampler
     assert {len(index) for index in indices} == {4}
     assert [place for *_, place in indices] == [0, 1, 0, 1, 0]
@@ -324,19 +320,17 @@ def test_without_rare_classes_nothing_is_counted(monkeypatch: pytest.MonkeyPatch
 
 def test_class_index_and_weights_are_those_of_the_training_masks(tmp_path: Path) -> None:
     dm = FolderDataModule(fake_folder(tmp_path / "data", images=4), scale=0.5, num_workers=0)
-    masks = [FileSource.read_labels(dm.source("train"), i) for i in range(4)]  # type: ignore[arg-type]
+    masks = [FileSource.read_labels(dm.source("train"), i) for i in range(4)]
     counts = np.array([[(mask == label).sum() for label in range(3)] for mask in masks])
     np.testing.assert_array_equal(dm.class_index(), counts)
     share = counts.sum(0) / counts.sum()
     assert dm.class_weights("inverse-log") == pytest.approx((1 / np.log(1.02 + share)).tolist())
     for rank in (1, 0):  # one process alone writes into the folder of the run
         assert not (tmp_path / "run").exists()
-        dm.trainer = SimpleNamespace(  # type: ignore[assignment]
-            world_size=2, global_rank=rank, default_root_dir=str(tmp_path / "run")
-        )
+        dm.trainer = SimpleNamespace(world_size=2, global_rank=rank, default_root_dir=str(tmp_path / "run"))
         dm.class_index()
     assert (tmp_path / "run/class_index.npz").is_file()
-    dm.source = lambda split: FileSource([Item("a", tmp_path / "a.jpg")])  # type: ignore[method-assign]
+    dm.source = lambda split: FileSource([Item("a", tmp_path / "a.jpg")])
     with pytest.raises(UserError, match="FolderDataModule's training images have no labels to count classes in"):
         dm.class_weights("median")
 
@@ -345,7 +339,7 @@ def test_going_on_in_mid_epoch_with_other_batches_is_refused() -> None:
     loader = ToyDataModule(ToySource(10), batch_size=2).train_dataloader()
     next(iter(loader))
     other = ToyDataModule(ToySource(10), batch_size=5).train_dataloader()
-    other.load_state_dict(loader.state_dict())  # type: ignore[attr-defined]
+    other.load_state_dict(loader.state_dict())
     with pytest.raises(UserError, match=r"middle of epoch 1 by 1 process\(es\) with batches of 2, now .* batches of 5"):
         next(iter(other))
 
@@ -379,7 +373,7 @@ def test_images_of_different_sizes_in_a_batch_are_refused_by_name() -> None:
 
 def test_a_split_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UserError, match="the split is 'vall'; expected one of train, val, test, predict"):
-        SyntheticDataModule().dataset("vall")  # type: ignore[arg-type]
+        SyntheticDataModule().dataset("vall")
 
 
 def test_split_without_images_is_refused() -> None:
@@ -432,7 +426,7 @@ def test_files_are_paired_checked_and_named(tmp_path: Path) -> None:
 
 def test_collate_lists_every_error() -> None:
     samples = [{"key": "a", "error": "1"}, {"key": "b", "image": torch.zeros(3, 2, 2)}, {"key": "c", "error": "2"}]
-    assert collate(samples) == {"key": ["a", "b", "c"], "error": ["1", "2"]}  # type: ignore[arg-type]
+    assert collate(samples) == {"key": ["a", "b", "c"], "error": ["1", "2"]}
 
 
 def test_workers_persist_and_pinning_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

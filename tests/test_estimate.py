@@ -176,7 +176,7 @@ def test_a_slow_loader_shows(data: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_little_waiting_is_not_spoken_of(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    FakeClock(monkeypatch).getitem = lambda: 0.1  # type: ignore[method-assign]
+    FakeClock(monkeypatch).getitem = lambda: 0.1
     assert main(["estimate", *options(data, "--warmup=2")]) == 0
     said = printed(capsys)
     assert said["waiting for data"] == ["12% of that time"]  # 0.2 of 1.7 s
@@ -375,9 +375,9 @@ def test_batches_are_tried_until_memory_is_out(cramped: EstimateCLI) -> None:
     assert largest_that_fits(cramped.fits, 2) == (5, 6)
     assert cramped.largest_batch().startswith("not searched")
     cramped.device = torch.device("cuda")
-    cramped.fits = lambda images: images <= 11  # type: ignore[method-assign]
+    cramped.fits = lambda images: images <= 11
     assert cramped.largest_batch() == "11 images a process (12 do not fit)"
-    cramped.fits = lambda images: True  # type: ignore[method-assign]
+    cramped.fits = lambda images: True
     assert cramped.largest_batch() == "4096 images a process or more"
 
 
@@ -385,12 +385,12 @@ def test_a_batch_that_does_not_fit_is_refused_with_what_would(cramped: EstimateC
     with pytest.raises(UserError, match=r"a batch of 6 images takes more memory than there is; lower data\.batch_size"):
         cramped.time_training()
     fits, cramped.device = cramped.fits, torch.device("cuda")
-    cramped.one_device = on_the_cpu(cramped)  # type: ignore[method-assign]
+    cramped.one_device = on_the_cpu(cramped)
     with pytest.raises(UserError, match="a batch of 6 images does not fit into the memory of the GPU; the largest that "
                                         "fits has 5"):  # fmt: skip
         cramped.time_training()
     assert fits(5)
-    cramped.fits = lambda images: False  # type: ignore[method-assign]
+    cramped.fits = lambda images: False
     with pytest.raises(UserError, match=r"one image does not either: lower data\.crop_size"):
         cramped.refuse_batch()
 

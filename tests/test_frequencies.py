@@ -37,7 +37,7 @@ def test_weights_are_plain_numbers_of_the_kind_asked_for() -> None:
     )
     assert all(type(weight) is float for weight in weights_of(counts, "median"))
     with pytest.raises(UserError, match="the kind of class weights is 'mean'; expected one of median, inverse-log"):
-        weights_of(counts, "mean")  # type: ignore[arg-type]
+        weights_of(counts, "mean")
     with pytest.raises(UserError, match="no pixel of the training images has a class"):
         weights_of(np.zeros((3, 2), np.int64), "median")
 

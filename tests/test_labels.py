@@ -81,7 +81,7 @@ def test_decode_stays_8_bit_where_it_can_and_keeps_void_without_a_raw_id() -> No
 def test_label_sets_are_equal_by_value_and_frozen() -> None:
     assert load_label_set("camvid_11") == load_label_set("camvid_11")
     with pytest.raises(AttributeError):
-        SMALL.name = "other"  # type: ignore[misc]
+        SMALL.name = "other"
 
 
 def test_csv_of_a_user(tmp_path: Path) -> None:

@@ -487,7 +487,7 @@ def test_the_same_weights_score_the_same_in_low_precision(well_trained, tmp_path
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
-@pytest.mark.filterwarnings("ignore:You passed `Trainer.accelerator='cpu', precision='16-mixed'")
+@pytest.mark.filterwarnings("ignore:You passed `Trainer.accelerator='cpu', precision='16-mixed'")  # bf16 is meant
 def test_training_in_low_precision_survives_a_batch_without_labels_and_its_checkpoint_loads(tmp_path, precision):
     torch.manual_seed(0)
     model = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 0}))

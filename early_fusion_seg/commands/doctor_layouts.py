@@ -138,7 +138,7 @@ def _folders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             folders = [Path(entry.path) for entry in islice(entries, ENTRIES) if entry.is_dir()]
-    except PermissionError:
+    except PermissionError:  # what may not be read holds no data set for this user
         return []
     return sorted(path for path in folders if not path.name.startswith("."))[:FOLDERS]
 
