@@ -46,9 +46,7 @@ def cross_entropy(
     """
     valid = target != ignore_index
     total = summed_cross_entropy(logits, target, valid, class_weights, label_smoothing)
-    if class_weights is None:
-        return total / valid.sum().clamp(min=1)
-    return total / _at_least_one((class_weights[target.long().where(valid, 0)] * valid).sum())
+    return total / _at_least_one(_weight(target, valid, class_weights))
 
 
 @torch.no_grad()
@@ -103,9 +101,7 @@ def ohem_cross_entropy(
     kept_at_least = hardness.topk(max(1, round(min_kept * hardness.numel()))).values[-1]
     hard = valid & (pixels >= kept_at_least.clamp(max=-math.log(threshold)))
     total = summed_cross_entropy(logits, target, hard, class_weights)
-    if class_weights is None:
-        return total / hard.sum().clamp(min=1)
-    return total / _at_least_one((class_weights[target.long().where(hard, 0)] * hard).sum())
+    return total / _at_least_one(_weight(target, hard, class_weights))
 
 
 def dice(logits: Tensor | Votes, target: Tensor, ignore_index: int = 255) -> Tensor:
@@ -174,10 +170,7 @@ class SegmentationLoss(nn.Module):
 
     def weight(self, target: Tensor) -> Tensor:
         """Return the sum of the class weights of the labelled pixels of target (n, H, W), a float32 scalar."""
-        valid = target != self.ignore_index
-        if self.class_weights is None:
-            return valid.sum().float()
-        return (self.class_weights[target.long().where(valid, 0)] * valid).sum()
+        return _weight(target, target != self.ignore_index, self.class_weights)
 
     def forward(self, logits: Tensor | Votes, target: Tensor) -> Tensor:
         """Map logits (n, K, h, w), or the votes that make them, and target (n, H, W) to a scalar."""
@@ -192,6 +185,13 @@ class SegmentationLoss(nn.Module):
                 value = dice(logits, target, ignored)
             total = total + factor * value
         return total
+
+
+def _weight(target: Tensor, kept: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Sum the class weights of the pixels where `kept` (n, H, W) says so; without any, count them."""
+    if class_weights is None:
+        return kept.sum().float()
+    return (class_weights[target.long().where(kept, 0)] * kept).sum()
 
 
 def _at_least_one(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, SupportsFloat, TypedDict
 
 from rich.table import Table
 
-from early_fusion_seg.errors import naming
+from early_fusion_seg.writing import replace_file
 
 SCHEMA = 1
 HEADLINES = {
@@ -116,11 +116,7 @@ def write_json(results: Mapping[str, Any], path: Path) -> None:
         path: The file; its folder is made where it is missing.
     """
     text = json.dumps(_strict(results), indent=2, allow_nan=False) + "\n"
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".part-{path.name}")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _strict(value: Any) -> Any:

@@ -64,7 +64,7 @@ CITYSCAPES = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 
 ])  # fmt: skip
 def test_cityscapes_equals_cityscapesscripts(tmp_path: Path, truth_ids, predicted_ids) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the evaluator's own, of its imports
         official = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     fake_cityscapes(tmp_path, images=3)
     folder = tmp_path / "gtFine/val/frankfurt"

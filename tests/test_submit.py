@@ -111,7 +111,7 @@ def test_the_truth_of_cityscapes_scores_one_in_the_official_evaluator(tmp_path: 
     data = make("cityscapes", tmp_path / "data")
     write_truth("cityscapes", data, tmp_path / "out")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the evaluator's own, of its imports
         official = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     official.args.evalInstLevelScore, official.args.JSONOutput, official.args.quiet = False, False, True
     official.args.predictionPath, official.args.predictionWalk = str(tmp_path / "out/labels"), None

@@ -8,7 +8,7 @@ Shapes: n images of h x w pixels, (n, 3, h, w); labels (n, h, w); K classes.
 """
 
 from early_fusion_seg.callbacks.class_iou import ClassIoU
-from early_fusion_seg.callbacks.files import inside, pixels, replace_file
+from early_fusion_seg.callbacks.files import inside, pixels
 from early_fusion_seg.callbacks.loggers import send_config
 from early_fusion_seg.callbacks.panels import PanelLogger
 from early_fusion_seg.callbacks.predictions import PredictionWriter
@@ -24,7 +24,6 @@ __all__ = [
     "check_images",
     "inside",
     "pixels",
-    "replace_file",
     "send_config",
     "show_results",
 ]

@@ -1,13 +1,12 @@
 """Images as arrays, and files that are whole or absent."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from early_fusion_seg.errors import UserError, naming
+from early_fusion_seg.errors import UserError
 from early_fusion_seg.visualize import Pixels
 
 
@@ -28,12 +27,3 @@ def inside(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{name} would be written outside of {folder}; rename the image")
     return path
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name first, so that an interruption leaves no half file under its own."""
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".part-{path.name}")
-        write(part)
-        part.replace(path)

@@ -9,10 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from early_fusion_seg.callbacks.files import inside, pixels, replace_file
+from early_fusion_seg.callbacks.files import inside, pixels
 from early_fusion_seg.callbacks.loggers import send_pictures
 from early_fusion_seg.distributed import gathered
 from early_fusion_seg.visualize import Pixels, panel
+from early_fusion_seg.writing import replace_file
 
 
 class PanelLogger(Callback):

@@ -7,10 +7,11 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from early_fusion_seg.callbacks.files import inside, pixels, replace_file
+from early_fusion_seg.callbacks.files import inside, pixels
 from early_fusion_seg.distributed import gathered
 from early_fusion_seg.images import write_indexed_png
 from early_fusion_seg.visualize import Pixels, overlay
+from early_fusion_seg.writing import replace_file
 
 
 class PredictionWriter(Callback):

@@ -13,9 +13,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from early_fusion_seg.callbacks import PredictionWriter, replace_file, send_config
+from early_fusion_seg.callbacks import PredictionWriter, send_config
 from early_fusion_seg.checkpointing import LastCheckpoint
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.writing import replace_file
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 CHECKPOINTS = "checkpoints"

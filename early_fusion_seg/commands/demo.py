@@ -19,12 +19,13 @@ from lightning.pytorch.callbacks import RichProgressBar
 from PIL import Image
 from torch import Tensor, nn
 
-from early_fusion_seg.callbacks import ResultsWriter, pixels, replace_file
+from early_fusion_seg.callbacks import ResultsWriter, pixels
 from early_fusion_seg.data.synthetic import SyntheticDataModule
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.metrics import class_iou
 from early_fusion_seg.segmenter import ReverseHRNetSeg
 from early_fusion_seg.visualize import panel
+from early_fusion_seg.writing import replace_file
 
 SIZE = (96, 128)
 TRAIN_SCENES = 800

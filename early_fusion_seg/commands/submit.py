@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from early_fusion_seg.callbacks import replace_file
 from early_fusion_seg.commands.datasets import dataset_parser, parse
 from early_fusion_seg.commands.evaluate import find_predictions
 from early_fusion_seg.commands.loading import load_model, refuse_other_classes
@@ -29,6 +28,7 @@ from early_fusion_seg.data import CityscapesDataModule, COCODataModule, Segmenta
 from early_fusion_seg.data.dataset import FileSource
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.images import image_size, read_image, read_mask, write_indexed_png
+from early_fusion_seg.writing import replace_file
 
 HIGHEST_TRAIN_ID = 18  # of Cityscapes
 FIRST_STUFF, THINGS = 92, 183  # COCO ids in a submission: stuff from here on, and what stands for everything else

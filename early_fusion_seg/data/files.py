@@ -25,6 +25,7 @@ class ZipMember(NamedTuple):
         """Read the file into memory and open it there."""
         try:
             return io.BytesIO(_opened(self.archive, os.getpid()).read(self.name))
+        # what zipfile raises for a damaged member; the last two for a compression and an encryption it does not know
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise UserError(f"{self} cannot be read ({error}); download the zip file again") from None
 

@@ -16,6 +16,7 @@ from early_fusion_seg.errors import UserError
 CHUNK = 1 << 20  # bytes
 MAX_RATIO = 100  # unpacked to packed bytes; images do not shrink much, zip bombs do
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError)
+"""What zipfile and tarfile raise for archives that are damaged, cut off or compressed in a way they do not know."""
 
 
 class Member(NamedTuple):

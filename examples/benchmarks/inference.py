@@ -155,7 +155,7 @@ def memory_rows(chosen: Any, folder: Path) -> list[Row]:
 
 def main() -> None:
     chosen = options(__doc__, ["torchvision", "timm"])
-    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("ignore")  # advice on workers and loggers, which would tear the progress bar
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as name, Progress(transient=True) as progress:
         task = progress.add_task("memory", total=None)

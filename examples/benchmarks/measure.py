@@ -6,6 +6,7 @@ ratios are of medians, and the processor's own time, which waiting does not leng
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -79,6 +80,14 @@ FASTER = "Processor time of the peer / ours (above 1: ours is faster)"
 def bars_of(rows: list[Row]) -> list[tuple[str, float]]:
     """Name the rows of `compared` and give their ratios of processor time."""
     return [(f"{row['what']}: {row['peer']}", row["cpu ratio"]) for row in rows]
+
+
+def add_exponents(rows: list[Row], key: str) -> None:
+    """Add to each row the exponent with which its `key` has grown with the pixels, batch * side * side, since the first."""
+    first = rows[0]
+    for row in rows:
+        pixels = row["batch"] * row["side"] ** 2 / (first["batch"] * first["side"] ** 2)
+        row["exponent"] = math.log(row[key] / first[key], pixels) if pixels > 1 else None
 
 
 def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:

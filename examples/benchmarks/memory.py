@@ -13,12 +13,11 @@ needs inside is not seen. Both are bytes of the computation, the same on every m
 3. how memory grows from 256x256 to 2048x2048 and with the batch: the exponent of pixels.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from measure import Row, options, publish
+from measure import Row, add_exponents, options, publish
 from networks import HRNETS, PEERS, Ours, Peer
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -131,10 +130,8 @@ def growth_rows(chosen: Any, progress: Progress) -> list[Row]:
     rows: list[Row] = []
     for n, side in progress.track(sizes, description="growth"):
         saved, peak = (x / MIB for x in bytes_of_a_step(network, n, side, K, chosen.device))
-        rows.append({"batch": n, "side": side, "saved (MiB)": saved, "peak (MiB)": peak, "exponent": None})
-        if len(rows) > 1:
-            larger = n * side**2 / (rows[0]["batch"] * rows[0]["side"] ** 2)
-            rows[-1]["exponent"] = math.log(saved / rows[0]["saved (MiB)"], larger)
+        rows.append({"batch": n, "side": side, "saved (MiB)": saved, "peak (MiB)": peak})
+    add_exponents(rows, "saved (MiB)")
     return rows
 
 

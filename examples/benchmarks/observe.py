@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=101, help="of real training; ten times as many of nothing")
     parser.add_argument("--repeats", type=int, default=6)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("ignore")  # advice on workers and loggers, which would tear the progress bar
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     data = SyntheticDataModule(SIZE, 32 * BATCH_SIZE)
     scenes = data.dataset("train")

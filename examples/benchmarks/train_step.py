@@ -10,7 +10,6 @@
 4. how it grows from 256x256 to 2048x2048 and with the batch: the exponent of pixels.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import FASTER, Row, bars_of, compared, in_turns, options, publish
+from measure import FASTER, Row, add_exponents, bars_of, compared, in_turns, options, publish
 from networks import PEERS, SMP, OnOurEncoder, Ours, Peer
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -135,12 +134,8 @@ def growth_rows(chosen: Any, progress: Progress) -> list[Row]:
     sizes = [(1, side) for side in sides] + [(n, sides[0]) for n in batches]
     works = {f"{n} {side}": Step(network, make_batch(n, side, chosen.device), bf16=False) for n, side in sizes}
     times = in_turns(works, min(3, chosen.repeats), chosen.device, progress, "growth")
-    rows: list[Row] = []
-    for n, side in sizes:
-        rows.append({"batch": n, "side": side, "processor (ms)": 1000 * times[f"{n} {side}"][1], "exponent": None})
-        if len(rows) > 1:
-            larger = n * side**2 / sides[0] ** 2
-            rows[-1]["exponent"] = math.log(rows[-1]["processor (ms)"] / rows[0]["processor (ms)"], larger)
+    rows = [{"batch": n, "side": side, "processor (ms)": 1000 * times[f"{n} {side}"][1]} for n, side in sizes]
+    add_exponents(rows, "processor (ms)")
     return rows
 
 
