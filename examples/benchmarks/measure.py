@@ -83,7 +83,7 @@ def bars_of(rows: list[Row]) -> list[tuple[str, float]]:
 
 
 def add_exponents(rows: list[Row], key: str) -> None:
-    """Add to each row the exponent with which its `key` has grown with the pixels, batch * side * side, since the first."""
+    """Add to each row the exponent with which its `key` has grown with the pixels of the batch since the first."""
     first = rows[0]
     for row in rows:
         pixels = row["batch"] * row["side"] ** 2 / (first["batch"] * first["side"] ** 2)
