@@ -33,21 +33,25 @@ def sum_of_chunks(logits: Tensor | Votes, target: Tensor, function: RowFunction)
 
 
 def _chunk_cross_entropy(
-    rows: Tensor, labels: Tensor, kept: Tensor, weights: Tensor, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Return the sum over the kept pixels, and its gradient with respect to the logits `rows` (n, R, W, K)."""
-    true, weights = labels.long().where(kept, 0)[..., None], weights.float()
-    sharp = weights[true] * kept[..., None] * (1 - smoothing)  # (n, R, W, 1), factor of -log p[true]
-    even = kept[..., None] * (smoothing / rows.shape[-1])  # (n, R, W, 1), factor of each -w[c] log p[c]
-    highest = rows.amax(-1, keepdim=True)
-    powers = (rows - highest).exp_()
+    rows: Tensor, labels: Tensor, kept: Tensor, weights: Tensor | None, smoothing: float, learns: bool
+) -> Tensor:
+    """Return the sum over the kept pixels; to learn, write its gradient over the logits `rows` (n, R, W, K)."""
+    k, true = rows.shape[-1], labels.long().where(kept, 0)[..., None]
+    each = rows.new_ones(k) if weights is None else weights.to(rows.dtype)
+    factor = kept[..., None].to(rows.dtype)
+    sharp = factor * (1 - smoothing)  # (n, R, W, 1), of -log p[true]
+    sharp = sharp if weights is None else sharp * each[true]
+    even = factor * (smoothing / k)  # (n, R, W, 1), of each -w[c] log p[c]
+    highest, chosen = rows.amax(-1, keepdim=True), rows.gather(-1, true)
+    others = (rows @ each)[..., None] if smoothing else 0
+    powers = (rows.sub_(highest) if learns else rows - highest).exp_()
     sums = powers.sum(-1, keepdim=True)
     log_sums = highest + sums.log()
-    value = (sharp * (log_sums - rows.gather(-1, true))).sum()
-    if smoothing:
-        value = value + (even * (log_sums * weights.sum() - (rows @ weights)[..., None])).sum()
-    gradient = powers.mul_((sharp + even * weights.sum()) / sums).scatter_add_(-1, true, -sharp)
-    return value, gradient.sub_(even * weights) if smoothing else gradient
+    if learns:
+        powers.mul_((sharp + even * each.sum()) / sums).scatter_add_(-1, true, -sharp)
+        if smoothing:
+            powers.sub_(even * each)
+    return (sharp * (log_sums - chosen) + even * (log_sums * each.sum() - others)).sum()
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -65,14 +69,11 @@ class _CrossEntropy(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         votes, size = _gathered(ratios, tensors), size_of(target)
-        weights = torch.ones(votes.shape[1], device=target.device) if class_weights is None else class_weights
         total = torch.zeros((), dtype=torch.float32, device=target.device)
 
-        def of_chunk(rows: Tensor, chunk: Chunk) -> Tensor:
+        def of_chunk(rows: Tensor, chunk: Chunk) -> None:
             place = (chunk[0], slice(*chunk[1:]))
-            value, gradient = _chunk_cross_entropy(rows, target[place], kept[place], weights, smoothing)
-            total.add_(value)
-            return gradient
+            total.add_(_chunk_cross_entropy(rows, target[place], kept[place], class_weights, smoothing, learns))
 
         if learns:
             ctx.save_for_backward(*votes.gradients(size, of_chunk))
@@ -106,11 +107,11 @@ class _SumOfChunks(torch.autograd.Function):
         target, *tensors = ctx.saved_tensors
         votes = _gathered(ctx.ratios, tensors)
 
-        def of_chunk(rows: Tensor, chunk: Chunk) -> Tensor:
-            rows.requires_grad_()
+        def of_chunk(rows: Tensor, chunk: Chunk) -> None:
+            leaf = rows.detach().requires_grad_()
             with torch.enable_grad():
-                part = ctx.function(rows, target[chunk[0], slice(*chunk[1:])])
-            return torch.autograd.grad(part, rows, grad)[0]
+                part = ctx.function(leaf, target[chunk[0], slice(*chunk[1:])])
+            rows.copy_(torch.autograd.grad(part, leaf, grad)[0])
 
         return *([None] * 3), *votes.gradients(size_of(target), of_chunk)
 

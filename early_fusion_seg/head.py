@@ -180,40 +180,57 @@ class BasicBlock(nn.Module):
 
 
 class Exchange(nn.Module):
-    """Give every stream the sum of itself and all others: 1x1 and up from coarser, strided 3x3 from finer."""
+    """Give every stream the sum of itself and all others: 1x1 and up from coarser, strided 3x3 from finer.
+
+    What leaves a stream for all finer ones leaves by one convolution, which reads it once, and so does the first step
+    to all coarser ones; `split` gives every target its channels.
+    """
 
     def __init__(self, widths: dict[int, int]) -> None:
         super().__init__()
-        self.paths = nn.ModuleDict(
-            {
-                f"{source}_to_{target}": _path(source, target, widths)
-                for target in widths
-                for source in widths
-                if source != target
-            }
-        )
+        self.widths = widths
+        self.up, self.down, self.further = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for source, width in widths.items():
+            if finer := _finer(widths, source):
+                self.up[str(source)] = conv_norm(width, sum(finer.values()), kernel=1, relu=False)
+            if first := _first_steps(widths, source):
+                self.down[str(source)] = conv_norm(width, sum(first.values()), kernel=3, stride=2, relu=False)
+            for target in first:
+                steps = (target // source).bit_length() - 1
+                keep = [conv_norm(width, width, kernel=3, stride=2) for _ in range(steps - 2)]
+                if steps > 1:
+                    last = conv_norm(width, widths[target], kernel=3, stride=2, relu=False)
+                    self.further[f"{source}_to_{target}"] = nn.Sequential(nn.ReLU(), *keep, last)
 
     def forward(self, streams: Streams) -> Streams:
         """Map stride -> (n, W_s, ...) to the same strides and shapes."""
-        fused = {}
-        for target, own in streams.items():
-            total = own
-            for source, x in streams.items():
-                if source != target:
-                    moved = self.paths[f"{source}_to_{target}"](x)
-                    moved = upsample(moved, source // target, own.shape[-2:]) if source > target else moved
-                    total = total + moved if total is own else total.add_(moved)
-            fused[target] = F.relu(total)
-        return fused
+        totals = dict(streams)
+        for source in streams:
+            for target, moved in self._leaving(source, streams):
+                total = totals[target]
+                totals[target] = total + moved if total is streams[target] else total.add_(moved)
+        return {s: F.relu(total, inplace=total is not streams[s]) for s, total in totals.items()}
+
+    def _leaving(self, source: int, streams: Streams) -> Iterator[tuple[int, Tensor]]:
+        """Yield each other stride and what a stream gives it, in its shape."""
+        x, name = streams[source], str(source)
+        if finer := _finer(self.widths, source):
+            for target, part in zip(finer, self.up[name](x).split(list(finer.values()), 1), strict=True):
+                yield target, upsample(part, source // target, streams[target].shape[-2:])
+        if first := _first_steps(self.widths, source):
+            for target, part in zip(first, self.down[name](x).split(list(first.values()), 1), strict=True):
+                path = f"{source}_to_{target}"
+                yield target, self.further[path](part) if path in self.further else part
 
 
-def _path(source: int, target: int, widths: dict[int, int]) -> nn.Module:
-    """Build what carries one stream to another stride, all but the upsampling."""
-    if source > target:
-        return conv_norm(widths[source], widths[target], kernel=1, relu=False)
-    steps = (target // source).bit_length() - 1
-    keep = [conv_norm(widths[source], widths[source], kernel=3, stride=2) for _ in range(steps - 1)]
-    return nn.Sequential(*keep, conv_norm(widths[source], widths[target], kernel=3, stride=2, relu=False))
+def _finer(widths: dict[int, int], source: int) -> dict[int, int]:
+    """Return the streams that a stream reaches by upsampling, and their channels."""
+    return {s: width for s, width in widths.items() if s < source}
+
+
+def _first_steps(widths: dict[int, int], source: int) -> dict[int, int]:
+    """Return the streams that a stream reaches by strided convolutions, and the channels after the first of these."""
+    return {s: width if s == 2 * source else widths[source] for s, width in widths.items() if s > source}
 
 
 def recomputed(module: nn.Module, streams: Streams) -> Streams:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from early_fusion_seg.chunks import size_of, sum_of_chunks, summed_cross_entropy
@@ -120,10 +119,12 @@ def dice(logits: Tensor | Votes, target: Tensor, ignore_index: int = 255) -> Ten
     k = as_votes(logits).shape[1]
 
     def rows_sums(rows: Tensor, labels: Tensor) -> Tensor:  # (n, R, W, K), (n, R, W) -> (3, K)
-        valid = (labels != ignore_index)[..., None]
-        probability = rows.softmax(-1) * valid
-        truth = F.one_hot(labels.long().where(valid[..., 0], 0), k) * valid
-        return torch.stack([x.sum((0, 1, 2)) for x in (probability * truth, probability, truth)])
+        valid = labels != ignore_index
+        true, factor = labels.long().where(valid, 0), valid.flatten().to(rows.dtype)
+        probability = rows.softmax(-1)
+        own = probability.gather(-1, true[..., None]).flatten() * factor
+        overlap, count = (rows.new_zeros(k).index_add(0, true.flatten(), x) for x in (own, factor))
+        return torch.stack([overlap, factor @ probability.flatten(0, -2), count])
 
     overlap, predicted, true = sum_of_chunks(logits, target, rows_sums)  # (K,) each
     occurs = true > 0

@@ -15,11 +15,18 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**22
 """Numbers in one chunk of upsampled logits: 16 MiB in float32."""
 
+MIN_ROWS = 32
+"""Rows of an image in one chunk, before it has several images: rows at a chunk's ends are made twice."""
+
 
 def row_chunks(n: int, k: int, size: tuple[int, int]) -> Iterator[tuple[slice, int, int]]:
-    """Yield the (images, first row, row after the last) of chunks of (n, K, H, W) numbers, at least one row each."""
-    rows = max(1, CHUNK_ELEMENTS // (k * size[1]))
-    images = max(1, rows // size[0])
+    """Yield the (images, first row, row after the last) of chunks of (n, K, H, W) numbers, at least one row each.
+
+    Fewer rows of more images, down to MIN_ROWS: PyTorch's bilinear kernels for the CPU have a thread for each image.
+    """
+    rows = max(1, CHUNK_ELEMENTS // (k * size[1]))  # of one image
+    images = min(n, max(1, rows // min(size[0], MIN_ROWS)))
+    rows = max(1, rows // images)
     for i in range(0, n, images):
         for start in range(0, size[0], rows):
             yield slice(i, min(i + images, n)), start, min(start + rows, size[0])
@@ -43,20 +50,28 @@ def upsample_rows(slab: Tensor, h: int, size: tuple[int, int], start: int, stop:
     Returns:
         (n, stop - start, W, K).
     """
+    fine, first = uncut_rows(slab, h, size, start, stop)
+    return fine[:, first : first + stop - start]
+
+
+def uncut_rows(slab: Tensor, h: int, size: tuple[int, int], start: int, stop: int) -> tuple[Tensor, int]:
+    """Compute what `upsample_rows` cuts out of, and the row where it cuts.
+
+    What lies before and after are rows with a wrong neighbour.
+    """
     height, width = size
     first = source_rows(h, h / height, start, stop)[0]
     if size == (h, slab.shape[2]):
-        return slab[:, start - first : stop - first]
+        return slab, start - first
     ratio = height // h
     if height == h * ratio and slab.shape[1] * ratio <= 2 * (stop - start):  # else rows that nobody needs cost more
-        fine = resize(slab, (slab.shape[1] * ratio, width))
-        return fine[:, start - first * ratio : stop - first * ratio]
+        return resize(slab, (slab.shape[1] * ratio, width)), start - first * ratio
     places = [_source(h, h / height, row) for row in range(start, stop)]
     upper = torch.tensor([i - first for i, _ in places], device=slab.device)  # (R,)
     lower = (upper + 1).clamp(max=slab.shape[1] - 1)
     weight = torch.tensor([t for _, t in places], dtype=slab.dtype, device=slab.device)[:, None, None]  # (R, 1, 1)
     rows = torch.lerp(slab.index_select(1, upper), slab.index_select(1, lower), weight)  # (n, R, w, K)
-    return resize(rows, (stop - start, width))
+    return resize(rows, (stop - start, width)), 0
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from early_fusion_seg.upsample import row_chunks, source_rows, upsample_rows
+from early_fusion_seg.upsample import row_chunks, source_rows, uncut_rows, upsample_rows
 
 Size = tuple[int, int]
 Chunk = tuple[slice, int, int]
@@ -56,47 +56,34 @@ class Votes(NamedTuple):
         """Cut the logits, upsampled to `size`, into chunks."""
         return row_chunks(*self.shape[:2], size)
 
-    def upsampled(self, size: Size, chunk: Chunk, part: "Votes | None" = None) -> Tensor:
-        """Return a chunk of the logits upsampled to `size`, (n, R, W, K) float32.
+    def upsampled(self, size: Size, chunk: Chunk) -> Tensor:
+        """Return a chunk of the logits upsampled to `size` (H, W): (n, R, W, K) float32."""
+        fine, first = self._part(size, chunk)._uncut(self, size, chunk)
+        return fine[:, first : first + chunk[2] - chunk[1]]
 
-        Args:
-            size: (H, W).
-            chunk: Which.
-            part: The votes cut to the chunk, if that is done already.
-        """
-        slabs, weights, biases, _ = part or self._part(size, chunk)
-        h, w = self.shape[2:]
-        first, last = self._rows(size, chunk)
-        total: Tensor | None = None
-        with torch.autocast(slabs[0].device.type, enabled=False):
-            for i, (slab, whole, ratio) in enumerate(zip(slabs, self.states, self.ratios, strict=True)):
-                votes = slab.movedim(1, -1).float()  # (n, r, w_i, W_i)
-                if weights:
-                    votes = F.linear(votes, weights[i].flatten(1).float(), biases[i].float())
-                full = (whole.shape[2] * ratio, whole.shape[3] * ratio)
-                votes = upsample_rows(votes, whole.shape[2], full, first, last)[:, :, :w]
-                total = votes if total is None else total + votes
-            assert total is not None
-            return upsample_rows(total, h, size, *chunk[1:])
-
-    def gradients(self, size: Size, of_chunk: Callable[[Tensor, Chunk], Tensor]) -> list[Tensor]:
+    def gradients(self, size: Size, of_chunk: Callable[[Tensor, Chunk], None]) -> list[Tensor]:
         """Sum the gradients of all tensors over the chunks, in float32.
 
         Args:
             size: (H, W).
-            of_chunk: Maps the upsampled logits of a chunk, (n, R, W, K), to their gradient.
+            of_chunk: Writes the gradient of a chunk's upsampled logits, (n, R, W, K), over them.
         """
         totals = [torch.zeros_like(x, dtype=torch.float32) for x in self.tensors]
         for chunk in self.chunks(size):
             cut = self._part(size, chunk)
-            states, weights, biases = (_leaves(xs) for xs in (cut.states, cut.weights, cut.biases))
-            part = Votes(states, weights, biases, self.ratios)
+            part = Votes(_leaves(cut.states), _leaves(cut.weights), _leaves(cut.biases), self.ratios)
             with torch.enable_grad():
-                rows = self.upsampled(size, chunk, part)
-            gradients = torch.autograd.grad(rows, part.tensors, of_chunk(rows.detach(), chunk))
+                fine, first = part._uncut(self, size, chunk)
+            gradient = fine.detach()
+            if size == self.shape[2:]:
+                gradient = gradient.clone()  # it may be a state
+            last = first + chunk[2] - chunk[1]
+            of_chunk(gradient[:, first:last], chunk)
+            gradient[:, :first], gradient[:, last:] = 0, 0
+            gradients = torch.autograd.grad(fine, part.tensors, gradient)
             places = [*self._places(size, chunk), *([...] * (len(gradients) - len(self.states)))]
-            for total, place, gradient in zip(totals, places, gradients, strict=True):
-                total[place] += gradient
+            for total, place, x in zip(totals, places, gradients, strict=True):
+                total[place] += x
         return totals
 
     def _rows(self, size: Size, chunk: Chunk) -> tuple[int, int]:
@@ -114,6 +101,22 @@ class Votes(NamedTuple):
         """Return the votes with no more of the states than a chunk needs."""
         places = self._places(size, chunk)
         return self._replace(states=tuple(x[place] for x, place in zip(self.states, places, strict=True)))
+
+    def _uncut(self, whole: "Votes", size: Size, chunk: Chunk) -> tuple[Tensor, int]:
+        """Return upsampled logits and their first row that belongs to a chunk, given the part that it needs."""
+        h, w = whole.shape[2:]
+        first, last = whole._rows(size, chunk)
+        total: Tensor | None = None
+        with torch.autocast(self.states[0].device.type, enabled=False):
+            for i, (slab, state, ratio) in enumerate(zip(self.states, whole.states, self.ratios, strict=True)):
+                votes = slab.movedim(1, -1).float()  # (n, r, w_i, W_i)
+                if self.weights:
+                    votes = F.linear(votes, self.weights[i].flatten(1).float(), self.biases[i].float())
+                full = (state.shape[2] * ratio, state.shape[3] * ratio)
+                votes = upsample_rows(votes, state.shape[2], full, first, last)[:, :, :w]
+                total = votes if total is None else total + votes
+            assert total is not None
+            return uncut_rows(total, h, size, *chunk[1:])
 
 
 def as_votes(logits: Tensor | Votes) -> Votes:

@@ -44,6 +44,17 @@ def test_any_size(h, w):
     assert head(maps(h, w, n=1), torch.rand(1, 3, h, w)).shape[-2:] == (-(-h // 2), -(-w // 2))
 
 
+class Copies(nn.Module):
+    """Give all channels of one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.repeat(1, self.channels, 1, 1)
+
+
 def ramps(h: int, w: int) -> dict[int, torch.Tensor]:
     """At each stride the sum of the pixel coordinates under each cell's centre."""
     return {
@@ -63,10 +74,20 @@ def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h
         nn.init.ones_(vote.weight), nn.init.zeros_(vote.bias)
     logits = head(list(streams.values()), torch.rand(1, 3, h, w))
     torch.testing.assert_close(logits[inside], 5 * streams[2][inside])
+
+
+@pytest.mark.parametrize(("h", "w"), [(180, 240), (101, 67), (64, 96)])
+def test_the_exchange_leaves_streams_aligned(h, w):
+    streams = {s: x[None, None] for s, x in ramps(h, w).items()}
+    inside = (..., slice(8, (h - 32) // 2), slice(8, (w - 32) // 2))
     exchange = Exchange(dict.fromkeys(STRIDES, 1))
-    for name in exchange.paths:
+    for i, name in enumerate(exchange.up, start=1):
+        exchange.up[name] = Copies(i)
+    for i, name in enumerate(exchange.down):
+        exchange.down[name] = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), Copies(4 - i))
+    for name in exchange.further:
         source, target = map(int, name.split("_to_"))
-        exchange.paths[name] = nn.Identity() if source > target else nn.AvgPool2d(target // source, ceil_mode=True)
+        exchange.further[name] = nn.AvgPool2d(target // source // 2, ceil_mode=True)
     torch.testing.assert_close(exchange(streams)[2][inside], 5 * streams[2][inside])
 
 
@@ -97,17 +118,47 @@ def test_streams_of_each_stage():
 
 
 def test_exchange_is_relu_of_the_sum_of_all_streams():
+    """Each path by itself, with its share of the convolution that it leaves by."""
     torch.manual_seed(0)
-    exchange = Exchange({4: 3, 8: 6, 16: 12}).eval()
-    streams = {4: torch.randn(1, 3, 8, 8), 8: torch.randn(1, 6, 4, 4), 16: torch.randn(1, 12, 2, 2)}
+    widths = {4: 3, 8: 6, 16: 12}
+    exchange = Exchange(widths).eval()
+    for norm in exchange.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight), nn.init.normal_(norm.bias), nn.init.normal_(norm.running_mean)
+    streams = {s: torch.randn(2, width, 32 // s, 32 // s) for s, width in widths.items()}
+
+    def share(module, x, first, last, **options):
+        conv, norm = module
+        out = F.conv2d(x, conv.weight[first:last], **options)
+        numbers = (p[first:last] for p in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+        return F.batch_norm(out, *numbers)
+
+    def up(source, first, last, ratio):
+        return F.interpolate(
+            share(exchange.up[str(source)], streams[source], first, last), scale_factor=ratio, mode="bilinear"
+        )
+
     with torch.no_grad():
-        middle = streams[8] + exchange.paths["4_to_8"](streams[4])
-        middle = middle + F.interpolate(exchange.paths["16_to_8"](streams[16]), size=(4, 4), mode="bilinear")
-        torch.testing.assert_close(exchange(streams)[8], middle.clamp(min=0))
-        kinds = [
-            [type(m) for m in exchange.paths[p].modules() if not list(m.children())] for p in ("16_to_4", "4_to_16")
-        ]
-    assert kinds == [[nn.Conv2d, nn.BatchNorm2d], [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d]]
+        strided = {"stride": 2, "padding": 1}
+        conv, norm = exchange.further["4_to_16"][-1]
+        twice = share(exchange.down["4"], streams[4], 6, 9, **strided).clamp(min=0)
+        twice = norm(F.conv2d(twice, conv.weight, **strided))
+        expected = {
+            4: streams[4] + up(8, 0, 3, 2) + up(16, 0, 3, 4),
+            8: streams[8] + share(exchange.down["4"], streams[4], 0, 6, **strided) + up(16, 3, 9, 2),
+            16: streams[16] + twice + share(exchange.down["8"], streams[8], 0, 12, **strided),
+        }
+        fused = exchange({s: x.clone() for s, x in streams.items()})
+    assert list(exchange.further) == ["4_to_16"]
+    for s in widths:
+        torch.testing.assert_close(fused[s], expected[s].clamp(min=0))
+
+
+def test_a_stream_alone_exchanges_nothing_and_is_not_written_over():
+    stream = torch.randn(1, 3, 4, 4)
+    before = stream.clone()
+    torch.testing.assert_close(Exchange({4: 3})({4: stream})[4], before.clamp(min=0))
+    assert torch.equal(stream, before)
 
 
 def test_a_block_adds_its_convolutions_to_its_input():
