@@ -74,7 +74,7 @@ class Votes(NamedTuple):
             part = Votes(_leaves(cut.states), _leaves(cut.weights), _leaves(cut.biases), self.ratios)
             with torch.enable_grad():
                 fine, first = part._uncut(self, size, chunk)
-            gradient = fine.detach()
+            gradient = fine.data  # autograd takes no notice of what is written here, which it needs not
             if size == self.shape[2:]:
                 gradient = gradient.clone()  # it may be a state
             last = first + chunk[2] - chunk[1]
