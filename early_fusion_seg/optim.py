@@ -25,11 +25,19 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 
 
 def make_optimizer(
-    name: OptimizerName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+    name: OptimizerName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, fused: bool
 ) -> Optimizer:
-    """Build AdamW, or SGD with momentum 0.9, of the parameters that are trained; norms and biases do not decay."""
+    """Build AdamW, or SGD with momentum 0.9, of the parameters that are trained; norms and biases do not decay.
+
+    Args:
+        name: Which.
+        parameters: All, or those that are trained.
+        lr: Learning rate.
+        weight_decay: Of the weights.
+        fused: Update each tensor in one pass. Then loss scaling (16-mixed) and gradient clipping exclude each other.
+    """
     groups = parameter_groups(parameters, weight_decay)
-    return AdamW(groups, lr=lr) if name == "adamw" else SGD(groups, lr=lr, momentum=0.9)
+    return AdamW(groups, lr=lr, fused=fused) if name == "adamw" else SGD(groups, lr=lr, momentum=0.9, fused=fused)
 
 
 def make_schedule(optimizer: Optimizer, steps: float, warmup_steps: int, schedule: Schedule) -> LambdaLR:

@@ -259,8 +259,10 @@ class ReverseHRNetSeg(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser and its schedule, stepped with each batch."""
         options: Any = self.hparams
-        optimizer = make_optimizer(options.optimizer, self.parameters(), options.lr, options.weight_decay)
-        steps = self.trainer.estimated_stepping_batches
+        steps, scaler = self.trainer.estimated_stepping_batches, getattr(self.trainer.precision_plugin, "scaler", None)
+        optimizer = make_optimizer(
+            options.optimizer, self.parameters(), options.lr, options.weight_decay, scaler is None
+        )
         schedule = make_schedule(optimizer, steps, options.warmup_steps, options.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

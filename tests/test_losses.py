@@ -183,3 +183,9 @@ def test_chunks_cover_all_rows_once_and_hold_16_mib_at_most(n, k, size):
         assert seen[images, start:stop].size * k * size[1] * 4 <= 16 * 2**20
     assert (seen == 1).all()
     assert len(chunks) <= 1.5 * n * k * size[0] * size[1] * 4 / (16 * 2**20) + 1
+
+
+def test_chunks_have_several_images_while_32_rows_of_each_fit():
+    assert next(iter(upsample.row_chunks(2, 19, (512, 512)))) == (slice(0, 2), 0, 215)
+    images, start, stop = next(iter(upsample.row_chunks(8, 171, (512, 640))))
+    assert (images, start, stop) == (slice(0, 1), 0, 38)

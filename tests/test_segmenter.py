@@ -1,6 +1,7 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,6 +211,16 @@ def test_a_batch_with_one_value_at_the_coarsest_stride_is_refused(tmp_path):
     longer = {"image": torch.zeros(1, 3, 32, 64, dtype=torch.uint8), "mask": torch.zeros(1, 32, 64), "key": ["a"]}
     trainer(tmp_path, max_steps=1).fit(model, *[DataLoader([longer], batch_size=None)] * 2)
     assert model.trainer.global_step == 1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("scaler", "fused"), [(None, True), (object(), False)])
+def test_optimisers_are_fused_but_where_the_loss_is_scaled(optimizer, scaler, fused):
+    """Lightning clips no gradients of fused optimisers in 16-mixed, as these would unscale them by themselves."""
+    model = ReverseHRNetSeg(**(SMALL | {"optimizer": optimizer}))
+    plugin = SimpleNamespace(scaler=scaler)
+    model._trainer = SimpleNamespace(precision_plugin=plugin, estimated_stepping_batches=10)
+    assert model.configure_optimizers()["optimizer"].defaults["fused"] is fused
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

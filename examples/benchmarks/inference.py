@@ -43,8 +43,8 @@ Prediction of a folder with one image of 1024x2048, 19 classes: `Trainer.predict
 argmax, mask). The encoder's forward of 2 images of 512x512: folded batch norms and channels_last (ResNet-50) against
 timm's model with the same weights, and against a matrix product of as many operations, which shows how much faster the
 processor could be at all. Resident memory is that of predicting 1,000 images of 128x256 with a ResNet-18, so small that
-they end in minutes. Medians in turns, while the machine did other work: milliseconds are those of the clock and mean
-little, ratios are comparable, and a goal is met by that of the processor's time."""
+they end in minutes. Medians in turns: milliseconds are those of the clock, and a goal is met by the ratio of the
+processor's time, as other work on a machine lengthens the clock's."""
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
