@@ -65,6 +65,8 @@ def test_memory(tmp_path):
     peers = {row["network"]: row["saved / ours"] for row in rows["Against the peers, an image of 512x512"]}
     assert list(peers) == ["ours", "PSPNet, frozen", "Unet, frozen", "hrnet_w18, trained whole"]
     assert peers["Unet, frozen"] > 1 / 0.65  # bytes, not seconds: equal on every machine
+    flops = {row["network"]: row["GFLOPs"] for row in rows["Against the peers, an image of 512x512"]}
+    assert flops["PSPNet, frozen"] < flops["hrnet_w18, trained whole"] < flops["ours"] < flops["Unet, frozen"]
     own = {row["network"]: row["saved / ours"] for row in rows["Ours in other settings"]}
     assert own["activation checkpointing"] < 0.6
     assert own["171 classes"] < 1.15

@@ -15,8 +15,8 @@ of each family, settings of ours, finalists) on sequence 0001TP, which is held o
 3. choice of the default head: (2, 0, 0, 0, 0) and the three others with the extra stream that were best so far in the
    mean of both encoders, with 3 seeds and 15 epochs. The best mean over encoders and seeds is the default;
    Then likewise, to make it smaller: the chosen one with other residual blocks on each stream;
-4. finals: our two best of the first two rounds, the default, our best without the extra stream and the two best peers,
-   trained on all of train with 3 seeds and 15 epochs, and scored on val once.
+4. finals: our two best of the first two rounds, the default, our three best without the extra stream and the two best
+   peers, trained on all of train with 3 seeds and 15 epochs, and scored on val once.
 
 "again" trains the default as the finals did, with the same seeds, and puts its scores beside theirs.
 
@@ -248,12 +248,12 @@ def run(root: str, encoder_name: str, weights: Path, again: bool = False) -> Non
 
 
 def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
-    """Choose our two best, the two best peers, our best of four streams, the default before and after round 3."""
+    """Choose our two best, the two best peers, our three best of four streams, the default before and after round 3."""
     screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
     heads = {r["head"]: best([q for q in screened if q["head"] == r["head"]]) for r in screened}  # at its best rate
     ranked = sorted(heads.values(), key=lambda r: -r["miou"])
     ours = [r for r in ranked if r["family"] in ("early", "progressive")][:2]
-    plain = [r for r in ranked if r["family"] == "early, no extra stream"][:1]
+    plain = [r for r in ranked if r["family"] == "early, no extra stream"][:3]
     peers = [r for r in ranked if r["family"] in PEERS][:2]
     chosen = [((r["family"], r["index"]), r["lr"]) for r in (*ours, *plain, *peers)]
     rate = best([r for r in screened if r["family"] == "early" and r["index"] == 0])["lr"]

@@ -3,6 +3,8 @@
     pip install -e ".[bench]"
     python examples/benchmarks/memory.py      # writes memory.json, then docs/benchmarks.md
 
+Beside them stand the operations of the forward pass with the loss, by PyTorch's FlopCounterMode.
+
 Every tensor storage that an operation makes is watched from its birth to its release, whatever holds it; counted are
 those alive when the loss is there and backward has not begun. Parameters and the batch are not counted. The peak is
 the highest sum at the end of any operation of forward and backward, gradients of parameters included; what an operation
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 K, MIB = 19, 2**20
 FOUR_STREAMS: list[dict[str, Any]] = [
@@ -38,7 +41,8 @@ FOUR_STREAMS: list[dict[str, Any]] = [
 TEXT = """\
 Training, ResNet-50 frozen (the HRNets whole): bytes of all storages alive when the forward ends, and the peak of
 forward and backward, for each image of a batch of two; parameters and the batch itself are not counted. The ratio is
-that of the saved bytes to ours. The exponents say how saved bytes grow with the pixels, from the first row on."""
+that of the saved bytes to ours. GFLOPs are those of the forward pass and the loss for an image, two for each
+multiplication with its addition. The exponents say how saved bytes grow with the pixels, from the first row on."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -70,8 +74,10 @@ class LiveBytes(TorchDispatchMode):
         return sum(nbytes for _, nbytes in self.storages.values())
 
 
-def bytes_of_a_step(network: nn.Module, n: int, side: int, k: int, device: str, bf16: bool = False) -> tuple[int, int]:
-    """Return the bytes alive when the forward ends, and the peak, of a step with n square images."""
+def costs_of_a_step(
+    network: nn.Module, n: int, side: int, k: int, device: str, bf16: bool = False
+) -> tuple[int, int, int]:
+    """Return the bytes alive when the forward ends, the peak, and the forward's FLOPs; n square images."""
     network.to(device)
     images = torch.rand(n, 3, side, side, device=device)
     target = torch.randint(0, k, (n, side, side), dtype=torch.uint8, device=device)
@@ -83,14 +89,23 @@ def bytes_of_a_step(network: nn.Module, n: int, side: int, k: int, device: str, 
         loss.backward()
     for parameter in network.parameters():
         parameter.grad = None
-    return saved, live.peak
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        network(images, target)
+    return saved, live.peak, flops.get_total_flops()
 
 
 def row(name: str, network: nn.Module, ours: Row | None, side: int, device: str, k: int = K, bf16: bool = False) -> Row:
     """Measure one network on a batch of two."""
-    saved, peak = (x / 2 / MIB for x in bytes_of_a_step(network, 2, side, k, device, bf16))
+    *memory, flops = costs_of_a_step(network, 2, side, k, device, bf16)
+    saved, peak = (x / 2 / MIB for x in memory)
     ratio = saved / ours["saved (MiB)"] if ours else 1.0
-    return {"network": name, "saved (MiB)": saved, "peak (MiB)": peak, "saved / ours": ratio}
+    return {
+        "network": name,
+        "saved (MiB)": saved,
+        "peak (MiB)": peak,
+        "saved / ours": ratio,
+        "GFLOPs": flops / 2 / 1e9,
+    }
 
 
 def peer_rows(chosen: Any, progress: Progress) -> list[Row]:
@@ -129,7 +144,7 @@ def growth_rows(chosen: Any, progress: Progress) -> list[Row]:
     sizes = [(1, s) for s in sides] + [(b, sides[0]) for b in batches]
     rows: list[Row] = []
     for n, side in progress.track(sizes, description="growth"):
-        saved, peak = (x / MIB for x in bytes_of_a_step(network, n, side, K, chosen.device))
+        saved, peak = (x / MIB for x in costs_of_a_step(network, n, side, K, chosen.device)[:2])
         rows.append({"batch": n, "side": side, "saved (MiB)": saved, "peak (MiB)": peak})
     add_exponents(rows, "saved (MiB)")
     return rows

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from data import KINDS, sample_ratio, write_files
 from measure import FASTER, Row, add_exponents, bars_of, compared, in_turns, options, publish
-from memory import bytes_of_a_step
+from memory import costs_of_a_step
 from networks import PEERS, SMP, OnOurEncoder, Ours, Peer
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ def part_rows(chosen: Any) -> list[Row]:
         rows += [
             {"what": kind, "part": p, "processor (ms)": ms, "share (%)": 100 * ms / total} for p, ms in medians.items()
         ]
-        saved, _ = bytes_of_a_step(ours, *batch[0].shape[::3], K, chosen.device, bf16)
+        saved, *_ = costs_of_a_step(ours, *batch[0].shape[::3], K, chosen.device, bf16)
         ms = 4 * saved * seconds_per_byte(chosen.device) * 1000
         rows.append({"what": kind, "part": MOVED, "processor (ms)": ms, "share (%)": 100 * ms / total})
     if not chosen.quick:
