@@ -27,7 +27,10 @@ def summed_cross_entropy(
 
 
 def sum_of_chunks(logits: Tensor | Votes, target: Tensor, function: RowFunction) -> Tensor:
-    """Sum a function of upsampled logits (n, R, W, K) and labels (n, R, W) over all chunks."""
+    """Sum a function of upsampled logits (n, R, W, K) and labels (n, R, W) over all chunks.
+
+    The function must keep no logits, which are written over, and multiply no matrices, which autocast would cast.
+    """
     votes = as_votes(logits)
     return cast(Tensor, _SumOfChunks.apply(target, function, votes.ratios, *votes.tensors))
 
@@ -42,16 +45,19 @@ def _chunk_cross_entropy(
     sharp = factor * (1 - smoothing)  # (n, R, W, 1), of -log p[true]
     sharp = sharp if weights is None else sharp * each[true]
     even = factor * (smoothing / k)  # (n, R, W, 1), of each -w[c] log p[c]
+    others = (rows * each).sum(-1, keepdim=True) if smoothing else torch.empty(0)
     highest, chosen = rows.amax(-1, keepdim=True), rows.gather(-1, true)
-    others = (rows @ each)[..., None] if smoothing else 0
     powers = (rows.sub_(highest) if learns else rows - highest).exp_()
     sums = powers.sum(-1, keepdim=True)
     log_sums = highest + sums.log()
+    value = (sharp * (log_sums - chosen)).sum()
+    if smoothing:  # else huge logits would give 0 * infinity
+        value = value + (even * (log_sums * each.sum() - others)).sum()
     if learns:
         powers.mul_((sharp + even * each.sum()) / sums).scatter_add_(-1, true, -sharp)
         if smoothing:
             powers.sub_(even * each)
-    return (sharp * (log_sums - chosen) + even * (log_sums * each.sum() - others)).sum()
+    return value
 
 
 class _CrossEntropy(torch.autograd.Function):

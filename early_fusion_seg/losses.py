@@ -116,15 +116,13 @@ def dice(logits: Tensor | Votes, target: Tensor, ignore_index: int = 255) -> Ten
     Returns:
         Scalar float32.
     """
-    k = as_votes(logits).shape[1]
 
     def rows_sums(rows: Tensor, labels: Tensor) -> Tensor:  # (n, R, W, K), (n, R, W) -> (3, K)
-        valid = labels != ignore_index
-        true, factor = labels.long().where(valid, 0), valid.flatten().to(rows.dtype)
-        probability = rows.softmax(-1)
-        own = probability.gather(-1, true[..., None]).flatten() * factor
-        overlap, count = (rows.new_zeros(k).index_add(0, true.flatten(), x) for x in (own, factor))
-        return torch.stack([overlap, factor @ probability.flatten(0, -2), count])
+        valid = (labels != ignore_index)[..., None]
+        true = labels.long()[..., None].where(valid, 0)
+        truth = torch.zeros_like(rows, dtype=torch.bool).scatter_(-1, true, valid)  # a quarter of one-hot floats
+        probability = rows.softmax(-1) * valid
+        return torch.stack([x.sum((0, 1, 2), dtype=rows.dtype) for x in (probability * truth, probability, truth)])
 
     overlap, predicted, true = sum_of_chunks(logits, target, rows_sums)  # (K,) each
     occurs = true > 0

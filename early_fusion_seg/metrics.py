@@ -55,7 +55,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     side = 256 if early else k + 2
     counts = torch.zeros(side**2, dtype=torch.int64, device=target.device)
     # deterministic algorithms fill whatever is allocated, so these two are allocated once
-    buffers = torch.zeros(2, min(CHUNK, target.numel()) if early else 0, dtype=torch.int32)
+    buffers = torch.zeros(2, min(CHUNK, target.numel()) if early else 0, dtype=torch.int32, device=target.device)
     for truth, predicted in zip(*(torch.split(x.flatten(), CHUNK) for x in (target, prediction)), strict=True):
         if early:
             pairs, low = buffers[:, : len(truth)]
@@ -65,7 +65,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
         counts += torch.bincount(pairs, minlength=side**2)
     counts = counts.view(side, side)
     if early:
-        bins = _bins(torch.arange(side), k, ignore_index)
+        bins = _bins(torch.arange(side, device=target.device), k, ignore_index)
         counts = torch.zeros(k + 2, side, dtype=torch.int64).index_add_(0, bins, counts)
         counts = torch.zeros(k + 2, k + 2, dtype=torch.int64).index_add_(1, bins, counts)
     return torch.cat([counts[:k], counts[k + 1 :]])  # row k is the ignored pixels

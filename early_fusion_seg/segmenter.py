@@ -174,11 +174,10 @@ class ReverseHRNetSeg(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch, or its share where several batches make a step; see `StepLoss`."""
-        images = batch["image"]
+        images, mask = batch["image"], batch["mask"]
         if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
             raise UserError("one crop so small has one value at the coarsest stride; raise crop_size or batch_size")
-        loss: Tensor = self.loss(self.network.votes(images), batch["mask"])
-        loss = self.step_loss.add(loss, self.loss.weight(batch["mask"]), batch["key"])
+        loss = self.step_loss.add(self.loss(self.network.votes(images), mask), self.loss.weight(mask), batch["key"])
         self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]  # one optimiser
         return loss
 
@@ -259,10 +258,9 @@ class ReverseHRNetSeg(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser and its schedule, stepped with each batch."""
         options: Any = self.hparams
-        steps, scaler = self.trainer.estimated_stepping_batches, getattr(self.trainer.precision_plugin, "scaler", None)
-        optimizer = make_optimizer(
-            options.optimizer, self.parameters(), options.lr, options.weight_decay, scaler is None
-        )
+        fused = not (self.trainer.gradient_clip_val or getattr(self.trainer.precision_plugin, "scaler", None))
+        optimizer = make_optimizer(options.optimizer, self.parameters(), options.lr, options.weight_decay, fused)
+        steps = self.trainer.estimated_stepping_batches
         schedule = make_schedule(optimizer, steps, options.warmup_steps, options.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

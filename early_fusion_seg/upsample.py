@@ -25,8 +25,8 @@ def row_chunks(n: int, k: int, size: tuple[int, int]) -> Iterator[tuple[slice, i
     Fewer rows of more images, down to MIN_ROWS: PyTorch's bilinear kernels for the CPU have a thread for each image.
     """
     rows = max(1, CHUNK_ELEMENTS // (k * size[1]))  # of one image
-    images = min(n, max(1, rows // min(size[0], MIN_ROWS)))
-    rows = max(1, rows // images)
+    images = max(1, min(n, rows // min(size[0], MIN_ROWS)))
+    rows //= images
     for i in range(0, n, images):
         for start in range(0, size[0], rows):
             yield slice(i, min(i + images, n)), start, min(start + rows, size[0])
@@ -55,9 +55,10 @@ def upsample_rows(slab: Tensor, h: int, size: tuple[int, int], start: int, stop:
 
 
 def uncut_rows(slab: Tensor, h: int, size: tuple[int, int], start: int, stop: int) -> tuple[Tensor, int]:
-    """Compute what `upsample_rows` cuts out of, and the row where it cuts.
+    """Compute what `upsample_rows` cuts its rows out of.
 
-    What lies before and after are rows with a wrong neighbour.
+    Returns:
+        (n, r', W, K), and where in it row `start` is. The rows before that one and after `stop` are wrong at the ends.
     """
     height, width = size
     first = source_rows(h, h / height, start, stop)[0]

@@ -58,7 +58,7 @@ class Votes(NamedTuple):
 
     def upsampled(self, size: Size, chunk: Chunk) -> Tensor:
         """Return a chunk of the logits upsampled to `size` (H, W): (n, R, W, K) float32."""
-        fine, first = self._part(size, chunk)._uncut(self, size, chunk)
+        fine, first = self._uncut(self._part(size, chunk), size, chunk)
         return fine[:, first : first + chunk[2] - chunk[1]]
 
     def gradients(self, size: Size, of_chunk: Callable[[Tensor, Chunk], None]) -> list[Tensor]:
@@ -73,10 +73,10 @@ class Votes(NamedTuple):
             cut = self._part(size, chunk)
             part = Votes(_leaves(cut.states), _leaves(cut.weights), _leaves(cut.biases), self.ratios)
             with torch.enable_grad():
-                fine, first = part._uncut(self, size, chunk)
-            gradient = fine.data  # autograd takes no notice of what is written here, which it needs not
+                fine, first = self._uncut(part, size, chunk)
+            gradient = fine.data  # of detach() autograd would see the writing, and copy `fine` to be a view anew
             if size == self.shape[2:]:
-                gradient = gradient.clone()  # it may be a state
+                gradient = gradient.clone()  # `fine` may be a view of a state, which must not be written over
             last = first + chunk[2] - chunk[1]
             of_chunk(gradient[:, first:last], chunk)
             gradient[:, :first], gradient[:, last:] = 0, 0
@@ -102,16 +102,22 @@ class Votes(NamedTuple):
         places = self._places(size, chunk)
         return self._replace(states=tuple(x[place] for x, place in zip(self.states, places, strict=True)))
 
-    def _uncut(self, whole: "Votes", size: Size, chunk: Chunk) -> tuple[Tensor, int]:
-        """Return upsampled logits and their first row that belongs to a chunk, given the part that it needs."""
-        h, w = whole.shape[2:]
-        first, last = whole._rows(size, chunk)
+    def _uncut(self, part: "Votes", size: Size, chunk: Chunk) -> tuple[Tensor, int]:
+        """Return what a chunk of the upsampled logits is cut out of, and where in it the first row is: `uncut_rows`.
+
+        Args:
+            part: The votes cut to what the chunk needs; `self` are the whole ones.
+            size: (H, W).
+            chunk: Which.
+        """
+        h, w = self.shape[2:]
+        first, last = self._rows(size, chunk)
         total: Tensor | None = None
         with torch.autocast(self.states[0].device.type, enabled=False):
-            for i, (slab, state, ratio) in enumerate(zip(self.states, whole.states, self.ratios, strict=True)):
+            for i, (slab, state, ratio) in enumerate(zip(part.states, self.states, self.ratios, strict=True)):
                 votes = slab.movedim(1, -1).float()  # (n, r, w_i, W_i)
                 if self.weights:
-                    votes = F.linear(votes, self.weights[i].flatten(1).float(), self.biases[i].float())
+                    votes = F.linear(votes, part.weights[i].flatten(1).float(), part.biases[i].float())
                 full = (state.shape[2] * ratio, state.shape[3] * ratio)
                 votes = upsample_rows(votes, state.shape[2], full, first, last)[:, :, :w]
                 total = votes if total is None else total + votes

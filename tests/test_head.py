@@ -154,6 +154,20 @@ def test_exchange_is_relu_of_the_sum_of_all_streams():
         torch.testing.assert_close(fused[s], expected[s].clamp(min=0))
 
 
+def test_a_path_of_several_steps_has_a_norm_and_relu_after_each_but_the_last():
+    torch.manual_seed(0)
+    exchange = Exchange({2: 3, 16: 8}).eval()
+    x, coarse = torch.randn(1, 3, 16, 16), torch.randn(1, 8, 2, 2)
+    path = exchange.further["2_to_16"]
+    with torch.no_grad():
+        moved = x
+        for conv, norm in (exchange.down["2"][:2], path[1][:2], path[2][:2]):
+            nn.init.constant_(norm.weight, 9.0)  # values far from 0, some of them negative
+            moved = norm(F.conv2d(moved, conv.weight, stride=2, padding=1))
+            moved = moved.clamp(min=0) if norm.num_features == 3 else moved
+        torch.testing.assert_close(exchange({2: x, 16: coarse})[16], (coarse + moved).clamp(min=0))
+
+
 def test_a_stream_alone_exchanges_nothing_and_is_not_written_over():
     stream = torch.randn(1, 3, 4, 4)
     before = stream.clone()

@@ -189,3 +189,52 @@ def test_chunks_have_several_images_while_32_rows_of_each_fit():
     assert next(iter(upsample.row_chunks(2, 19, (512, 512)))) == (slice(0, 2), 0, 215)
     images, start, stop = next(iter(upsample.row_chunks(8, 171, (512, 640))))
     assert (images, start, stop) == (slice(0, 1), 0, 38)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_autocast_leaves_losses_in_float32(dtype, smoothing):
+    """A float16 sum of more than 65,504 would be infinite."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 2, 64, 64, generator=generator).requires_grad_()
+    target = torch.randint(0, 2, (4, 256, 256), generator=generator, dtype=torch.uint8)
+    loss = SegmentationLoss({"cross_entropy": 1.0, "dice": 1.0}, label_smoothing=smoothing)
+    exact = loss(logits, target)
+    with torch.autocast("cpu", dtype):
+        cast = loss(logits, target)
+    assert torch.equal(exact, cast)
+    assert torch.equal(*(torch.autograd.grad(x, logits)[0] for x in (exact, cast)))
+
+
+def test_dice_of_many_pixels_is_as_exact_as_of_few():
+    logits, target = torch.zeros(1, 2, 128, 128), torch.zeros(1, 1024, 1024, dtype=torch.uint8)
+    logits[:, 0] = 2.0
+    probability = 1 / (1 + np.exp(-2.0))
+    exact = 1 - 2 * probability / (probability + 1)
+    assert dice(logits, target).item() == pytest.approx(exact, abs=3e-7)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy, dice])
+def test_logits_of_the_size_of_the_target_are_not_written_over(loss):
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)
+    before = logits.clone()
+    loss(logits, target)
+    loss(logits.requires_grad_(), target).backward()
+    assert torch.equal(logits, before)
+
+
+def test_no_image_has_no_labels_and_no_cross_entropy():
+    assert upsampled_argmax(torch.zeros(0, 3, 4, 4), (8, 8)).shape == (0, 8, 8)
+    assert cross_entropy(torch.zeros(0, 3, 4, 4), torch.zeros(0, 8, 8, dtype=torch.uint8)) == 0
+
+
+def test_huge_logits_have_a_finite_loss():
+    logits = torch.full((1, 19, 1, 1), 1e38)
+    logits[:, 0] = 0.0
+    assert cross_entropy(logits, torch.ones(1, 1, 1, dtype=torch.uint8)) == 0  # log(18) is lost beside 1e38
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy, dice])
+def test_labels_beyond_the_classes_are_refused(loss):
+    with pytest.raises((RuntimeError, IndexError), match=r"out of (bounds|range)"):
+        loss(torch.zeros(1, 3, 4, 4), torch.full((1, 4, 4), 7, dtype=torch.uint8))

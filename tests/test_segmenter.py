@@ -214,13 +214,21 @@ def test_a_batch_with_one_value_at_the_coarsest_stride_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize(("scaler", "fused"), [(None, True), (object(), False)])
-def test_optimisers_are_fused_but_where_the_loss_is_scaled(optimizer, scaler, fused):
-    """Lightning clips no gradients of fused optimisers in 16-mixed, as these would unscale them by themselves."""
+@pytest.mark.parametrize(("scaler", "clip", "fused"), [(None, None, True), (object(), None, False), (None, 1.0, False)])
+def test_optimisers_are_fused_but_where_losses_are_scaled_or_gradients_clipped(optimizer, scaler, clip, fused):
     model = ReverseHRNetSeg(**(SMALL | {"optimizer": optimizer}))
     plugin = SimpleNamespace(scaler=scaler)
-    model._trainer = SimpleNamespace(precision_plugin=plugin, estimated_stepping_batches=10)
+    model._trainer = SimpleNamespace(precision_plugin=plugin, gradient_clip_val=clip, estimated_stepping_batches=10)
     assert model.configure_optimizers()["optimizer"].defaults["fused"] is fused
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_can_be_clipped(tmp_path, optimizer, precision):
+    model = ReverseHRNetSeg(**(SMALL | {"optimizer": optimizer}))
+    engine = trainer(tmp_path, precision=precision, gradient_clip_val=1e-3, max_steps=2)
+    engine.fit(model, loader(), loader(2, 1))
+    assert engine.global_step == 2
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
