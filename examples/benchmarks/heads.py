@@ -15,8 +15,8 @@ of each family, settings of ours, finalists) on sequence 0001TP, which is held o
 3. choice of the default head: (2, 0, 0, 0, 0) and the three others with the extra stream that were best so far in the
    mean of both encoders, with 3 seeds and 15 epochs. The best mean over encoders and seeds is the default;
    Then likewise, to make it smaller: the chosen one with other residual blocks on each stream;
-4. finals: our two best of the first two rounds, the default, our three best without the extra stream and the two best
-   peers, trained on all of train with 3 seeds and 15 epochs, and scored on val once.
+4. finals: our two best of the first two rounds, the default, the first idea (2, 0, 0, 0, 0), our three best without the
+   extra stream and the two best peers, trained on all of train with 3 seeds and 15 epochs, and scored on val once.
 
 "again" trains the default, and the smallest without the extra stream where that was in the finals, as the finals did,
 with the same seeds, and puts their scores beside those.
@@ -251,7 +251,7 @@ def run(root: str, encoder_name: str, weights: Path, again: bool = False) -> Non
 
 
 def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
-    """Choose our two best, the two best peers, our three best of four streams, the default before and after round 3."""
+    """Choose our two best, the two best peers, our three best of four streams, and three that round 3 chose from."""
     screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
     heads = {r["head"]: best([q for q in screened if q["head"] == r["head"]]) for r in screened}  # at its best rate
     ranked = sorted(heads.values(), key=lambda r: -r["miou"])
@@ -260,7 +260,7 @@ def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
     peers = [r for r in ranked if r["family"] in PEERS][:2]
     chosen = [((r["family"], r["index"]), r["lr"]) for r in (*ours, *plain, *peers)]
     rate = best([r for r in screened if r["family"] == "early" and r["index"] == 0])["lr"]
-    return list(dict.fromkeys([*chosen, *((spec, rate) for spec in (("early", 2), (LEAN, 0)))]))
+    return list(dict.fromkeys([*chosen, *((spec, rate) for spec in (("early", 0), ("early", 2), (LEAN, 0)))]))
 
 
 def candidates(count: int = 4) -> list[Spec]:

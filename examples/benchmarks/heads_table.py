@@ -84,10 +84,11 @@ def final(encoder: str, records: Records, costs: Records) -> str:
     lines = [f"## Finals, encoder {encoder}", ""]
     lines += [
         f"mIoU (%) on val, trained on all of train, {records[0]['epochs']} epochs; {span(dates)}. Costs as below.",
+        "The code of 2026-11-23 adds votes in float32 under bf16 too; what that makes out for two heads is shown below.",
         "",
     ]
-    lines += ["| head | lr | seeds | mean | lowest to highest | M parameters | GFLOPs | MiB | time / Unet |"]
-    lines += ["|---|---:|---:|---:|---|---:|---:|---:|---:|"]
+    lines += ["| head | trained | lr | seeds | mean | lowest to highest | M parameters | GFLOPs | MiB | time / Unet |"]
+    lines += ["|---|---|---:|---:|---:|---|---:|---:|---:|---:|"]
     rows = {name: [r for r in records if r["head"] == name] for name in {r["head"] for r in records}}
     latest = {r["head"]: r for r in costs}
     drawn = []
@@ -96,7 +97,8 @@ def final(encoder: str, records: Records, costs: Records) -> str:
         spread = f"{min(scores):.1f} to {max(scores):.1f}"
         numbers = figures(latest[name]) if name in latest else " | | |"
         lines.append(
-            f"| {name} | {runs[0]['lr']:g} | {len(runs)} | {statistics.mean(scores):.1f} | {spread} | {numbers} |"
+            f"| {name} | {runs[0]['date']} | {runs[0]['lr']:g} | {len(runs)} | {statistics.mean(scores):.1f} | {spread} "
+            f"| {numbers} |"
         )
         if name in latest:
             drawn.append((name, latest[name]["saved_mib"], statistics.mean(scores)))
@@ -125,10 +127,10 @@ def choice(records: Records) -> str:
 
 
 def again(repeated: Records, finals: Records) -> str:
-    """One row for each encoder: scores of the default with earlier code and with the present one."""
+    """One row for each encoder and head: scores with earlier code and with the present one."""
     lines = ["## The same training with earlier and present code", ""]
     lines += [
-        "Whether making the code smaller and faster has cost accuracy: the default head trained as in the finals,",
+        "Whether making the code smaller and faster has cost accuracy: heads of the finals trained once more,",
         f"val mIoU (%) of the same seeds; {span(sorted({r['date'] for r in repeated}))}.",
         "",
         "| encoder | head | before | after | mean difference |",
