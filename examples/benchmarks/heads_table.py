@@ -84,7 +84,7 @@ def final(encoder: str, records: Records, costs: Records) -> str:
     lines = [f"## Finals, encoder {encoder}", ""]
     lines += [
         f"mIoU (%) on val, trained on all of train, {records[0]['epochs']} epochs; {span(dates)}. Costs as below.",
-        "The code of 2026-11-23 adds votes in float32 under bf16 too; what that makes out for two heads is shown below.",
+        "The code of 2026-11-23 adds votes in float32 under bf16 too; what that makes out for two heads stands below.",
         "",
     ]
     lines += ["| head | trained | lr | seeds | mean | lowest to highest | M parameters | GFLOPs | MiB | time / Unet |"]
@@ -96,10 +96,8 @@ def final(encoder: str, records: Records, costs: Records) -> str:
         scores = [100 * r["miou"] for r in runs]
         spread = f"{min(scores):.1f} to {max(scores):.1f}"
         numbers = figures(latest[name]) if name in latest else " | | |"
-        lines.append(
-            f"| {name} | {runs[0]['date']} | {runs[0]['lr']:g} | {len(runs)} | {statistics.mean(scores):.1f} | {spread} "
-            f"| {numbers} |"
-        )
+        facts = [name, runs[0]["date"], f"{runs[0]['lr']:g}", len(runs), f"{statistics.mean(scores):.1f}", spread]
+        lines.append(f"| {' | '.join(map(str, facts))} | {numbers} |")
         if name in latest:
             drawn.append((name, latest[name]["saved_mib"], statistics.mean(scores)))
     if drawn:
