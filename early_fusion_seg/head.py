@@ -197,8 +197,8 @@ class Exchange(nn.Module):
                 self.down[str(source)] = conv_norm(width, sum(first.values()), kernel=3, stride=2, relu=False)
             for target in first:
                 steps = (target // source).bit_length() - 1
-                keep = [conv_norm(width, width, kernel=3, stride=2) for _ in range(steps - 2)]
                 if steps > 1:
+                    keep = [conv_norm(width, width, kernel=3, stride=2) for _ in range(steps - 2)]
                     last = conv_norm(width, widths[target], kernel=3, stride=2, relu=False)
                     self.further[f"{source}_to_{target}"] = nn.Sequential(nn.ReLU(), *keep, last)
 

@@ -77,7 +77,7 @@ OURS: dict[str, list[dict[str, Any]]] = {
         {"extra_stream": False, "hr_modules": [3, 0, 0, 0], "width": 48},
     ],
 }
-SMALLEST = ("early, no extra stream", 2)
+SMALLEST = ("early, no extra stream", 2)  # (1, 0, 0, 0)
 LEAN = "early, lean"  # (1, 0, 0, 0, 0), the choice of round 3, with other numbers of residual blocks
 OURS[LEAN] = [
     {"hr_modules": [1, 0, 0, 0, 0], "blocks": blocks} for blocks in ([1, 2, 2, 2, 2], [0, 2, 2, 2, 2], [0, 2, 2, 3, 3])

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from measure import Row, add_exponents, options, publish
-from networks import HRNETS, PEERS, Ours, Peer
+from networks import HRNETS, PEERS, Ours, Peer, make_batch
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -74,37 +74,38 @@ class LiveBytes(TorchDispatchMode):
         return sum(nbytes for _, nbytes in self.storages.values())
 
 
-def costs_of_a_step(
-    network: nn.Module, n: int, side: int, k: int, device: str, bf16: bool = False
-) -> tuple[int, int, int]:
-    """Return the bytes alive when the forward ends, the peak, and the forward's FLOPs; n square images."""
-    network.to(device)
-    images = torch.rand(n, 3, side, side, device=device)
-    target = torch.randint(0, k, (n, side, side), dtype=torch.uint8, device=device)
-    known = [*network.parameters(), *network.buffers(), images, target]
-    with LiveBytes(known) as live:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            loss = network(images, target)
+def bytes_of_a_step(network: nn.Module, n: int, side: int, k: int, device: str, bf16: bool = False) -> tuple[int, int]:
+    """Return the bytes alive when the forward ends, and the peak, of a step with n square images."""
+    batch = make_batch(n, side, k, device)
+    with LiveBytes([*network.to(device).parameters(), *network.buffers(), *batch]) as live:
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
+            loss = network(*batch)
         saved = live.alive()
         loss.backward()
     for parameter in network.parameters():
         parameter.grad = None
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        network(images, target)
-    return saved, live.peak, flops.get_total_flops()
+    return saved, live.peak
+
+
+@torch.no_grad()
+def flops_of_a_forward(network: nn.Module, n: int, side: int, k: int, device: str) -> int:
+    """Return the FLOPs of the forward pass with the loss, of n square images."""
+    batch = make_batch(n, side, k, device)
+    with FlopCounterMode(display=False) as flops:
+        network.to(device)(*batch)
+    return flops.get_total_flops()
 
 
 def row(name: str, network: nn.Module, ours: Row | None, side: int, device: str, k: int = K, bf16: bool = False) -> Row:
     """Measure one network on a batch of two."""
-    *memory, flops = costs_of_a_step(network, 2, side, k, device, bf16)
-    saved, peak = (x / 2 / MIB for x in memory)
+    saved, peak = (x / 2 / MIB for x in bytes_of_a_step(network, 2, side, k, device, bf16))
     ratio = saved / ours["saved (MiB)"] if ours else 1.0
     return {
         "network": name,
         "saved (MiB)": saved,
         "peak (MiB)": peak,
         "saved / ours": ratio,
-        "GFLOPs": flops / 2 / 1e9,
+        "GFLOPs": flops_of_a_forward(network, 2, side, k, device) / 2 / 1e9,
     }
 
 
@@ -144,7 +145,7 @@ def growth_rows(chosen: Any, progress: Progress) -> list[Row]:
     sizes = [(1, s) for s in sides] + [(b, sides[0]) for b in batches]
     rows: list[Row] = []
     for n, side in progress.track(sizes, description="growth"):
-        saved, peak = (x / MIB for x in costs_of_a_step(network, n, side, K, chosen.device)[:2])
+        saved, peak = (x / MIB for x in bytes_of_a_step(network, n, side, K, chosen.device))
         rows.append({"batch": n, "side": side, "saved (MiB)": saved, "peak (MiB)": peak})
     add_exponents(rows, "saved (MiB)")
     return rows

@@ -122,3 +122,9 @@ def plain_loss(logits: Tensor, target: Tensor) -> Tensor:
     if logits.shape[-2:] != target.shape[-2:]:
         logits = F.interpolate(logits, target.shape[-2:], mode="bilinear")
     return F.cross_entropy(logits.float(), target.long(), ignore_index=255)
+
+
+def make_batch(n: int, side: int, k: int, device: str) -> tuple[Tensor, Tensor]:
+    """Draw square images (n, 3, h, w) in 0..1 and classes (n, h, w)."""
+    target = torch.randint(0, k, (n, side, side), dtype=torch.uint8, device=device)
+    return torch.rand(n, 3, side, side, device=device), target

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from data import KINDS, sample_ratio, write_files
 from measure import FASTER, Row, add_exponents, bars_of, compared, in_turns, options, publish
-from memory import costs_of_a_step
-from networks import PEERS, SMP, OnOurEncoder, Ours, Peer
+from memory import bytes_of_a_step
+from networks import PEERS, SMP, OnOurEncoder, Ours, Peer, make_batch
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -62,15 +62,9 @@ class Step:
         self.optimizer.step()
 
 
-def make_batch(n: int, side: int, device: str) -> tuple[Tensor, Tensor]:
-    """Draw images (n, 3, h, w) in 0..1 and classes (n, h, w)."""
-    target = torch.randint(0, K, (n, side, side), dtype=torch.uint8, device=device)
-    return torch.rand(n, 3, side, side, device=device), target
-
-
 def step_rows(chosen: Any, progress: Progress) -> list[Row]:
     """Time the steps of all networks in turns, in both precisions."""
-    batch = make_batch(2, 160 if chosen.quick else 512, chosen.device)
+    batch = make_batch(2, 160 if chosen.quick else 512, K, chosen.device)
     ours, rows = Ours(K), []
     for bf16 in (False, True):
         works: dict[str, Callable[[], Any]] = {"ours": Step(ours, batch, bf16)}
@@ -100,7 +94,7 @@ def encode(ours: Ours, batch: tuple[Tensor, Tensor], bf16: bool) -> None:
 
 def part_rows(chosen: Any) -> list[Row]:
     """Time the parts of a step."""
-    batch = make_batch(2, 64 if chosen.quick else 512, chosen.device)
+    batch = make_batch(2, 64 if chosen.quick else 512, K, chosen.device)
     ours = Ours(K).to(chosen.device)
     network = ours.network
     optimizer = torch.optim.AdamW(network.head.parameters(), lr=1e-4, fused=True)
@@ -130,7 +124,7 @@ def part_rows(chosen: Any) -> list[Row]:
         rows += [
             {"what": kind, "part": p, "processor (ms)": ms, "share (%)": 100 * ms / total} for p, ms in medians.items()
         ]
-        saved, *_ = costs_of_a_step(ours, *batch[0].shape[::3], K, chosen.device, bf16)
+        saved, _ = bytes_of_a_step(ours, *batch[0].shape[::3], K, chosen.device, bf16)
         ms = 4 * saved * seconds_per_byte(chosen.device) * 1000
         rows.append({"what": kind, "part": MOVED, "processor (ms)": ms, "share (%)": 100 * ms / total})
     if not chosen.quick:
@@ -164,7 +158,7 @@ def growth_rows(chosen: Any, progress: Progress) -> list[Row]:
     sides = (64, 128) if chosen.quick else (256, 512, 1024, 2048)
     batches = (2,) if chosen.quick else (2, 4, 8)
     sizes = [(1, side) for side in sides] + [(n, sides[0]) for n in batches]
-    works = {f"{n} {side}": Step(network, make_batch(n, side, chosen.device), bf16=False) for n, side in sizes}
+    works = {f"{n} {side}": Step(network, make_batch(n, side, K, chosen.device), bf16=False) for n, side in sizes}
     times = in_turns(works, min(3, chosen.repeats), chosen.device, progress, "growth")
     rows = [{"batch": n, "side": side, "processor (ms)": 1000 * times[f"{n} {side}"][1]} for n, side in sizes]
     add_exponents(rows, "processor (ms)")
