@@ -45,7 +45,7 @@ def run(folder: Path, epochs: int = EPOCHS, checkpoint: Path | None = None, **op
     engine = trainer(folder, max_epochs=EPOCHS, callbacks=callbacks, enable_checkpointing=True, **options)
     if epochs < EPOCHS:
         model.on_train_epoch_start = lambda: engine.current_epoch < epochs or _stop()
-    with contextlib.suppress(InterruptedError):
+    with contextlib.suppress(InterruptedError):  # of _stop
         engine.fit(model, loader(), loader(2, 1), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return model, watch
 

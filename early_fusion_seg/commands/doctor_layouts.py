@@ -159,7 +159,7 @@ def _splits(dataset: str, options: dict[str, Any]) -> int:
         warnings.simplefilter("ignore")  # Mapillary's of a config file that is not there, which its own run repeats
         data = DATASETS[dataset](**options)
         for split in ("train", "val"):
-            with suppress(UserError):
+            with suppress(UserError):  # this split is none that can be listed
                 count += len(data.source(split)) > 0
     return count
 
