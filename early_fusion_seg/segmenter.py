@@ -60,7 +60,7 @@ class ReverseHRNetSeg(LightningModule):
         save_encoder: Store the encoder's weights in checkpoints even where they can be fetched again.
         plan: `"early"` or `"progressive"`; see `ReverseHRNet`.
         width: Channels of the stride-4 stream.
-        blocks: Residual blocks on each stream in an HR module.
+        blocks: Residual blocks on each stream in an HR module, or a list with a number for each stream, finest first.
         hr_modules: HR modules in each stage.
         extra_stream: Use the stream at stride 2.
         recompute: Activation checkpointing: the head's activations are computed again in backward, to save memory.
@@ -97,7 +97,7 @@ class ReverseHRNetSeg(LightningModule):
         save_encoder: bool = False,
         plan: Plan = "early",
         width: int = 32,
-        blocks: int = 2,
+        blocks: int | list[int] = 2,
         hr_modules: list[int] | None = None,
         extra_stream: bool = True,
         recompute: bool = False,

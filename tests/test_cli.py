@@ -74,6 +74,14 @@ def test_print_config_shows_the_recipe_and_leaves_out_what_the_trainer_does_anyw
     assert "accelerator" not in config["trainer"]
 
 
+@pytest.mark.parametrize(("blocks", "expected"), [("2", 2), ("[0,1,2,2,2]", [0, 1, 2, 2, 2])])
+def test_blocks_are_a_number_or_one_for_each_stream(
+    blocks: str, expected: int | list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = printed_config(["fit", "--config", "camvid", "--model.blocks", blocks], capsys)
+    assert config["model"]["blocks"] == expected
+
+
 def test_a_printed_config_means_the_same_when_it_is_given_back(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
