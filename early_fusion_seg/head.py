@@ -46,8 +46,8 @@ class ReverseHRNet(nn.Module):
             finer one joins at each stage, as in usual decoders.
         width: Channels of the stride-4 stream; W_s = width * s / 4.
         blocks: Residual blocks on each stream in an HR module; a list has a number for each stream, finest first.
-        hr_modules: HR modules in each stage, one number for each stream; 0 leaves a stage out.
-            Default: `default_hr_modules`.
+            Default: `default_modules`.
+        hr_modules: HR modules in each stage, one number for each stream; 0 leaves a stage out. Default: likewise.
         extra_stream: Use stride 2; where the encoder has no such map, a trainable stem makes it from the image.
         recompute: Keep no activations inside the HR modules in training, and compute them again in backward.
 
@@ -69,7 +69,7 @@ class ReverseHRNet(nn.Module):
         num_classes: int,
         plan: Plan = "early",
         width: int = 32,
-        blocks: int | Sequence[int] = 2,
+        blocks: int | Sequence[int] | None = None,
         hr_modules: Sequence[int] | None = None,
         extra_stream: bool = True,
         recompute: bool = False,
@@ -80,8 +80,10 @@ class ReverseHRNet(nn.Module):
         used = {s: c for c, s in zip(channels, strides, strict=True) if s >= finest}
         self.strides = sorted(used.keys() | ({2} if extra_stream else set()))
         widths = {s: width * s // 4 for s in self.strides}
-        counts = list(hr_modules) if hr_modules is not None else default_hr_modules(plan, len(self.strides))
-        depths = [blocks] * len(self.strides) if isinstance(blocks, int) else list(blocks)
+        modules, depths = default_modules(plan, self.strides)
+        counts = modules if hr_modules is None else list(hr_modules)
+        if blocks is not None:
+            depths = [blocks] * len(self.strides) if isinstance(blocks, int) else list(blocks)
         _check(self.strides, widths, width, depths, counts, plan)
         depth = dict(zip(self.strides, depths, strict=True))
 
@@ -124,12 +126,18 @@ class ReverseHRNet(nn.Module):
         return Votes(states, weights, biases, tuple(s // self.strides[0] for s in self.strides))
 
 
-def default_hr_modules(plan: Plan, streams: int) -> list[int]:
-    """Return the HR modules of each stage: early fuses all streams once, progressive at each joining.
+def default_modules(plan: Plan, strides: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the HR modules of each stage and the residual blocks on each stream.
 
-    Chosen by measurement: docs/decisions/0005-default-head.md.
+    Early fuses all streams twice, progressive once at each joining: docs/decisions/0005-default-head.md.
+
+    >>> default_modules("early", [2, 4, 8])
+    ([2, 0, 0], [0, 0, 1])
     """
-    return [1] + [0] * (streams - 1) if plan == "early" else [1] * streams
+    n = len(strides)
+    if plan == "progressive":
+        return [1] * n, [2] * n
+    return [2] + [0] * (n - 1), [int(s > 4) for s in strides] if 2 in strides else [2] * n
 
 
 def stage_strides(plan: Plan, strides: Sequence[int]) -> list[list[int]]:
@@ -289,6 +297,4 @@ def _check(
         raise UserError(f"width={width} gives the streams {widths} channels; take a positive multiple of 2")
     for name, numbers in (("hr_modules", counts), ("blocks", blocks)):
         if len(numbers) != len(strides) or min(numbers) < 0:
-            raise UserError(
-                f"{name}={numbers}; expected {len(strides)} numbers from 0 up, one for each of the streams {strides}"
-            )
+            raise UserError(f"{name}={numbers}; expected {len(strides)} numbers from 0 up, one for each of {strides}")

@@ -97,7 +97,7 @@ class ReverseHRNetSeg(LightningModule):
         save_encoder: bool = False,
         plan: Plan = "early",
         width: int = 32,
-        blocks: int | list[int] = 2,
+        blocks: int | list[int] | None = None,
         hr_modules: list[int] | None = None,
         extra_stream: bool = True,
         recompute: bool = False,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.head import BasicBlock, Exchange, ReverseHRNet, default_hr_modules, stage_strides
+from early_fusion_seg.head import BasicBlock, Exchange, ReverseHRNet, default_modules, stage_strides
 
 CHANNELS, STRIDES = (6, 8, 12, 16, 20), (2, 4, 8, 16, 32)
 
@@ -190,12 +190,15 @@ def test_widths_double_with_the_stride_with_or_without_the_extra_stream():
     for extra_stream, expected in ((True, [4, 8, 16, 32, 64]), (False, [8, 16, 32, 64])):
         head = small(extra_stream=extra_stream, hr_modules=None)
         assert [head.vote[str(s)].in_channels for s in head.strides] == expected
-        assert len(head.stages) == 1
+        assert len(head.stages) == 2
 
 
-def test_plans_have_their_own_default_hr_modules():
-    assert default_hr_modules("early", 5) == [1, 0, 0, 0, 0]
-    assert default_hr_modules("progressive", 4) == [1, 1, 1, 1]
+def test_plans_have_their_own_default_modules_with_and_without_the_extra_stream():
+    assert default_modules("early", STRIDES) == ([2, 0, 0, 0, 0], [0, 0, 1, 1, 1])
+    assert default_modules("early", STRIDES[1:]) == ([2, 0, 0, 0], [2, 2, 2, 2])
+    assert default_modules("progressive", STRIDES) == ([1] * 5, [2] * 5)
+    stages = small(blocks=None, hr_modules=None).stages
+    assert [[len(branch) for branch in module.branches.values()] for module in stages] == [[0, 0, 1, 1, 1]] * 2
 
 
 def test_an_encoder_without_stride_2_gets_the_extra_stream_from_a_stem():

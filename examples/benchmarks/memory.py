@@ -37,6 +37,7 @@ FOUR_STREAMS: list[dict[str, Any]] = [
     {"hr_modules": [4, 0, 0, 0]},
     {"hr_modules": [2, 0, 0, 0], "width": 48},
     {"hr_modules": [3, 0, 0, 0], "width": 48},
+    {"hr_modules": [2, 0, 0, 0], "width": 40},
 ]
 TEXT = """\
 Training, ResNet-50 frozen (the HRNets whole): bytes of all storages alive when the forward ends, and the peak of
@@ -130,6 +131,8 @@ def own_rows(chosen: Any, progress: Progress) -> list[Row]:
         row("171 classes", Ours(171, encoder), ours, side, chosen.device, 171),
         row("171 classes, checkpointing", Ours(171, encoder, recompute=True), ours, side, chosen.device, 171),
         row("bf16", Ours(K, encoder), ours, side, chosen.device, bf16=True),
+        row("1 HR module, blocks 2", Ours(K, encoder, hr_modules=[1, 0, 0, 0, 0], blocks=2), ours, side, chosen.device),
+        row("2 HR modules, blocks 2", Ours(K, encoder, blocks=2), ours, side, chosen.device),
     ]
     for setting in progress.track(FOUR_STREAMS[:1] if chosen.quick else FOUR_STREAMS, description="four streams"):
         name = "four streams: " + ", ".join(f"{key} {value}" for key, value in setting.items())
