@@ -6,22 +6,22 @@ encoder and an extra stream at stride 2, fuses all of them at once, and drops th
     E_2   E_4   E_8   E_16   E_32      the encoder's maps, C_s channels
      |     |     |     |      |        adapt: 1x1 conv, norm, ReLU
      s2    s4    s8    s16    s32      streams, W_s = width * s / 4 channels
-     |=====|=====|=====|======|        stage 1: HR modules (residual blocks, then every stream receives every other)
+     |=====|=====|=====|======|        stage 1: HR modules (residual blocks, then streams receive one another)
      |=====|=====|=====|      |        stage 2 without s32, and so on
      +-----+-----+-----+------+        vote: 1x1 conv to K classes on each stream, upsampled and added
 
-Every stream votes with its last state. Adding votes equals HRNetV2's 1x1 conv on the concatenation of all streams at
-the finest resolution (a 1x1 conv commutes with bilinear upsampling), without that wide tensor. `votes.py` adds them up.
+Every stream votes with its last state (`votes.py`). Adding votes equals HRNetV2's 1x1 conv on the concatenation of all
+streams at the finest resolution (a 1x1 conv commutes with bilinear upsampling), without that wide tensor.
 
 Shapes: n images, K classes, stream s is (n, W_s, ceil(h / s), ceil(w / s)) for h x w pixels.
 
-Our own choices where the published summary is silent: widths, blocks, the votes, and where the HR modules stand.
+Our own choices where the published summary is silent: widths, blocks, votes, HR modules, and when nothing goes down.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Literal
 
 import torch.nn.functional as F
@@ -80,8 +80,8 @@ class ReverseHRNet(nn.Module):
         used = {s: c for c, s in zip(channels, strides, strict=True) if s >= finest}
         self.strides = sorted(used.keys() | ({2} if extra_stream else set()))
         widths = {s: width * s // 4 for s in self.strides}
-        modules, depths = default_modules(plan, self.strides)
-        counts = modules if hr_modules is None else list(hr_modules)
+        counts, depths = default_modules(plan, self.strides)
+        counts = counts if hr_modules is None else list(hr_modules)
         if blocks is not None:
             depths = [blocks] * len(self.strides) if isinstance(blocks, int) else list(blocks)
         _check(self.strides, widths, width, depths, counts, plan)
@@ -90,10 +90,10 @@ class ReverseHRNet(nn.Module):
         self.adapt = nn.ModuleDict({str(s): conv_norm(c, widths[s], kernel=1) for s, c in used.items()})
         self.stem = conv_norm(3, widths[2], kernel=3, stride=2) if extra_stream and 2 not in used else None
         stages = stage_strides(plan, self.strides)
+        modules = [members for members, count in zip(stages, counts, strict=True) for _ in range(count)]
         self.stages = nn.ModuleList(
-            HRModule({s: widths[s] for s in members}, depth)
-            for members, count in zip(stages, counts, strict=True)
-            for _ in range(count)
+            HRModule({s: widths[s] for s in members}, depth, onward=set(chain(*modules[i:])))
+            for i, members in enumerate(modules, start=1)
         )
         self.vote = nn.ModuleDict({str(s): nn.Conv2d(widths[s], num_classes, kernel_size=1) for s in self.strides})
 
@@ -159,14 +159,15 @@ class HRModule(nn.Module):
     Args:
         widths: Stride -> channels of each stream that takes part.
         blocks: Stride -> residual blocks on it.
+        onward: Strides that a later module takes.
     """
 
-    def __init__(self, widths: dict[int, int], blocks: dict[int, int]) -> None:
+    def __init__(self, widths: dict[int, int], blocks: dict[int, int], onward: Set[int]) -> None:
         super().__init__()
         self.branches = nn.ModuleDict(
             {str(s): nn.Sequential(*(BasicBlock(w) for _ in range(blocks[s]))) for s, w in widths.items()}
         )
-        self.exchange = Exchange(widths)
+        self.exchange = Exchange(widths, onward)
 
     def forward(self, streams: Streams) -> Streams:
         """Return the new states of this module's streams (others in `streams` are not looked at)."""
@@ -190,25 +191,25 @@ class BasicBlock(nn.Module):
 class Exchange(nn.Module):
     """Give every stream the sum of itself and all others: 1x1 and up from coarser, strided 3x3 from finer.
 
-    What leaves a stream for all finer ones leaves by one convolution, which reads it once, and so does the first step
-    to all coarser ones; `split` gives every target its channels.
+    A stream that no later module takes gets nothing from finer ones, which vote themselves. What leaves a
+    stream for all finer ones leaves by one convolution, which reads it once, and so does the first step to all coarser
+    ones; `split` gives every target its channels.
     """
 
-    def __init__(self, widths: dict[int, int]) -> None:
+    def __init__(self, widths: dict[int, int], onward: Set[int]) -> None:
         super().__init__()
-        self.widths = widths
+        self.widths, self.fed = widths, {s: width for s, width in widths.items() if s in onward}
         self.up, self.down, self.further = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for source, width in widths.items():
             if finer := _finer(widths, source):
                 self.up[str(source)] = conv_norm(width, sum(finer.values()), kernel=1, relu=False)
-            if first := _first_steps(widths, source):
+            if first := _first_steps(self.fed, source, width):
                 self.down[str(source)] = conv_norm(width, sum(first.values()), kernel=3, stride=2, relu=False)
-            for target in first:
+            for target in (s for s in first if s > 2 * source):
                 steps = (target // source).bit_length() - 1
-                if steps > 1:
-                    keep = [conv_norm(width, width, kernel=3, stride=2) for _ in range(steps - 2)]
-                    last = conv_norm(width, widths[target], kernel=3, stride=2, relu=False)
-                    self.further[f"{source}_to_{target}"] = nn.Sequential(nn.ReLU(), *keep, last)
+                keep = [conv_norm(width, width, kernel=3, stride=2) for _ in range(steps - 2)]
+                last = conv_norm(width, widths[target], kernel=3, stride=2, relu=False)
+                self.further[f"{source}_to_{target}"] = nn.Sequential(nn.ReLU(), *keep, last)
 
     def forward(self, streams: Streams) -> Streams:
         """Map stride -> (n, W_s, ...) to the same strides and shapes."""
@@ -225,7 +226,7 @@ class Exchange(nn.Module):
         if finer := _finer(self.widths, source):
             for target, part in zip(finer, self.up[name](x).split(list(finer.values()), 1), strict=True):
                 yield target, upsample(part, source // target, streams[target].shape[-2:])
-        if first := _first_steps(self.widths, source):
+        if first := _first_steps(self.fed, source, self.widths[source]):
             for target, part in zip(first, self.down[name](x).split(list(first.values()), 1), strict=True):
                 path = f"{source}_to_{target}"
                 yield target, self.further[path](part) if path in self.further else part
@@ -236,9 +237,9 @@ def _finer(widths: dict[int, int], source: int) -> dict[int, int]:
     return {s: width for s, width in widths.items() if s < source}
 
 
-def _first_steps(widths: dict[int, int], source: int) -> dict[int, int]:
+def _first_steps(fed: dict[int, int], source: int, width: int) -> dict[int, int]:
     """Return the streams that a stream reaches by strided convolutions, and the channels after the first of these."""
-    return {s: width if s == 2 * source else widths[source] for s, width in widths.items() if s > source}
+    return {s: w if s == 2 * source else width for s, w in fed.items() if s > source}
 
 
 def recomputed(module: nn.Module, streams: Streams) -> Streams:

@@ -54,7 +54,7 @@ class Votes(NamedTuple):
 
     def chunks(self, size: Size) -> Iterator[Chunk]:
         """Cut the logits, upsampled to `size`, into chunks."""
-        return row_chunks(*self.shape[:2], size)
+        return row_chunks(*self.shape[:2], size, self.states[0].device.type)
 
     def upsampled(self, size: Size, chunk: Chunk) -> Tensor:
         """Return a chunk of the logits upsampled to `size` (H, W): (n, R, W, K) float32."""

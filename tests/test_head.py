@@ -80,7 +80,7 @@ def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h
 def test_the_exchange_leaves_streams_aligned(h, w):
     streams = {s: x[None, None] for s, x in ramps(h, w).items()}
     inside = (..., slice(8, (h - 32) // 2), slice(8, (w - 32) // 2))
-    exchange = Exchange(dict.fromkeys(STRIDES, 1))
+    exchange = Exchange(dict.fromkeys(STRIDES, 1), onward=set(STRIDES))
     for i, name in enumerate(exchange.up, start=1):
         exchange.up[name] = Copies(i)
     for i, name in enumerate(exchange.down):
@@ -121,7 +121,7 @@ def test_exchange_is_relu_of_the_sum_of_all_streams():
     """Each path by itself, with its share of the convolution that it leaves by."""
     torch.manual_seed(0)
     widths = {4: 3, 8: 6, 16: 12}
-    exchange = Exchange(widths).eval()
+    exchange = Exchange(widths, onward=set(widths)).eval()
     for norm in exchange.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight), nn.init.normal_(norm.bias), nn.init.normal_(norm.running_mean)
@@ -156,7 +156,7 @@ def test_exchange_is_relu_of_the_sum_of_all_streams():
 
 def test_a_path_of_several_steps_has_a_norm_and_relu_after_each_but_the_last():
     torch.manual_seed(0)
-    exchange = Exchange({2: 3, 16: 8}).eval()
+    exchange = Exchange({2: 3, 16: 8}, onward={2, 16}).eval()
     x, coarse = torch.randn(1, 3, 16, 16), torch.randn(1, 8, 2, 2)
     path = exchange.further["2_to_16"]
     with torch.no_grad():
@@ -171,8 +171,42 @@ def test_a_path_of_several_steps_has_a_norm_and_relu_after_each_but_the_last():
 def test_a_stream_alone_exchanges_nothing_and_is_not_written_over():
     stream = torch.randn(1, 3, 4, 4)
     before = stream.clone()
-    torch.testing.assert_close(Exchange({4: 3})({4: stream})[4], before.clamp(min=0))
+    torch.testing.assert_close(Exchange({4: 3}, onward={4})({4: stream})[4], before.clamp(min=0))
     assert torch.equal(stream, before)
+
+
+def test_a_stream_that_nobody_takes_gets_nothing_from_finer_ones():
+    torch.manual_seed(0)
+    exchange = Exchange({4: 4, 8: 8, 16: 16}, onward={4, 8}).eval()
+    streams = {s: torch.randn(1, s, 32 // s, 32 // s) for s in (4, 8, 16)}
+    with torch.no_grad():
+        before, after = exchange(streams), exchange(streams | {4: torch.randn(1, 4, 8, 8)})
+    assert torch.equal(before[16], streams[16].clamp(min=0))
+    assert torch.equal(after[16], before[16])
+    assert not torch.equal(after[8], before[8])
+
+
+@pytest.mark.parametrize(
+    ("options", "downward"),
+    [
+        ({"hr_modules": [2, 0, 0, 0, 0]}, [{4, 8, 16, 32}, set()]),
+        ({"hr_modules": [1, 0, 1, 0, 1]}, [{4, 8}, set(), set()]),
+        ({"hr_modules": [0, 0, 1, 0, 1], "plan": "progressive"}, [{16, 32}, set()]),
+        ({"hr_modules": [1, 0, 0, 0, 0]}, [set()]),
+    ],
+)
+def test_downward_goes_what_a_later_module_takes(options, downward):
+    head = small(**options)
+    for module, expected in zip(head.stages, downward, strict=True):
+        widths = module.exchange.widths
+        streams = {s: torch.randn(1, width, 64 // s, 64 // s) for s, width in widths.items()}
+        reached = set()
+        with torch.no_grad():
+            first = module.eval()(streams)
+            for source in widths:
+                changed = module(streams | {source: torch.randn_like(streams[source])})
+                reached |= {s for s in widths if s > source and not torch.equal(first[s], changed[s])}
+        assert reached == expected
 
 
 def test_a_block_adds_its_convolutions_to_its_input():

@@ -104,7 +104,7 @@ ALWAYS_IN_FINALS = (("early", 0), ("early", 2), (LEAN, 0), (LEAN, 3), DEFAULT, W
 LARGE = (("early", 2), (LEAN, 3), TWO_PLAIN)
 LARGE_CROP, LARGE_EPOCHS, LARGE_SEEDS = (256, 320), 8, (0, 1)
 LEAN_PLAIN = (("early, no extra stream", 8), ("early, no extra stream", 9))  # which came after the finals
-STREAMS, STREAM_SEEDS = (DEFAULT, WIDER_PLAIN, *LEAN_PLAIN), range(6)
+STREAMS, STREAM_SEEDS = (DEFAULT, (LEAN, 4), TWO_PLAIN, WIDER_PLAIN), range(4)
 SCREENED = [*(f for f in OURS if f != LEAN), *PEERS]
 Spec = tuple[str, int]  # family, index of the setting
 
