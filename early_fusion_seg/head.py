@@ -86,7 +86,6 @@ class ReverseHRNet(nn.Module):
             depths = [blocks] * len(self.strides) if isinstance(blocks, int) else list(blocks)
         _check(self.strides, widths, width, depths, counts, plan)
         depth = dict(zip(self.strides, depths, strict=True))
-
         self.adapt = nn.ModuleDict({str(s): conv_norm(c, widths[s], kernel=1) for s, c in used.items()})
         self.stem = conv_norm(3, widths[2], kernel=3, stride=2) if extra_stream and 2 not in used else None
         stages = stage_strides(plan, self.strides)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from early_fusion_seg import FrozenEncoder, ReverseHRNet
+
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 SCRIPTS = ("inference", "evaluation")
 PAGE = BENCHMARKS.parents[1] / "docs" / "benchmarks.md"
@@ -82,6 +84,15 @@ def test_train_step(tmp_path):
     assert [row["peer"] for row in rows["Training steps"]] == 2 * expected
     assert {row["part"] for row in rows["Where the time of a step goes"]} >= {"encoder, forward", "head, backward"}
     assert len(rows["Growth, float32"]) == 3
+
+
+def test_heads_takes_the_packages_default(monkeypatch):
+    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    heads = importlib.import_module("heads")
+    encoder = FrozenEncoder("resnet18", weights="random")
+    default = ReverseHRNet(encoder.channels, encoder.strides, heads.K)
+    assert str(heads.make_head(heads.DEFAULT, encoder, 0)) == str(default)
 
 
 def test_live_bytes_are_those_of_the_storages_that_are_alive(monkeypatch):

@@ -16,6 +16,8 @@ decoding of its image (OpenCV) and mask (Pillow), on generated files of real siz
 ratio of the sums and the median ratio;"""
 HERE = Path(__file__).parent
 RESULTS, DATA = HERE / "heads.jsonl", HERE / "data.json"
+LAST_DOWN = "2026-11-23"
+"""The last day on which streams also got what finer ones gave them where no later module took it."""
 COMPARED = ("train_step", "memory", "inference", "evaluation")
 """Scripts whose JSON is a section of its own, see `section`."""
 SMALL_CLASSES = {"Pole": 2, "SignSymbol": 6, "Pedestrian": 9, "Bicyclist": 10}
@@ -39,23 +41,25 @@ def read_results() -> Records:
 
 def write_table(records: Records) -> None:
     """Write the page."""
-    parts = [HEAD]
+    parts, costs = [HEAD], [r for r in records if r["stage"] == "cost"]
+    earlier = [r for r in costs if r["date"] <= LAST_DOWN]
     for encoder in ("random", "camvid"):
         screened = [r for r in records if r["stage"] == "screen" and r["encoder"] == encoder]
         finals = [r for r in records if r["stage"] == "final" and r["encoder"] == encoder]
         if screened:
             parts.append(screening(encoder, screened))
         if finals:
-            parts.append(final(encoder, finals, [r for r in records if r["stage"] == "cost"]))
+            parts.append(final(encoder, finals, earlier))
         if not screened or not finals:
             parts.append(f"Encoder {encoder}: {'finals ' if screened else ''}not measured yet.\n")
     if choices := [r for r in records if r["stage"] == "choice"]:
         parts.append(choice(choices))
     if larger := [r for r in records if r["stage"] == "large"]:
-        parts.append(large(larger, [r for r in records if r["stage"] == "cost"]))
+        parts.append(large(larger, earlier))
+    if several := [r for r in records if r["stage"] == "streams"]:
+        parts.append(streams(several, [r for r in records if r["stage"] == "streams before"], costs))
     if repeated := [r for r in records if r["stage"] == "again"]:
         parts.append(again(repeated, [r for r in records if r["stage"] == "final"]))
-    costs = [r for r in records if r["stage"] == "cost"]
     parts.append(cost(costs) if costs else "Costs: not measured yet.\n")
     if DATA.exists():
         parts.append(loading(json.loads(DATA.read_text())))
@@ -87,7 +91,8 @@ def final(encoder: str, records: Records, costs: Records) -> str:
     dates = sorted({r["date"] for r in records if "date" in r})
     lines = [f"## Finals, encoder {encoder}", ""]
     lines += [
-        f"mIoU (%) on val, trained on all of train, {records[0]['epochs']} epochs; {span(dates)}. Costs as below.",
+        f"mIoU (%) on val, trained on all of train, {records[0]['epochs']} epochs; {span(dates)}. Costs",
+        f"as below, but of the code of {LAST_DOWN}, when the last HR module had paths down too.",
         "The code of 2026-11-23 adds votes in float32 under bf16 too; what that makes out for two heads stands below.",
         "",
     ]
@@ -132,7 +137,8 @@ def large(records: Records, costs: Records) -> str:
     """One row for each head at 480x360: mIoU of each seed, the IoU of thin and small classes, memory."""
     lines = ["## The extra stream at 480x360", ""]
     lines += [f"mIoU (%) on val of each seed, encoder {records[0]['encoder']}, trained on all of train at 480x360,"]
-    lines += [f"{records[0]['epochs']} epochs, and the mean IoU (%) of classes that are thin or small; MiB as below;"]
+    lines += [f"{records[0]['epochs']} epochs, and the mean IoU (%) of classes that are thin or small; MiB as in the"]
+    lines += [f"finals, of the code of {LAST_DOWN};"]
     lines += [f"{span(sorted({r['date'] for r in records}))}.", ""]
     lines += [f"| head | mIoU | mean | {' | '.join(SMALL_CLASSES)} | MiB |", "|---|---|---:|---:|---:|---:|---:|---:|"]
     saved = {r["head"]: f"{r['saved_mib']:.0f}" for r in costs}
@@ -142,6 +148,35 @@ def large(records: Records, costs: Records) -> str:
         small = [statistics.mean(100 * r["per_class"][i] for r in runs) for i in SMALL_CLASSES.values()]
         cells = [", ".join(f"{x:.1f}" for x in scores), *(f"{x:.1f}" for x in (statistics.mean(scores), *small))]
         lines.append(f"| {head} | {' | '.join(cells)} | {saved.get(head, '')} |")
+    return "\n".join([*lines, ""])
+
+
+def streams(records: Records, before: Records, costs: Records) -> str:
+    """One row for each head and encoder: mIoU of each seed without paths down at the end, and with them."""
+    lines = ["## With and without the extra stream", ""]
+    lines += [
+        f"mIoU (%) on val of each seed, as in the finals; {span(sorted({r['date'] for r in (*records, *before)}))}."
+    ]
+    lines += [
+        "Before: with paths down in the last HR module too, on the same encoder and batches. The encoder trained on"
+    ]
+    lines += ["CamVid is not the one of the finals, but one trained once more. MiB and time as below.", ""]
+    lines += ["| head | encoder | mIoU | mean | before | mean | MiB | time / Unet |"]
+    lines += ["|---|---|---|---:|---|---:|---:|---:|"]
+    latest, drawn = {r["head"]: r for r in costs}, []
+    for encoder, head in sorted({(r["encoder"], r["head"]) for r in (*records, *before)}):
+        cells = []
+        for several in (records, before):
+            runs = sorted((r for r in several if (r["encoder"], r["head"]) == (encoder, head)), key=itemgetter("seed"))
+            scores = [100 * r["miou"] for r in runs]
+            cells += [", ".join(f"{x:.1f}" for x in scores), f"{statistics.mean(scores):.1f}" if scores else ""]
+            if scores and several is records:
+                drawn.append((f"{head}, encoder {encoder}", latest[head]["saved_mib"], statistics.mean(scores)))
+        price = f"{latest[head]['saved_mib']:.0f} | {latest[head]['time_ratio']:.2f}"
+        lines.append(f"| {head} | {encoder} | {' | '.join(cells)} | {price} |")
+    picture = TARGET.parent / "images" / "benchmark_streams.png"
+    points(drawn, ("saved activations (MiB)", "val mIoU (%)"), picture)
+    lines += ["", f"![Memory and mIoU with and without the extra stream](images/{picture.name})"]
     return "\n".join([*lines, ""])
 
 
