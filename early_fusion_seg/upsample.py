@@ -12,20 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**21
-"""Numbers in a chunk of upsampled logits on the CPU: 8 MiB in float32; elsewhere twice as many, for fewer launches."""
+CHUNK_ELEMENTS = 2**22
+"""Numbers in one chunk of upsampled logits: 16 MiB in float32."""
 
 MIN_ROWS = 32
 """Rows of an image in one chunk, before it has several images: rows at a chunk's ends are made twice."""
 
 
-def row_chunks(n: int, k: int, size: tuple[int, int], device: str = "cpu") -> Iterator[tuple[slice, int, int]]:
+def row_chunks(n: int, k: int, size: tuple[int, int], share: int = 1) -> Iterator[tuple[slice, int, int]]:
     """Yield the (images, first row, row after the last) of chunks of (n, K, H, W) numbers, at least one row each.
 
+    `share` makes them that many times smaller.
     Fewer rows of more images, down to MIN_ROWS: PyTorch's bilinear kernels for the CPU have a thread for each image.
     """
-    elements = CHUNK_ELEMENTS if device == "cpu" else 2 * CHUNK_ELEMENTS
-    rows = max(1, elements // (k * size[1]))  # of one image
+    rows = max(1, CHUNK_ELEMENTS // share // (k * size[1]))  # of one image
     images = max(1, min(n, rows // min(size[0], MIN_ROWS)))
     rows //= images
     for i in range(0, n, images):

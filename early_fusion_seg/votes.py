@@ -52,9 +52,9 @@ class Votes(NamedTuple):
         n, _, h, w = self.shape
         return self.upsampled((h, w), (slice(0, n), 0, h)).movedim(-1, 1)
 
-    def chunks(self, size: Size) -> Iterator[Chunk]:
-        """Cut the logits, upsampled to `size`, into chunks."""
-        return row_chunks(*self.shape[:2], size, self.states[0].device.type)
+    def chunks(self, size: Size, learns: bool = False) -> Iterator[Chunk]:
+        """Cut the logits, upsampled to `size`, into chunks; on the CPU smaller ones where each gets a gradient too."""
+        return row_chunks(*self.shape[:2], size, share=2 if learns and self.states[0].device.type == "cpu" else 1)
 
     def upsampled(self, size: Size, chunk: Chunk) -> Tensor:
         """Return a chunk of the logits upsampled to `size` (H, W): (n, R, W, K) float32."""
@@ -69,7 +69,7 @@ class Votes(NamedTuple):
             of_chunk: Writes the gradient of a chunk's upsampled logits, (n, R, W, K), over them.
         """
         totals = [torch.zeros_like(x, dtype=torch.float32) for x in self.tensors]
-        for chunk in self.chunks(size):
+        for chunk in self.chunks(size, learns=True):
             cut = self._part(size, chunk)
             part = Votes(_leaves(cut.states), _leaves(cut.weights), _leaves(cut.biases), self.ratios)
             with torch.enable_grad():

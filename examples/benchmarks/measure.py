@@ -13,7 +13,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +49,70 @@ def in_turns(
     works: dict[str, Callable[[], Any]], repeats: int, device: str, progress: Progress, what: str
 ) -> dict[str, tuple[float, float]]:
     """Call all works in turns, after one unmeasured round, and return the medians of seconds and processor seconds."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    task = progress.add_task(what, total=(repeats + 1) * len(works))
-    for i in range(repeats + 1):
-        for name, work in works.items():
-            start = time.perf_counter(), time.process_time()
-            work()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if i > 0:
-                seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return _in_turns({name: partial(timed, work, device) for name, work in works.items()}, repeats, progress, what)
+
+
+def in_turns_apart(
+    makers: dict[str, Callable[[], Callable[[], Any]]], repeats: int, device: str, progress: Progress, what: str
+) -> dict[str, tuple[float, float]]:
+    """Do as `in_turns`, each work made and called in a process of its own, as its users have it.
+
+    In one process, memory that a large network has freed is there for the next one, which gets it without the page
+    faults that it has by itself.
+
+    Args:
+        makers: Name -> what makes the work; goes to the process by pickle.
+        repeats: Measured rounds.
+        device: Such as cpu or cuda.
+        progress: Shows how far it is.
+        what: Named there.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        calls = {}
+        for name, make in makers.items():
+            pool = stack.enter_context(ProcessPoolExecutor(1, context, _keep, (make,)))
+            calls[name] = partial(_result, pool, device)
+        return _in_turns(calls, repeats, progress, what)
+
+
+def timed(work: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Return the seconds and the processor seconds of a call."""
+    start = time.perf_counter(), time.process_time()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def _in_turns(
+    calls: dict[str, Callable[[], tuple[float, float]]], repeats: int, progress: Progress, what: str
+) -> dict[str, tuple[float, float]]:
+    """Make the calls, each of which returns its times, in turns, and return the medians."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    task = progress.add_task(what, total=(repeats + 1) * len(calls))
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            seconds[name].append(call())
             progress.advance(task)
-    return {name: tuple(statistics.median(column) for column in zip(*s, strict=True)) for name, s in seconds.items()}
+    return {
+        name: tuple(statistics.median(column) for column in zip(*s[1:], strict=True)) for name, s in seconds.items()
+    }
+
+
+_kept: list[Callable[[], Any]] = []  # the work of this process
+
+
+def _keep(make: Callable[[], Callable[[], Any]]) -> None:
+    _kept.append(make())
+
+
+def _result(pool: ProcessPoolExecutor, device: str) -> tuple[float, float]:
+    return pool.submit(_call, device).result()
+
+
+def _call(device: str) -> tuple[float, float]:
+    return timed(_kept[0], device)
 
 
 def compared(what: str, times: dict[str, tuple[float, float]], goals: dict[str, float | None]) -> list[Row]:
