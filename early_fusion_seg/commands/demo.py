@@ -112,7 +112,6 @@ def build_model(data: SyntheticDataModule) -> ReverseHRNetSeg:
         encoder="resnet18",
         encoder_weights="random",
         blocks=1,
-        hr_modules=[1, 0, 0, 0, 0],
         lr=6e-3,
         warmup_steps=20,
     )
