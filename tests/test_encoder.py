@@ -381,14 +381,6 @@ def test_the_default_encoders_licence_is_known():
     assert config.license == "cc-by-nc-4.0"
 
 
-@pytest.fixture
-def without_onednn():
-    enabled = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
-    yield
-    torch.backends.mkldnn.enabled = enabled
-
-
 def calls_of_onednn(encoder: FrozenEncoder, images: torch.Tensor) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
         encoder(images)
@@ -432,8 +424,8 @@ def test_a_fused_block_leaves_the_maps_before_it_alone(random_resnet18):
     assert all(torch.equal(a, b) for a, b in zip(maps, first, strict=True))
 
 
-@pytest.mark.usefixtures("without_onednn")
-def test_without_onednn_the_blocks_are_as_timm_wrote_them(random_resnet18):
+def test_without_onednn_the_blocks_are_as_timm_wrote_them(random_resnet18, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     assert calls_of_onednn(random_resnet18, torch.randn(1, 3, 64, 64)) == 0
 
 

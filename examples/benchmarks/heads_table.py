@@ -124,9 +124,7 @@ def choice(records: Records) -> str:
     rows = {name: [r for r in records if r["head"] == name] for name in {r["head"] for r in records}}
     for name, runs in sorted(rows.items(), key=lambda item: -statistics.mean(r["miou"] for r in item[1])):
         cells = [
-            ", ".join(
-                f"{100 * r['miou']:.1f}" for r in sorted(runs, key=lambda r: r["seed"]) if r["encoder"] == encoder
-            )
+            listed([100 * r["miou"] for r in sorted(runs, key=itemgetter("seed")) if r["encoder"] == encoder])
             for encoder in ("random", "camvid")
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {100 * statistics.mean(r['miou'] for r in runs):.1f} |")
@@ -146,7 +144,7 @@ def large(records: Records, costs: Records) -> str:
         runs = sorted((r for r in records if r["head"] == head), key=itemgetter("seed"))
         scores = [100 * r["miou"] for r in runs]
         small = [statistics.mean(100 * r["per_class"][i] for r in runs) for i in SMALL_CLASSES.values()]
-        cells = [", ".join(f"{x:.1f}" for x in scores), *(f"{x:.1f}" for x in (statistics.mean(scores), *small))]
+        cells = [listed(scores), *(f"{x:.1f}" for x in (statistics.mean(scores), *small))]
         lines.append(f"| {head} | {' | '.join(cells)} | {saved.get(head, '')} |")
     return "\n".join([*lines, ""])
 
@@ -169,7 +167,7 @@ def streams(records: Records, before: Records, costs: Records) -> str:
         for several in (records, before):
             runs = sorted((r for r in several if (r["encoder"], r["head"]) == (encoder, head)), key=itemgetter("seed"))
             scores = [100 * r["miou"] for r in runs]
-            cells += [", ".join(f"{x:.1f}" for x in scores), f"{statistics.mean(scores):.1f}" if scores else ""]
+            cells += [listed(scores), f"{statistics.mean(scores):.1f}" if scores else ""]
         price = f"{latest[head]['saved_mib']:.0f} | {latest[head]['time_ratio']:.2f}"
         lines.append(f"| {head} | {encoder} | {' | '.join(cells)} | {price} |")
     scores_of = {h: [100 * r["miou"] for r in records if r["head"] == h] for h in {r["head"] for r in records}}
@@ -195,7 +193,7 @@ def again(repeated: Records, finals: Records) -> str:
     for encoder, head in sorted({(r["encoder"], r["head"]) for r in repeated}):
         runs = sorted((r for r in repeated if (r["encoder"], r["head"]) == (encoder, head)), key=itemgetter("seed"))
         before, after = [first[key(r)] for r in runs], [100 * r["miou"] for r in runs]
-        cells = [", ".join(f"{x:.1f}" for x in scores) for scores in (before, after)]
+        cells = [listed(scores) for scores in (before, after)]
         difference = statistics.mean(after) - statistics.mean(before)
         lines.append(f"| {encoder} | {head} | {cells[0]} | {cells[1]} | {difference:+.1f} |")
     return "\n".join([*lines, ""])
@@ -259,6 +257,11 @@ def name(row: dict[str, Any]) -> str:
     """Name a row by its first column, and its peer where it has one."""
     first = str(next(iter(row.values())))
     return f"{first} against {row['peer']}" if "peer" in row else first
+
+
+def listed(scores: list[float]) -> str:
+    """Write the scores of several seeds in one cell."""
+    return ", ".join(f"{x:.1f}" for x in scores)
 
 
 def cells(row: dict[str, Any]) -> list[str]:

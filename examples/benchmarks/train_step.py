@@ -86,7 +86,7 @@ def make_work(name: str, side: int, device: str, bf16: bool) -> Callable[[], Any
     """Build what is timed under a name."""
     batch = make_batch(2, side, K, device)
     if name == FLOOR:
-        return partial(encode, Ours(K), batch, bf16)
+        return partial(encode, Ours(K).to(device), batch, bf16)
     if name in ("ours", CHECKPOINTING):
         return Step(Ours(K, recompute=name == CHECKPOINTING), batch, bf16)
     network = OnOurEncoder(name.removesuffix(ON_OURS), K) if name.endswith(ON_OURS) else Peer(name, K)
@@ -97,7 +97,7 @@ def make_work(name: str, side: int, device: str, bf16: bool) -> Callable[[], Any
 def encode(ours: Ours, batch: tuple[Tensor, Tensor], bf16: bool) -> None:
     """Compute the encoder's maps and nothing else."""
     with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
-        ours.network.encoder.to(batch[0].device)(batch[0])
+        ours.network.encoder(batch[0])
 
 
 def part_rows(chosen: Any) -> list[Row]:
