@@ -60,8 +60,25 @@ def _chunk_cross_entropy(
     return value
 
 
+def _add_chunks(
+    total: Tensor, votes: Votes, learns: bool, target: Tensor, kept: Tensor, weights: Tensor | None, smoothing: float
+) -> list[Tensor]:
+    """Add the cross-entropy of all chunks to `total`; to learn, return its gradients with respect to the votes."""
+    size = size_of(target)
+
+    def of_chunk(rows: Tensor, chunk: Chunk) -> None:
+        place = (chunk[0], slice(*chunk[1:]))
+        total.add_(_chunk_cross_entropy(rows, target[place], kept[place], weights, smoothing, learns))
+
+    if learns:
+        return votes.gradients(size, of_chunk)
+    for chunk in votes.chunks(size):
+        of_chunk(votes.upsampled(size, chunk), chunk)
+    return []
+
+
 class _CrossEntropy(torch.autograd.Function):
-    """The sum of weighted cross-entropies; its gradient is made beside it, and only scaled in backward."""
+    """The sum of weighted cross-entropies; its gradient is made beside it, and in backward scaled where it lies."""
 
     @staticmethod
     def forward(
@@ -74,24 +91,22 @@ class _CrossEntropy(torch.autograd.Function):
         ratios: tuple[int, ...],
         *tensors: Tensor,
     ) -> Tensor:
-        votes, size = _gathered(ratios, tensors), size_of(target)
+        ctx.save_for_backward(target, kept, class_weights, *tensors)
+        ctx.smoothing, ctx.ratios = smoothing, ratios
         total = torch.zeros((), dtype=torch.float32, device=target.device)
-
-        def of_chunk(rows: Tensor, chunk: Chunk) -> None:
-            place = (chunk[0], slice(*chunk[1:]))
-            total.add_(_chunk_cross_entropy(rows, target[place], kept[place], class_weights, smoothing, learns))
-
-        if learns:
-            ctx.save_for_backward(*votes.gradients(size, of_chunk))
-        else:
-            for chunk in votes.chunks(size):
-                of_chunk(votes.upsampled(size, chunk), chunk)
+        votes = _gathered(ratios, tensors)
+        ctx.gradients = _add_chunks(total, votes, learns, target, kept, class_weights, smoothing)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *([None] * 6), *(g * grad for g in ctx.saved_tensors)
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # they were scaled before: `retain_graph=True`
+            target, kept, weights, *tensors = ctx.saved_tensors
+            votes, again = _gathered(ctx.ratios, tensors), torch.zeros_like(grad)
+            gradients = _add_chunks(again, votes, True, target, kept, weights, ctx.smoothing)
+        return *([None] * 6), *(g.mul_(grad) for g in gradients)
 
 
 class _SumOfChunks(torch.autograd.Function):

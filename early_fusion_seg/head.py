@@ -10,8 +10,9 @@ encoder and an extra stream at stride 2, fuses all of them at once, and drops th
      |=====|=====|=====|      |        stage 2 without s32, and so on
      +-----+-----+-----+------+        vote: 1x1 conv to K classes on each stream, upsampled and added
 
-Every stream votes with its last state (`votes.py`). Adding votes equals HRNetV2's 1x1 conv on the concatenation of all
-streams at the finest resolution (a 1x1 conv commutes with bilinear upsampling), without that wide tensor.
+Every stream votes with its last state (`votes.py`); votes are upsampled to the next finer stream and added to its own.
+This equals HRNetV2's 1x1 conv on the concatenation of all streams at the finest resolution (a 1x1 conv commutes with
+bilinear upsampling), without that wide tensor.
 
 Shapes: n images, K classes, stream s is (n, W_s, ceil(h / s), ceil(w / s)) for h x w pixels.
 
@@ -29,10 +30,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.exchange import Exchange, Streams, conv_norm
 from early_fusion_seg.votes import Votes
 
 Plan = Literal["early", "progressive"]
-Streams = dict[int, Tensor]
 
 
 class ReverseHRNet(nn.Module):
@@ -187,60 +188,6 @@ class BasicBlock(nn.Module):
         return F.relu(self.second(self.first(x)).add_(x), inplace=True)
 
 
-class Exchange(nn.Module):
-    """Give every stream the sum of itself and all others: 1x1 and up from coarser, strided 3x3 from finer.
-
-    A stream that no later module takes gets nothing from finer ones, which vote themselves. What leaves a
-    stream for all finer ones leaves by one convolution, which reads it once, and so does the first step to all coarser
-    ones; `split` gives every target its channels.
-    """
-
-    def __init__(self, widths: dict[int, int], onward: Set[int]) -> None:
-        super().__init__()
-        self.widths, self.fed = widths, {s: width for s, width in widths.items() if s in onward}
-        self.up, self.down, self.further = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        for source, width in widths.items():
-            if finer := _finer(widths, source):
-                self.up[str(source)] = conv_norm(width, sum(finer.values()), kernel=1, relu=False)
-            if first := _first_steps(self.fed, source, width):
-                self.down[str(source)] = conv_norm(width, sum(first.values()), kernel=3, stride=2, relu=False)
-            for target in (s for s in first if s > 2 * source):
-                steps = (target // source).bit_length() - 1
-                keep = [conv_norm(width, width, kernel=3, stride=2) for _ in range(steps - 2)]
-                last = conv_norm(width, widths[target], kernel=3, stride=2, relu=False)
-                self.further[f"{source}_to_{target}"] = nn.Sequential(nn.ReLU(), *keep, last)
-
-    def forward(self, streams: Streams) -> Streams:
-        """Map stride -> (n, W_s, ...) to the same strides and shapes."""
-        totals = dict(streams)
-        for source in streams:
-            for target, moved in self._leaving(source, streams):
-                total = totals[target]
-                totals[target] = total + moved if total is streams[target] else total.add_(moved)
-        return {s: F.relu(total, inplace=total is not streams[s]) for s, total in totals.items()}
-
-    def _leaving(self, source: int, streams: Streams) -> Iterator[tuple[int, Tensor]]:
-        """Yield each other stride and what a stream gives it, in its shape."""
-        x, name = streams[source], str(source)
-        if finer := _finer(self.widths, source):
-            for target, part in zip(finer, self.up[name](x).split(list(finer.values()), 1), strict=True):
-                yield target, upsample(part, source // target, streams[target].shape[-2:])
-        if first := _first_steps(self.fed, source, self.widths[source]):
-            for target, part in zip(first, self.down[name](x).split(list(first.values()), 1), strict=True):
-                path = f"{source}_to_{target}"
-                yield target, self.further[path](part) if path in self.further else part
-
-
-def _finer(widths: dict[int, int], source: int) -> dict[int, int]:
-    """Return the streams that a stream reaches by upsampling, and their channels."""
-    return {s: width for s, width in widths.items() if s < source}
-
-
-def _first_steps(fed: dict[int, int], source: int, width: int) -> dict[int, int]:
-    """Return the streams that a stream reaches by strided convolutions, and the channels after the first of these."""
-    return {s: w if s == 2 * source else width for s, w in fed.items() if s > source}
-
-
 def recomputed(module: nn.Module, streams: Streams) -> Streams:
     """Apply a module whose activations are computed again in backward, when its norms must not count a second time."""
     contexts = partial(_contexts, module)
@@ -266,22 +213,6 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked -= 1
-
-
-def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
-    """Build convolution (same padding, no bias), batch norm and, if asked, ReLU."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if relu else []))
-
-
-def upsample(x: Tensor, ratio: int, size: Sequence[int]) -> Tensor:
-    """Upsample (n, c, h, w) bilinearly by a ratio of strides and cut off what lies beyond the finer map.
-
-    A map of stride s covers s * ceil(h / s) pixels, more than the image where h is no multiple of s. Stretching it to
-    the finer map's size instead would shift it, by up to s - 1 pixels at the far edges.
-    """
-    fine = F.interpolate(x, scale_factor=ratio, mode="bilinear", align_corners=False)
-    return fine[..., : size[0], : size[1]]
 
 
 def _check(

@@ -1,13 +1,14 @@
 """Logits that are never there as a whole: the last states of the streams, and the classifiers that vote on them.
 
-The logits at the finest stream's stride are the sum of every stream's 1x1 convolution to K classes, upsampled. Losses
-and label maps want them upsampled further, to the pixels, a few rows at a time; so a few rows are all that is made, in
-float32 whatever the states are.
+Each stream's 1x1 convolution gives votes for K classes. Those of the coarsest are upsampled to the next finer stream
+and added to its votes, and so on; at the finest stream they are the logits. Losses and label maps want these upsampled
+further, to the pixels, a few rows at a time; so a few rows are all that is made, in float32 whatever the states are.
 
 Shapes: n images, K classes, stream i (n, W_i, h_i, w_i), h x w the finest, H x W pixels, R rows of a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -69,33 +70,39 @@ class Votes(NamedTuple):
             of_chunk: Writes the gradient of a chunk's upsampled logits, (n, R, W, K), over them.
         """
         totals = [torch.zeros_like(x, dtype=torch.float32) for x in self.tensors]
+        leaves = self._replace(weights=_leaves(self.weights), biases=_leaves(self.biases))
         for chunk in self.chunks(size, learns=True):
-            cut = self._part(size, chunk)
-            part = Votes(_leaves(cut.states), _leaves(cut.weights), _leaves(cut.biases), self.ratios)
-            with torch.enable_grad():
-                fine, first = self._uncut(part, size, chunk)
-            gradient = fine.data  # of detach() autograd would see the writing, and copy `fine` to be a view anew
-            if size == self.shape[2:]:
-                gradient = gradient.clone()  # `fine` may be a view of a state, which must not be written over
-            last = first + chunk[2] - chunk[1]
-            of_chunk(gradient[:, first:last], chunk)
-            gradient[:, :first], gradient[:, last:] = 0, 0
-            gradients = torch.autograd.grad(fine, part.tensors, gradient)
+            gradients = leaves._gradients_of(size, chunk, of_chunk)
             places = [*self._places(size, chunk), *([...] * (len(gradients) - len(self.states)))]
             for total, place, x in zip(totals, places, gradients, strict=True):
                 total[place] += x
         return totals
 
-    def _rows(self, size: Size, chunk: Chunk) -> tuple[int, int]:
-        """Return which of the h rows of the logits a chunk needs."""
+    def _gradients_of(self, size: Size, chunk: Chunk, of_chunk: Callable[[Tensor, Chunk], None]) -> Sequence[Tensor]:
+        """Return the gradients of what a chunk needs of all tensors, in float32; arguments as in `gradients`."""
+        part = self._part(size, chunk)
+        part = part._replace(states=_leaves(part.states))
+        with torch.enable_grad():
+            fine, first = self._uncut(part, size, chunk)
+        gradient = fine.data  # of detach() autograd would see the writing, and copy `fine` to be a view anew
+        if size == self.shape[2:]:
+            gradient = gradient.clone()  # `fine` may be a view of a state, which must not be written over
+        last = first + chunk[2] - chunk[1]
+        of_chunk(gradient[:, first:last], chunk)
+        gradient[:, :first], gradient[:, last:] = 0, 0
+        return torch.autograd.grad(fine, part.tensors, gradient)
+
+    def _spans(self, size: Size, chunk: Chunk) -> list[tuple[int, int]]:
+        """Return which rows of each state a chunk needs."""
         h = self.shape[2]
-        return source_rows(h, h / size[0], *chunk[1:])
+        spans = [source_rows(h, h / size[0], *chunk[1:])]
+        for state, (finer, coarser) in zip(self.states[1:], pairwise(self.ratios), strict=True):
+            spans.append(source_rows(state.shape[2], finer / coarser, *spans[-1]))
+        return spans
 
     def _places(self, size: Size, chunk: Chunk) -> list[Any]:
         """Return which part of each state a chunk needs, as an index."""
-        rows = self._rows(size, chunk)
-        spans = [source_rows(x.shape[2], 1 / r, *rows) for x, r in zip(self.states, self.ratios, strict=True)]
-        return [(chunk[0], slice(None), slice(a, b)) for a, b in spans]
+        return [(chunk[0], slice(None), slice(*span)) for span in self._spans(size, chunk)]
 
     def _part(self, size: Size, chunk: Chunk) -> "Votes":
         """Return the votes with no more of the states than a chunk needs."""
@@ -110,19 +117,21 @@ class Votes(NamedTuple):
             size: (H, W).
             chunk: Which.
         """
-        h, w = self.shape[2:]
-        first, last = self._rows(size, chunk)
+        spans = self._spans(size, chunk)
         total: Tensor | None = None
         with torch.autocast(self.states[0].device.type, enabled=False):
-            for i, (slab, state, ratio) in enumerate(zip(part.states, self.states, self.ratios, strict=True)):
-                votes = slab.movedim(1, -1).float()  # (n, r, w_i, W_i)
-                if self.weights:
-                    votes = F.linear(votes, part.weights[i].flatten(1).float(), part.biases[i].float())
-                full = (state.shape[2] * ratio, state.shape[3] * ratio)
-                votes = upsample_rows(votes, state.shape[2], full, first, last)[:, :, :w]
-                total = votes if total is None else total + votes
+            for i in reversed(range(len(self.states))):
+                votes = part.states[i].movedim(1, -1).float()  # (n, r, w_i, W_i)
+                if self.weights:  # upsampling changes no constant, so all biases are added at once
+                    bias = torch.stack(part.biases).float().sum(0) if i == 0 else None
+                    votes = F.linear(votes, part.weights[i].flatten(1).float(), bias)
+                if total is not None:
+                    h, w = self.states[i + 1].shape[2:]
+                    step = self.ratios[i + 1] // self.ratios[i]
+                    votes = votes + upsample_rows(total, h, (h * step, w * step), *spans[i])[:, :, : votes.shape[2]]
+                total = votes
             assert total is not None
-            return uncut_rows(total, h, size, *chunk[1:])
+            return uncut_rows(total, self.shape[2], size, *chunk[1:])
 
 
 def as_votes(logits: Tensor | Votes) -> Votes:
@@ -131,4 +140,4 @@ def as_votes(logits: Tensor | Votes) -> Votes:
 
 
 def _leaves(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(x.detach().requires_grad_() for x in tensors)
+    return tuple(x.detach().float().requires_grad_() for x in tensors)

@@ -1,4 +1,4 @@
-"""Votes against PyTorch's plain computation: convolve each state, upsample, add."""
+"""Votes against PyTorch's plain computation."""
 
 import pytest
 import torch
@@ -29,10 +29,12 @@ def example(low: tuple[int, int], n: int = 3) -> Votes:
 
 
 def plain(votes: Votes) -> torch.Tensor:
-    h, w = votes.states[0].shape[-2:]
-    total = 0
-    for x, weight, bias, ratio in zip(*votes, strict=True):
-        total = total + F.interpolate(F.conv2d(x, weight, bias), scale_factor=ratio, mode="bilinear")[..., :h, :w]
+    """Convolve each state as a whole and upsample what there is to the next finer one, from the coarsest on."""
+    total, ratio = torch.zeros(()), RATIOS[-1]
+    for x, weight, bias, finer in reversed(list(zip(*votes, strict=True))):
+        if ratio > finer:
+            total = F.interpolate(total, scale_factor=ratio // finer, mode="bilinear")[..., : x.shape[2], : x.shape[3]]
+        total, ratio = total + F.conv2d(x, weight, bias), finer
     return total
 
 
@@ -88,6 +90,17 @@ def test_a_factor_of_the_loss_is_a_factor_of_its_gradient():
         torch.testing.assert_close(2**16 * a, b)
 
 
+def test_a_graph_that_is_kept_gives_the_same_gradients_again():
+    votes, target = example((12, 16)), labels(3, (24, 32))
+    loss = cross_entropy(votes, target)
+    first = torch.autograd.grad(4 * loss, votes.tensors, retain_graph=True)
+    kept = [x.clone() for x in first]
+    second = torch.autograd.grad(loss, votes.tensors)
+    for a, b, c in zip(first, second, kept, strict=True):
+        torch.testing.assert_close(a, 4 * b)
+        assert torch.equal(a, c)
+
+
 def test_low_precision_states_are_counted_in_float32():
     votes = example((12, 16))
     low = votes._replace(states=tuple(x.detach().bfloat16().requires_grad_() for x in votes.states))
@@ -106,7 +119,7 @@ def test_no_logits_are_kept_for_backward():
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         cross_entropy(votes, target)
-    assert {t.numel() for t in saved} <= {1, *(x.numel() for x in votes.tensors)}
+    assert {t.numel() for t in saved} <= {1, target.numel(), *(x.numel() for x in votes.tensors)}
 
 
 @pytest.mark.usefixtures("_chunks")

@@ -49,7 +49,7 @@ def in_turns(
     works: dict[str, Callable[[], Any]], repeats: int, device: str, progress: Progress, what: str
 ) -> dict[str, tuple[float, float]]:
     """Call all works in turns, after one unmeasured round, and return the medians of seconds and processor seconds."""
-    return _in_turns({name: partial(timed, work, device) for name, work in works.items()}, repeats, progress, what)
+    return _in_turns({name: partial(_times, work, device) for name, work in works.items()}, repeats, progress, what)
 
 
 def in_turns_apart(
@@ -76,13 +76,17 @@ def in_turns_apart(
         return _in_turns(calls, repeats, progress, what)
 
 
-def timed(work: Callable[[], Any], device: str) -> tuple[float, float]:
-    """Return the seconds and the processor seconds of a call."""
+def timed(work: Callable[[], Any], device: str) -> tuple[Any, tuple[float, float]]:
+    """Return the result of a call, its seconds and its processor seconds."""
     start = time.perf_counter(), time.process_time()
-    work()
+    result = work()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start[0], time.process_time() - start[1]
+    return result, (time.perf_counter() - start[0], time.process_time() - start[1])
+
+
+def _times(work: Callable[[], Any], device: str) -> tuple[float, float]:
+    return timed(work, device)[1]
 
 
 def _in_turns(
@@ -112,7 +116,7 @@ def _result(pool: ProcessPoolExecutor, device: str) -> tuple[float, float]:
 
 
 def _call(device: str) -> tuple[float, float]:
-    return timed(_kept[0], device)
+    return _times(_kept[0], device)
 
 
 def compared(what: str, times: dict[str, tuple[float, float]], goals: dict[str, float | None]) -> list[Row]:

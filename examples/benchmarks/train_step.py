@@ -12,7 +12,6 @@
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 from data import KINDS, sample_ratio, write_files
-from measure import FASTER, Row, add_exponents, bars_of, compared, in_turns, in_turns_apart, options, publish
+from measure import FASTER, Row, add_exponents, bars_of, compared, in_turns, in_turns_apart, options, publish, timed
 from memory import bytes_of_a_step
 from networks import PEERS, SMP, OnOurEncoder, Ours, Peer, make_batch
 from rich.progress import Progress
@@ -110,21 +109,19 @@ def part_rows(chosen: Any) -> list[Row]:
     for bf16 in (False, True):
         seconds: dict[str, list[float]] = {}
 
-        def timed(name: str, work: Callable[[], Any], seconds: dict[str, list[float]] = seconds) -> Any:
-            start = time.process_time()
-            result = work()
-            if chosen.device != "cpu":
-                torch.cuda.synchronize()
-            seconds.setdefault(name, []).append(time.process_time() - start)
+        def part(name: str, work: Callable[[], Any], seconds: dict[str, list[float]] = seconds) -> Any:
+            result, (_, processor) = timed(work, chosen.device)
+            seconds.setdefault(name, []).append(processor)
             return result
 
         for _ in range(chosen.repeats + 1):
             with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
-                maps = timed("encoder, forward", lambda: network.encoder(batch[0]))
-                votes = timed("head, forward", lambda maps=maps: network.head.votes(maps, batch[0]))
-                loss = timed("loss and its gradient", lambda votes=votes: cross_entropy(votes, batch[1]))
-            timed("head, backward", loss.backward)
-            timed("optimiser", optimizer.step)
+                maps = part("encoder, forward", lambda: network.encoder(batch[0]))
+                votes = part("head, forward", lambda maps=maps: network.head.votes(maps, batch[0]))
+                loss = part("loss and its gradient", lambda votes=votes: cross_entropy(votes, batch[1]))
+            del maps, votes  # else memory is held that a step gives back
+            part("head, backward", loss.backward)
+            part("optimiser", optimizer.step)
             optimizer.zero_grad()
         medians = {name: 1000 * statistics.median(s[1:]) for name, s in seconds.items()}
         total = sum(medians.values())
@@ -143,13 +140,8 @@ def part_rows(chosen: Any) -> list[Row]:
 def seconds_per_byte(device: str) -> float:
     """Time a copy of 256 MiB, which reads and writes: processor seconds for each byte that moves."""
     source = torch.ones(2**26, device=device)
-    target, times = torch.empty_like(source), []
-    for _ in range(9):
-        start = time.process_time()
-        target.copy_(source)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        times.append(time.process_time() - start)
+    target = torch.empty_like(source)
+    times = [timed(partial(target.copy_, source), device)[1][1] for _ in range(9)]
     return statistics.median(times[1:]) / (2 * source.nbytes)
 
 
