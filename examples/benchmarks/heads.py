@@ -23,8 +23,9 @@ of each family, settings of ours, finalists) on sequence 0001TP, which is held o
 5. "large": is the extra stream worth more at 480x360? One HR module, two in about its memory, and two without the
    extra stream, on all of train with 2 seeds and 8 epochs, scored on val;
 6. "streams": the default, the same with two blocks, and two without the extra stream, as in the finals with 4 seeds,
-   since nothing goes down where no later module takes it. What heads.jsonl calls "streams before" was trained in the
-   same way with the code before that, with two further settings without the extra stream and with few blocks.
+   with the present code. What heads.jsonl calls "streams at once" was trained in the same way with code that upsampled
+   what coarse streams give fine ones at once to each, "streams down" with code in which finer streams also gave to
+   coarser ones where no later module took it, there with two further settings of few blocks without the extra stream.
 
 "again" trains one HR module, and the same without the extra stream, as the finals did before the code was made smaller
 and faster, with the same seeds, and puts their scores beside those.

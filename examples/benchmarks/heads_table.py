@@ -16,6 +16,9 @@ decoding of its image (OpenCV) and mask (Pillow), on generated files of real siz
 ratio of the sums and the median ratio;"""
 HERE = Path(__file__).parent
 RESULTS, DATA = HERE / "heads.jsonl", HERE / "data.json"
+CODES = {"streams": "now", "streams at once": "upsampled at once", "streams down": "and with all paths down"}
+"""Stage of heads.jsonl -> which code made it."""
+
 LAST_DOWN = "2026-11-23"
 """The last day on which streams also got what finer ones gave them where no later module took it."""
 COMPARED = ("train_step", "memory", "inference", "evaluation")
@@ -56,8 +59,8 @@ def write_table(records: Records) -> None:
         parts.append(choice(choices))
     if larger := [r for r in records if r["stage"] == "large"]:
         parts.append(large(larger, earlier))
-    if several := [r for r in records if r["stage"] == "streams"]:
-        parts.append(streams(several, [r for r in records if r["stage"] == "streams before"], costs))
+    if any(r["stage"] == "streams" for r in records):
+        parts.append(streams({name: [r for r in records if r["stage"] == name] for name in CODES}, costs))
     if repeated := [r for r in records if r["stage"] == "again"]:
         parts.append(again(repeated, [r for r in records if r["stage"] == "final"]))
     parts.append(cost(costs) if costs else "Costs: not measured yet.\n")
@@ -149,27 +152,29 @@ def large(records: Records, costs: Records) -> str:
     return "\n".join([*lines, ""])
 
 
-def streams(records: Records, before: Records, costs: Records) -> str:
-    """One row for each head and encoder: mIoU of each seed without paths down at the end, and with them."""
+def streams(of_code: dict[str, Records], costs: Records) -> str:
+    """One row for each head and encoder: mIoU of each seed with the present code, and with earlier ones."""
+    every = [r for records in of_code.values() for r in records]
     lines = ["## With and without the extra stream", ""]
     lines += [
-        f"mIoU (%) on val of each seed, as in the finals; {span(sorted({r['date'] for r in (*records, *before)}))}."
+        f'mIoU (%) on val of each seed, as in the finals; {span(sorted({r["date"] for r in every}))}. "At once": until',
+        'what coarse streams give fine ones was upsampled from stream to stream. "All paths down": until nothing went',
+        "down where no later module takes it. All on the same encoders and batches; the encoder trained on CamVid is",
+        "not the one of the finals, but one trained once more. MiB and time as below.",
+        "",
     ]
-    lines += [
-        "Before: with paths down in the last HR module too, on the same encoder and batches. The encoder trained on"
-    ]
-    lines += ["CamVid is not the one of the finals, but one trained once more. MiB and time as below.", ""]
-    lines += ["| head | encoder | mIoU | mean | before | mean | MiB | time / Unet |"]
-    lines += ["|---|---|---|---:|---|---:|---:|---:|"]
+    lines += [f"| head | encoder | {' | mean | '.join(CODES.values())} | mean | MiB | time / Unet |"]
+    lines += ["|---|---|" + "---|---:|" * len(CODES) + "---:|---:|"]
     latest = {r["head"]: r for r in costs}
-    for encoder, head in sorted({(r["encoder"], r["head"]) for r in (*records, *before)}):
+    for encoder, head in sorted({(r["encoder"], r["head"]) for r in every}):
         cells = []
-        for several in (records, before):
-            runs = sorted((r for r in several if (r["encoder"], r["head"]) == (encoder, head)), key=itemgetter("seed"))
+        for records in of_code.values():
+            runs = sorted((r for r in records if (r["encoder"], r["head"]) == (encoder, head)), key=itemgetter("seed"))
             scores = [100 * r["miou"] for r in runs]
             cells += [listed(scores), f"{statistics.mean(scores):.1f}" if scores else ""]
         price = f"{latest[head]['saved_mib']:.0f} | {latest[head]['time_ratio']:.2f}"
         lines.append(f"| {head} | {encoder} | {' | '.join(cells)} | {price} |")
+    records = of_code["streams"]
     scores_of = {h: [100 * r["miou"] for r in records if r["head"] == h] for h in {r["head"] for r in records}}
     drawn = [(head, latest[head]["saved_mib"], statistics.mean(scores)) for head, scores in sorted(scores_of.items())]
     picture = TARGET.parent / "images" / "benchmark_streams.png"
