@@ -60,25 +60,8 @@ def _chunk_cross_entropy(
     return value
 
 
-def _add_chunks(
-    total: Tensor, votes: Votes, learns: bool, target: Tensor, kept: Tensor, weights: Tensor | None, smoothing: float
-) -> list[Tensor]:
-    """Add the cross-entropy of all chunks to `total`; to learn, return its gradients with respect to the votes."""
-    size = size_of(target)
-
-    def of_chunk(rows: Tensor, chunk: Chunk) -> None:
-        place = (chunk[0], slice(*chunk[1:]))
-        total.add_(_chunk_cross_entropy(rows, target[place], kept[place], weights, smoothing, learns))
-
-    if learns:
-        return votes.gradients(size, of_chunk)
-    for chunk in votes.chunks(size):
-        of_chunk(votes.upsampled(size, chunk), chunk)
-    return []
-
-
 class _CrossEntropy(torch.autograd.Function):
-    """The sum of weighted cross-entropies; its gradient is made beside it, and in backward scaled where it lies."""
+    """The sum of weighted cross-entropies; its gradient is made beside it, and only scaled in backward."""
 
     @staticmethod
     def forward(
@@ -91,22 +74,24 @@ class _CrossEntropy(torch.autograd.Function):
         ratios: tuple[int, ...],
         *tensors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(target, kept, class_weights, *tensors)
-        ctx.smoothing, ctx.ratios = smoothing, ratios
+        votes, size = _gathered(ratios, tensors), size_of(target)
         total = torch.zeros((), dtype=torch.float32, device=target.device)
-        votes = _gathered(ratios, tensors)
-        ctx.gradients = _add_chunks(total, votes, learns, target, kept, class_weights, smoothing)
+
+        def of_chunk(rows: Tensor, chunk: Chunk) -> None:
+            place = (chunk[0], slice(*chunk[1:]))
+            total.add_(_chunk_cross_entropy(rows, target[place], kept[place], class_weights, smoothing, learns))
+
+        if learns:
+            ctx.save_for_backward(*votes.gradients(size, of_chunk))
+        else:
+            for chunk in votes.chunks(size):
+                of_chunk(votes.upsampled(size, chunk), chunk)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:  # they were scaled before: `retain_graph=True`
-            target, kept, weights, *tensors = ctx.saved_tensors
-            votes, again = _gathered(ctx.ratios, tensors), torch.zeros_like(grad)
-            gradients = _add_chunks(again, votes, True, target, kept, weights, ctx.smoothing)
-        return *([None] * 6), *(g.mul_(grad) for g in gradients)
+        return *([None] * 6), *(g * grad for g in ctx.saved_tensors)
 
 
 class _SumOfChunks(torch.autograd.Function):
