@@ -37,7 +37,8 @@ A training step (forward, loss, backward, fused AdamW) with 2 images of 512x512 
 frozen, the HRNets are trained as a whole. Each network is in a process of its own, as its users have it. Times of the
 peer over ours, medians in turns: above 1 ours is faster. The goal is to be faster than each peer, and to take at most
 twice the time of the encoder's forward alone, which is the floor: a ratio of a half at least. With activation
-checkpointing a step may take 1.35 times as long."""
+checkpointing a step may take 1.35 times as long. Where the allocator is told to keep freed memory, PSPNet, which runs
+half of the encoder, is ahead: docs/decisions/0007-small-and-fast.md ("The allocator")."""
 
 
 class Step:
