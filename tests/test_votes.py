@@ -90,6 +90,11 @@ def test_a_factor_of_the_loss_is_a_factor_of_its_gradient():
         torch.testing.assert_close(2**16 * a, b)
 
 
+def test_one_stream_alone_votes():
+    states, weights, biases, ratios = (x[:1] for x in example((12, 16)))
+    torch.testing.assert_close(Votes(states, weights, biases, ratios).logits(), F.conv2d(*states, *weights, *biases))
+
+
 def test_a_graph_that_is_kept_gives_the_same_gradients_again():
     votes, target = example((12, 16)), labels(3, (24, 32))
     loss = cross_entropy(votes, target)
