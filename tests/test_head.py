@@ -69,7 +69,7 @@ def inside(stride: int, h: int, w: int) -> tuple:
     return ..., slice(32 // stride, (h - 32) // stride), slice(32 // stride, (w - 32) // stride)
 
 
-@pytest.mark.parametrize(("h", "w"), [(180, 240), (101, 99), (96, 128)])
+@pytest.mark.parametrize(("h", "w"), [(180, 240), (101, 67), (96, 128)])
 def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h, w):
     streams = {s: x[None, None] for s, x in ramps(h, w).items()}
     head = small(hr_modules=[0] * 5)
@@ -78,7 +78,9 @@ def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h
     for vote in head.vote.values():
         nn.init.ones_(vote.weight), nn.init.zeros_(vote.bias)
     logits = head(list(streams.values()), torch.rand(1, 3, h, w))
-    torch.testing.assert_close(logits[inside(2, h, w)], 5 * streams[2][inside(2, h, w)])
+    part = inside(2, h, w)
+    assert logits[part].numel() > 0
+    torch.testing.assert_close(logits[part], 5 * streams[2][part])
 
 
 @pytest.mark.parametrize(("h", "w"), [(180, 240), (101, 99), (96, 128)])
