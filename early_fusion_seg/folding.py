@@ -138,9 +138,13 @@ def _fusible(x: Tensor) -> bool:
     there = _conv is not None and _conv_onto is not None and bool(torch.backends.mkldnn.enabled)
     if not there or x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    return x.dtype == torch.float32 or (
-        x.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not lacks_bfloat16())
+
+
+def lacks_bfloat16() -> bool:
+    """Say whether oneDNN is there but convolves no bfloat16 on this processor; then PyTorch does, very slowly."""
+    supported: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and not supported()
 
 
 def _arguments(conv: nn.Conv2d, x: Tensor) -> tuple[object, ...]:

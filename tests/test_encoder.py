@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from early_fusion_seg.encoder import FrozenEncoder, _noise_images
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.folding import fold_batch_norms
+from early_fusion_seg.folding import fold_batch_norms, lacks_bfloat16
 
 FAMILIES = [
     "resnet18",
@@ -405,9 +405,7 @@ def test_fused_blocks_give_the_maps_of_timms(name, fused, kind, tmp_path):
             plain = peer(images)
             maps = encoder(images)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
-        assert calls_of_onednn(encoder, images) == (
-            fused if kind == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0
-        )
+        assert calls_of_onednn(encoder, images) == (0 if kind == torch.bfloat16 and lacks_bfloat16() else fused)
     for ours, theirs, exact in zip(maps, plain, expected, strict=True):
         assert ours.dtype == kind
         if kind == torch.float32:
@@ -427,6 +425,13 @@ def test_a_fused_block_leaves_the_maps_before_it_alone(random_resnet18):
 def test_without_onednn_the_blocks_are_as_timm_wrote_them(random_resnet18, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     assert calls_of_onednn(random_resnet18, torch.randn(1, 3, 64, 64)) == 0
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN here")
+def test_bfloat16_is_lacking_where_pytorch_convolves_it_without_onednn():
+    x, weight = torch.zeros(16, 8, 64, 64, dtype=torch.bfloat16), torch.zeros(8, 8, 3, 3, dtype=torch.bfloat16)
+    chosen = torch._C._select_conv_backend(x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    assert lacks_bfloat16() == (chosen != torch._C._ConvBackend.Mkldnn)
 
 
 def test_flops_are_counted_whether_blocks_are_fused_or_not(random_resnet18):

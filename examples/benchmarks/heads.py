@@ -40,6 +40,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,24 +173,34 @@ def logits_of(head: nn.Module, maps: list[Tensor], images: Tensor) -> Tensor | V
     return head.votes(maps, images) if isinstance(head, ReverseHRNet) else head(maps, images)
 
 
+def logits_on(encoder: FrozenEncoder, head: nn.Module, images: Tensor) -> Tensor | Votes:
+    """Return the same of normalised images (n, 3, h, w)."""
+    return logits_of(head, encoder(images), images)
+
+
 def normalised(images: Tensor, encoder: FrozenEncoder) -> Tensor:
     """Map uint8 (n, 3, h, w) to what the encoder expects."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encoder.mean, encoder.std))
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (encoder.mean, encoder.std))
     return (images / 255 - mean) / std
 
 
 @torch.no_grad()
-def score(head: nn.Module, encoder: FrozenEncoder, data: Sequence[Any]) -> dict[str, Any]:
-    """Score a head at the size of the masks; images are padded to multiples of 32 for all heads alike."""
-    head.eval()
-    metrics = SegmentationMetrics(K, absent="zero")
+def score(
+    logits_of_images: Callable[[Tensor], Tensor | Votes],
+    encoder: FrozenEncoder,
+    data: Sequence[Any],
+    device: str = "cpu",
+    bf16: bool = True,
+) -> dict[str, Any]:
+    """Score at the size of the masks; images are normalised and padded to multiples of 32 for all networks alike."""
+    metrics = SegmentationMetrics(K, absent="zero").to(device)
     for i in range(0, len(data), BATCH):
         samples = [data[j] for j in range(i, min(i + BATCH, len(data)))]
-        images, masks = (torch.stack([s[name] for s in samples]) for name in ("image", "mask"))
+        images, masks = (torch.stack([s[name] for s in samples]).to(device) for name in ("image", "mask"))
         h, w = masks.shape[-2:]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             normal = F.pad(normalised(images, encoder), (0, -w % 32, 0, -h % 32), mode="replicate")
-            logits = logits_of(head, encoder(normal), normal)
+            logits = logits_of_images(normal)
         metrics.update(upsampled_argmax(logits, (normal.shape[2], normal.shape[3]))[:, :h, :w], masks)
     result = metrics.compute()
     return {"miou": float(result["miou"]), "per_class": result["per_class"].tolist(), "images": int(metrics.images)}
@@ -232,7 +243,9 @@ def run_group(
                 "head": label(spec),
                 "lr": rate,
             }
-            record |= {"seed": seed, "epochs": epochs, "date": str(date.today()), **score(head, encoder, held)}
+            head.eval()
+            scores = score(partial(logits_on, encoder, head), encoder, held)
+            record |= {"seed": seed, "epochs": epochs, "date": str(date.today()), **scores}
             with RESULTS.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(f"  {record['head']} lr {rate:g}: {100 * record['miou']:.1f}", file=sys.stderr, flush=True)
@@ -383,7 +396,7 @@ class WithLoss(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
-        return cross_entropy(logits_of(self.head, self.encoder(images), images), masks)
+        return cross_entropy(logits_on(self.encoder, self.head, images), masks)
 
 
 def main() -> None:

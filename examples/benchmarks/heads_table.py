@@ -21,7 +21,7 @@ CODES = {"streams": "now", "streams at once": "upsampled at once", "streams down
 
 LAST_DOWN = "2026-11-23"
 """The last day on which streams also got what finer ones gave them where no later module took it."""
-COMPARED = ("train_step", "memory", "inference", "evaluation")
+COMPARED = ("train_step", "memory", "inference", "evaluation", "street_scenes", "from_scratch")
 """Scripts whose JSON is a section of its own, see `section`."""
 SMALL_CLASSES = {"Pole": 2, "SignSymbol": 6, "Pedestrian": 9, "Bicyclist": 10}
 """Train ids of CamVid's 11 classes."""
@@ -247,7 +247,8 @@ def section(script: str, record: dict[str, Any]) -> str:
         columns = ["---:" if isinstance(v, int | float) else "---" for v in rows[0].values()]
         lines += [f"{caption}:", "", f"| {' | '.join(rows[0])} |", f"|{'|'.join(columns)}|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in rows] + [""]
-    return "\n".join([*lines, shortcomings([row for rows in record["rows"].values() for row in rows]), ""])
+    rows = [row for rows in record["rows"].values() for row in rows]
+    return "\n".join([*lines, *([shortcomings(rows), ""] if any("met" in row for row in rows) else [])])
 
 
 def shortcomings(rows: Records) -> str:

@@ -27,21 +27,31 @@ from pictures import ratio_bars
 from rich.progress import Progress
 from rich.table import Table
 
+from early_fusion_seg.folding import lacks_bfloat16
+
 HERE = Path(__file__).parent
 IMAGES = HERE.parents[1] / "docs" / "images"
 Row = dict[str, Any]
 
 
-def options(description: str, peers: Sequence[str], arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the options of a script; quick ones write no files but into --output."""
+def options(
+    description: str, peers: Sequence[str], arguments: Sequence[str] | None = None, **others: Row
+) -> argparse.Namespace:
+    """Parse the options of a script, and those that it alone has; quick ones write no files but into --output.
+
+    `bf16` are the precisions to measure: False for float32 and, where the device convolves bfloat16, True.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="such as cpu or cuda")
     parser.add_argument("--peers", nargs="*", choices=peers, default=list(peers), help="default: all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, once each: does the script work?")
     parser.add_argument("--output", type=Path, help="folder of the JSON and the picture; default: beside the script")
+    for name, settings in others.items():
+        parser.add_argument(f"--{name}", **settings)
     parsed = parser.parse_args(arguments)
     parsed.repeats = 1 if parsed.quick else parsed.repeats
+    parsed.bf16 = [False] if parsed.device == "cpu" and lacks_bfloat16() else [False, True]
     return parsed
 
 
@@ -77,12 +87,13 @@ def in_turns_apart(
 
 
 def timed(work: Callable[[], Any], device: str) -> tuple[Any, tuple[float, float]]:
-    """Return the result of a call, its seconds and its processor seconds."""
+    """Return the result of a call, its seconds and its processor seconds; on a GPU the clock's take their place."""
     start = time.perf_counter(), time.process_time()
     result = work()
     if device != "cpu":
         torch.cuda.synchronize()
-    return result, (time.perf_counter() - start[0], time.process_time() - start[1])
+    seconds, processor = time.perf_counter() - start[0], time.process_time() - start[1]
+    return result, (seconds, processor if device == "cpu" else seconds)
 
 
 def _times(work: Callable[[], Any], device: str) -> tuple[float, float]:
@@ -190,7 +201,7 @@ def machine(device: str) -> str:
     """Name processor and GPU."""
     facts = Path("/proc/cpuinfo").read_text()
     (name,) = [line.split(": ")[1] for line in facts.splitlines() if line.startswith("model name")][:1]
-    bf16 = " (avx512_bf16)" if "avx512_bf16" in facts else ""
+    bf16 = " (avx512_bf16)" if "avx512_bf16" in facts else " (without bfloat16)" if lacks_bfloat16() else ""
     gpu = "no GPU" if device == "cpu" else torch.cuda.get_device_name(device)
     return f"{os.cpu_count()} cores of an {name}{bf16}, {gpu}, {torch.get_num_threads()} thread(s)"
 

@@ -124,7 +124,8 @@ def plain_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target.long(), ignore_index=255)
 
 
-def make_batch(n: int, side: int, k: int, device: str) -> tuple[Tensor, Tensor]:
-    """Draw square images (n, 3, h, w) in 0..1 and classes (n, h, w)."""
-    target = torch.randint(0, k, (n, side, side), dtype=torch.uint8, device=device)
-    return torch.rand(n, 3, side, side, device=device), target
+def make_batch(n: int, size: int | tuple[int, int], k: int, device: str) -> tuple[Tensor, Tensor]:
+    """Draw images (n, 3, h, w) in 0..1 and classes (n, h, w); one number makes them square."""
+    h, w = (size, size) if isinstance(size, int) else size
+    target = torch.randint(0, k, (n, h, w), dtype=torch.uint8, device=device)
+    return torch.rand(n, 3, h, w, device=device), target

@@ -4,7 +4,7 @@
     python examples/benchmarks/train_step.py      # writes train_step.json, then docs/benchmarks.md
 
 1. Ours, with and without activation checkpointing, every peer as its users have it, and the encoder's forward alone,
-   which is the floor; in float32 and bf16;
+   which is the floor; in float32 and, where the device convolves it, in bf16;
 2. the peers' heads on our encoder: what is left of the difference when the encoder is the same;
 3. where the time of a step goes, beside what memory's bandwidth asks for at least and what a worker takes for the data;
 4. how it grows from 256x256 to 2048x2048 and with the batch: the exponent of pixels.
@@ -68,7 +68,7 @@ def step_rows(chosen: Any, progress: Progress) -> list[Row]:
     side, rows = 160 if chosen.quick else 512, []
     shared = [name for name in SMP if name in chosen.peers and name != "PAN"]  # which needs a dilated encoder
     names = ["ours", CHECKPOINTING, *chosen.peers, *(f"{name}{ON_OURS}" for name in shared), FLOOR]
-    for bf16 in (False, True):
+    for bf16 in chosen.bf16:
         makers = {name: partial(make_work, name, side, chosen.device, bf16) for name in names}
         kind = "bf16" if bf16 else "float32"
         times = in_turns_apart(makers, chosen.repeats, chosen.device, progress, f"steps, {kind}")
@@ -107,7 +107,7 @@ def part_rows(chosen: Any) -> list[Row]:
     network = ours.network
     optimizer = torch.optim.AdamW(network.head.parameters(), lr=1e-4, fused=True)
     rows = []
-    for bf16 in (False, True):
+    for bf16 in chosen.bf16:
         seconds: dict[str, list[float]] = {}
 
         def part(name: str, work: Callable[[], Any], seconds: dict[str, list[float]] = seconds) -> Any:

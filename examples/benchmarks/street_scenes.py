@@ -1,0 +1,80 @@
+"""Training at 512x1024 with batches of 2 and 16, as street scenes are trained: images per second and peak memory.
+
+    pip install -e ".[bench]"
+    python examples/benchmarks/street_scenes.py --device cuda       # writes street_scenes.json, then docs/benchmarks.md
+
+Ours and every peer, in float32 and bf16, as they are and with torch.compile, each in a process of its own. The peak is
+what PyTorch's allocator held at most, parameters, gradients and the optimiser's state included. The goals at 2 images
+are 2.4 GB in float32 and 1.5 GB in bf16, and to be faster than every peer. Made for a GPU: on a processor memory is the
+process's, which is made to give back what is freed and so is slow.
+"""
+
+import statistics
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from measure import Peak, Row, in_fresh_process, options, publish, timed
+from networks import PEERS, Ours, Peer, make_batch
+from rich.progress import Progress
+from train_step import K, Step
+
+SIZE, BATCHES, WARM_UP = (512, 1024), (2, 16), 3
+GOALS = {False: 2.4e9, True: 1.5e9}  # bytes of ours with 2 images, in float32 and bf16
+TEXT = """\
+A training step (forward, loss, backward, fused AdamW) at 512x1024 with 19 classes. Every ResNet-50 is frozen, the
+HRNets are trained as a whole. Images per second are of the median step; the peak is all that PyTorch's allocator held.
+The ratio is that of our images per second to the peer's: above 1 ours is faster. Empty: memory was not enough."""
+
+
+def measured(name: str, n: int, bf16: bool, compiled: bool, chosen: Any) -> tuple[float, float] | None:
+    """Return images per second and the peak in bytes, None where memory is not enough; in a process of its own."""
+    peak = Peak(chosen.device)
+    try:
+        network = Ours(K) if name == "ours" else Peer(name, K)
+        if compiled:
+            for unit in (network.network.encoder, network.network.head) if name == "ours" else (network.network,):
+                unit.compile()
+        step = Step(network, make_batch(n, (64, 128) if chosen.quick else SIZE, K, chosen.device), bf16)
+        seconds = [timed(step, chosen.device)[1][0] for _ in range(WARM_UP + chosen.repeats)]
+    except torch.OutOfMemoryError:
+        return None
+    return n / statistics.median(seconds[WARM_UP:]), peak.extra() * 2**20
+
+
+def rows_of(chosen: Any, progress: Progress) -> list[Row]:
+    """Measure all networks in all settings."""
+    names = ["ours", *chosen.peers]
+    batches, compilers = ((2,), (False,)) if chosen.quick else (BATCHES, (False, True))
+    settings = list(product(batches, chosen.bf16, compilers))
+    task = progress.add_task("networks", total=len(names) * len(settings))
+    rows = []
+    for n, bf16, compiled in settings:
+        results = {}
+        for name in names:
+            results[name] = in_fresh_process(measured, name, n, bf16, compiled, chosen) or (None, None)
+            progress.advance(task)
+        what = f"{n} images, {'bf16' if bf16 else 'float32'}{', compiled' if compiled else ''}"
+        ours, peak = results["ours"]
+        goal = GOALS[bf16] if n == 2 and chosen.device != "cpu" else None
+        for name, (speed, held) in results.items():
+            row: Row = {"network": f"{name}: {what}", "images / s": speed, "peak (GB)": held and held / 1e9}
+            row |= {"ratio": ours and speed and ours / speed, "goal": "faster", "met": speed is None or bool(ours)}
+            if name == "ours":
+                row |= {"goal": goal and f"{goal / 1e9} GB", "met": goal and peak is not None and peak <= goal}
+            elif ours and speed:
+                row["met"] = ours > speed
+            rows.append(row)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(__doc__, PEERS, arguments)
+    with Progress(transient=True) as progress:
+        rows = rows_of(chosen, progress)
+    publish("street_scenes", "Street scenes", TEXT, {"512x1024": rows}, [], "", chosen)
+
+
+if __name__ == "__main__":
+    main()
