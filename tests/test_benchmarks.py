@@ -73,6 +73,8 @@ def test_memory(tmp_path):
     flops = {row["network"]: row["GFLOPs"] for row in rows["Against the peers, an image of 512x512"]}
     assert flops["PSPNet, frozen"] < flops["hrnet_w18, trained whole"] < flops["ours"] < flops["Unet, frozen"]
     own = {row["network"]: row["saved / ours"] for row in rows["Ours in other settings"]}
+    met = [row["met"] for table in rows.values() for row in table if row["met"] is not None]
+    assert met == [True] * 7  # Unet, three of ours, three exponents
     assert own["activation checkpointing"] < 0.6
     assert own["171 classes"] < 1.15
     assert all(row["exponent"] is None or row["exponent"] < 1.05 for row in rows["Growth"])
