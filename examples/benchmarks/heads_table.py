@@ -252,9 +252,9 @@ def section(script: str, record: dict[str, Any]) -> str:
 
 
 def shortcomings(rows: Records) -> str:
-    """Say which goals are missed and where a peer is ahead, from the rows that have `met` or `cpu ratio`."""
+    """Say which goals are missed and, where there is none, which peers are ahead: from `met` and `cpu ratio`."""
     missed = [name(row) for row in rows if row.get("met") is False]
-    behind = [name(row) for row in rows if row.get("cpu ratio", 1.0) < 1]
+    behind = [name(row) for row in rows if row.get("met") is None and row.get("cpu ratio", 1.0) < 1]
     sentences = [f"Goals missed: {'; '.join(missed) or 'none'}."]
     return " ".join([*sentences, *([f"Slower than the peer: {'; '.join(behind)}."] if behind else [])])
 
