@@ -33,9 +33,9 @@ from early_fusion_seg.votes import Votes
 CROP = (256, 320)  # of images of 360x480
 RATE = 1e-3
 TEXT = """\
-CamVid, ResNet-50 from random weights, nothing frozen: val mIoU after one budget for all (same crops, AdamW, one
-learning rate, cross-entropy). No figure here says anything about networks whose encoder is pretrained, and none is
-comparable with published ones of the test split."""
+CamVid, ResNet-50 from random weights as each library makes them, nothing frozen: val mIoU after one budget for all
+(same crops, AdamW, one learning rate that was tuned for none, cross-entropy). No figure here says anything of networks
+whose encoder is pretrained, and none is comparable with published ones of the test split."""
 
 
 @dataclass
