@@ -31,6 +31,7 @@ of each family, settings of ours, finalists) on sequence 0001TP, which is held o
 and faster, with the same seeds, and puts their scores beside those.
 
 The encoder "camvid" is the same ResNet-50 trained with a plain FCN head on train without 0001TP, then frozen.
+All is in bf16, so a processor that has it is needed: another takes many times as long.
 """
 
 import argparse
