@@ -4,6 +4,7 @@ Folding also leaves no statistics that could move. Fusing saves passes over memo
 ReLU while a convolution's results are still in the processor's registers.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -145,6 +146,16 @@ def lacks_bfloat16() -> bool:
     """Say whether oneDNN is there but convolves no bfloat16 on this processor; then PyTorch does, very slowly."""
     supported: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return supported is not None and not supported()
+
+
+def warn_of_slow_bfloat16(precision: str, device: torch.device) -> None:
+    """Warn where a trainer's precision asks a processor for bfloat16 that it lacks."""
+    if precision.startswith(("bf16", "16")) and device.type == "cpu" and lacks_bfloat16():
+        warnings.warn(
+            "this processor has no instructions for bfloat16, in which convolutions take many times as long as in "
+            "float32; take --trainer.precision 32-true",
+            stacklevel=2,
+        )
 
 
 def _arguments(conv: nn.Conv2d, x: Tensor) -> tuple[object, ...]:

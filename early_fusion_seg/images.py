@@ -15,6 +15,9 @@ from PIL.PngImagePlugin import PngImageFile
 
 from early_fusion_seg.errors import MissingFileError, UserError
 
+Picture = np.ndarray | Image.Image | Path | str
+"""One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
+
 # What Pillow raises on damaged files, by format and place of the damage.
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, OverflowError, struct.error, zlib.error)
 DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")

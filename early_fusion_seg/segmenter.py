@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from PIL import Image
 from torch import Tensor, nn
@@ -24,23 +23,15 @@ from early_fusion_seg.checkpoint import read_checkpoint, restore_encoder, store_
 from early_fusion_seg.distributed import StepLoss, average_norms, never_sent, refuse_different
 from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.folding import lacks_bfloat16
+from early_fusion_seg.folding import warn_of_slow_bfloat16
 from early_fusion_seg.head import Plan, ReverseHRNet
-from early_fusion_seg.images import read_image, to_rgb_array
+from early_fusion_seg.images import Picture, read_image, to_rgb_array
 from early_fusion_seg.inference import upsampled_argmax
 from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.losses import SegmentationLoss, Term
 from early_fusion_seg.metrics import Absent, MeanLoss, PredVoid, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
 from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule
-
-Picture = np.ndarray | Image.Image | Path | str
-"""One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
-
-SLOW_BFLOAT16 = (
-    "this processor has no instructions for bfloat16, in which convolutions take many times as long as in float32; "
-    "take --trainer.precision 32-true"
-)
 
 
 class Batch(TypedDict):
@@ -257,9 +248,8 @@ class ReverseHRNetSeg(LightningModule):
         if stage == "fit" and self.hparams["compile"]:
             self.network.encoder.compile()
             self.network.head.compile()
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        if on_cpu and self.trainer.precision.startswith(("bf16", "16")) and lacks_bfloat16():
-            rank_zero_warn(SLOW_BFLOAT16)
+        if self.trainer.is_global_zero:
+            warn_of_slow_bfloat16(self.trainer.precision, self.trainer.strategy.root_device)
         refuse_different(self.network.encoder.fingerprint(), "encoders")
         others = self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.step_loss = StepLoss(others > 1, others)

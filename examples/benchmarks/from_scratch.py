@@ -8,27 +8,25 @@ Images are 480x360, with --scale 0.5 240x180. All get the same crops in the same
 bf16 where the device convolves it, else in float32, and are scored on val after the last epoch.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from heads import BATCH, WARMUP, WEIGHT_DECAY, K, Subset, logits_on, normalised, score
-from measure import Peak, Row, options, publish
+from heads import BATCH, WARMUP, WEIGHT_DECAY, K, Subset, WithEncoder, normalised, score, shuffled
+from measure import Peak, Row, options, publish, timed
 from networks import SMP
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet
 from early_fusion_seg.data.fake import fake_camvid_segnet
 from early_fusion_seg.losses import cross_entropy
 from early_fusion_seg.optim import lr_factor
-from early_fusion_seg.votes import Votes
 
 CROP = (256, 320)  # of images of 360x480
 RATE = 1e-3
@@ -38,46 +36,26 @@ CamVid, ResNet-50 from random weights as each library makes them, nothing frozen
 whose encoder is pretrained, and none is comparable with published ones of the test split."""
 
 
-@dataclass
-class Candidate:
-    """A network that takes normalised images (n, 3, h, w), and what is trained of it."""
-
-    trained: nn.Module
-    logits: Callable[[Tensor], Tensor | Votes]
-
-
-def make(name: str, seed: int, device: str) -> Candidate:
-    """Build a network from its seed."""
+def make(name: str, seed: int, device: str) -> nn.Module:
+    """Build a network that takes normalised images (n, 3, h, w) from its seed."""
     torch.manual_seed(seed)
     if name == "ours":
         encoder = FrozenEncoder("resnet50", weights="random", freeze=False)
-        head = ReverseHRNet(encoder.channels, encoder.strides, K)
-        trained: nn.Module = nn.ModuleList([encoder, head])
-        return Candidate(on(trained, device), partial(logits_on, encoder, head))
-    network = on(getattr(smp, name)("resnet50", encoder_weights=None, classes=K), device)
-    return Candidate(network, network)
+        network: nn.Module = WithEncoder(encoder, ReverseHRNet(encoder.channels, encoder.strides, K))
+    else:
+        network = getattr(smp, name)("resnet50", encoder_weights=None, classes=K)
+    return network.to(device, memory_format=torch.channels_last).train()
 
 
-def on(network: nn.Module, device: str) -> nn.Module:
-    """Move a network to a device, channels last."""
-    return network.to(device, memory_format=torch.channels_last)
-
-
-def train(network: Candidate, data: Any, chosen: Any, seed: int, tick: Callable[[], None]) -> None:
+def train(network: nn.Module, data: Any, chosen: Any, seed: int, tick: Callable[[], None]) -> None:
     """Train on batches that the seed alone decides."""
-    whole = len(data) - len(data) % BATCH
-    order: list[tuple[int, int]] = []
-    for epoch in range(chosen.epochs):
-        generator = torch.Generator().manual_seed(1000 * seed + epoch)
-        order += [(epoch, i) for i in torch.randperm(len(data), generator=generator).tolist()[:whole]]
-    optimizer = torch.optim.AdamW(network.trained.parameters(), RATE, weight_decay=WEIGHT_DECAY)
-    loader = DataLoader(data, BATCH, sampler=order, num_workers=chosen.workers)
-    network.trained.train()
-    for step, batch in enumerate(loader):
+    order = list(chain.from_iterable(shuffled(data, epoch, seed) for epoch in range(chosen.epochs)))
+    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=WEIGHT_DECAY)
+    for step, batch in enumerate(DataLoader(data, BATCH, sampler=order, num_workers=chosen.workers)):
         images, masks = (batch[name].to(chosen.device) for name in ("image", "mask"))
         optimizer.param_groups[0]["lr"] = RATE * lr_factor(step, len(order) // BATCH, WARMUP, "poly")
         with torch.autocast(torch.device(chosen.device).type, torch.bfloat16, enabled=chosen.bf16[-1]):
-            loss = cross_entropy(network.logits(normalised(images, chosen.encoder)), masks)
+            loss = cross_entropy(network(normalised(images, chosen.encoder)), masks)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -98,11 +76,9 @@ def rows_of(chosen: Any, progress: Progress) -> list[Row]:
         peak = Peak(chosen.device)
         for seed in chosen.seeds:
             network = make(name, seed, chosen.device)
-            start = time.perf_counter()
-            train(network, data, chosen, seed, partial(progress.advance, task))
-            seconds += time.perf_counter() - start
-            network.trained.eval()
-            scored = score(network.logits, chosen.encoder, val, chosen.device, chosen.bf16[-1])
+            work = partial(train, network, data, chosen, seed, partial(progress.advance, task))
+            seconds += timed(work, chosen.device)[1][0]
+            scored = score(network, chosen.encoder, val, chosen.device, chosen.bf16[-1])
             scores.append(100 * scored["miou"])
         row: Row = {"network": name, "precision": "bf16" if chosen.bf16[-1] else "float32", "epochs": chosen.epochs}
         row |= {"height": int(360 * chosen.scale), "seeds": len(scores)}

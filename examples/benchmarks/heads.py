@@ -41,7 +41,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +148,9 @@ def train(
                   for h, rate in zip(heads, rates, strict=True)]  # fmt: skip
     per_epoch, step, start = len(data) // BATCH, 0, time.perf_counter()
     for epoch in range(epochs):
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1000 * seed + epoch)).tolist()
-        for first in range(0, per_epoch * BATCH, BATCH):
-            samples = [data[(epoch, i)] for i in order[first : first + BATCH]]
+        order = shuffled(data, epoch, seed)
+        for first in range(0, len(order), BATCH):
+            samples = [data[index] for index in order[first : first + BATCH]]
             images, masks = (torch.stack([s[name] for s in samples]) for name in ("image", "mask"))
             with torch.autocast("cpu", torch.bfloat16):
                 normal = normalised(images, encoder)
@@ -169,14 +168,26 @@ def train(
         print(f"  epoch {epoch + 1}/{epochs}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
 
+def shuffled(data: Sequence[Any], epoch: int, seed: int) -> list[tuple[int, int]]:
+    """Return the samples (epoch, position) of an epoch in their order, without the rest that fills no batch."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1000 * seed + epoch)).tolist()
+    return [(epoch, i) for i in order[: len(data) // BATCH * BATCH]]
+
+
 def logits_of(head: nn.Module, maps: list[Tensor], images: Tensor) -> Tensor | Votes:
     """Return what the loss takes: the logits, or, of ours, the votes that make them."""
     return head.votes(maps, images) if isinstance(head, ReverseHRNet) else head(maps, images)
 
 
-def logits_on(encoder: FrozenEncoder, head: nn.Module, images: Tensor) -> Tensor | Votes:
-    """Return the same of normalised images (n, 3, h, w)."""
-    return logits_of(head, encoder(images), images)
+class WithEncoder(nn.Module):
+    """A head on an encoder: what the loss takes, of normalised images (n, 3, h, w)."""
+
+    def __init__(self, encoder: FrozenEncoder, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images: Tensor) -> Tensor | Votes:
+        return logits_of(self.head, self.encoder(images), images)
 
 
 def normalised(images: Tensor, encoder: FrozenEncoder) -> Tensor:
@@ -187,13 +198,13 @@ def normalised(images: Tensor, encoder: FrozenEncoder) -> Tensor:
 
 @torch.no_grad()
 def score(
-    logits_of_images: Callable[[Tensor], Tensor | Votes],
-    encoder: FrozenEncoder,
-    data: Sequence[Any],
-    device: str = "cpu",
-    bf16: bool = True,
+    network: nn.Module, encoder: FrozenEncoder, data: Sequence[Any], device: str = "cpu", bf16: bool = True
 ) -> dict[str, Any]:
-    """Score at the size of the masks; images are normalised and padded to multiples of 32 for all networks alike."""
+    """Score a network that takes images normalised for the encoder, at the size of the masks.
+
+    Images are padded to multiples of 32 for all networks alike.
+    """
+    network.eval()
     metrics = SegmentationMetrics(K, absent="zero").to(device)
     for i in range(0, len(data), BATCH):
         samples = [data[j] for j in range(i, min(i + BATCH, len(data)))]
@@ -201,7 +212,7 @@ def score(
         h, w = masks.shape[-2:]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             normal = F.pad(normalised(images, encoder), (0, -w % 32, 0, -h % 32), mode="replicate")
-            logits = logits_of_images(normal)
+            logits = network(normal)
         metrics.update(upsampled_argmax(logits, (normal.shape[2], normal.shape[3]))[:, :h, :w], masks)
     result = metrics.compute()
     return {"miou": float(result["miou"]), "per_class": result["per_class"].tolist(), "images": int(metrics.images)}
@@ -244,8 +255,7 @@ def run_group(
                 "head": label(spec),
                 "lr": rate,
             }
-            head.eval()
-            scores = score(partial(logits_on, encoder, head), encoder, held)
+            scores = score(WithEncoder(encoder, head), encoder, held)
             record |= {"seed": seed, "epochs": epochs, "date": str(date.today()), **scores}
             with RESULTS.open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -339,8 +349,7 @@ def train_encoder(data: Any, path: Path, epochs: int = 15, rate: float = 1e-3, s
     steps = epochs * (len(data) // BATCH)
     for step in range(steps):
         epoch, first = divmod(step, len(data) // BATCH)
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1000 * seed + epoch)).tolist()
-        samples = [data[(epoch, i)] for i in order[first * BATCH : (first + 1) * BATCH]]
+        samples = [data[index] for index in shuffled(data, epoch, seed)[first * BATCH : (first + 1) * BATCH]]
         images, masks = (torch.stack([s[name] for s in samples]) for name in ("image", "mask"))
         optimizer.param_groups[0]["lr"] = rate * lr_factor(step, steps, WARMUP, "poly")
         with torch.autocast("cpu", torch.bfloat16):
@@ -360,7 +369,7 @@ def cost(repeats: int = 7) -> None:
     images = torch.rand(2, 3, 512, 512)
     maps = encoder(images)
     heads = {label(s): make_head(s, encoder, 0).to(memory_format=torch.channels_last) for s in specs()}
-    networks = {name: WithLoss(encoder, head) for name, head in heads.items()}
+    networks = {name: WithLoss(WithEncoder(encoder, head)) for name, head in heads.items()}
     small = torch.rand(BATCH, 3, *CROP)
     small_masks = torch.zeros(BATCH, *CROP, dtype=torch.uint8)
     times: dict[str, list[float]] = {name: [] for name in heads}
@@ -390,14 +399,14 @@ def cost(repeats: int = 7) -> None:
 
 
 class WithLoss(nn.Module):
-    """A head on an encoder, and the loss of images (n, 3, h, w) and masks (n, h, w)."""
+    """A network, and its loss of images (n, 3, h, w) and masks (n, h, w)."""
 
-    def __init__(self, encoder: FrozenEncoder, head: nn.Module) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, head
+        self.network = network
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
-        return cross_entropy(logits_on(self.encoder, self.head, images), masks)
+        return cross_entropy(self.network(images), masks)
 
 
 def main() -> None:

@@ -120,10 +120,11 @@ def peer_rows(chosen: Any, progress: Progress) -> list[Row]:
     for name in progress.track(chosen.peers, description="peers"):
         kind = "trained whole" if name in HRNETS else "frozen"
         rows.append(row(f"{name}, {kind}", Peer(name, K), ours, side, chosen.device))
-    for peer in rows:
-        met = peer["saved / ours"] >= 1 / 0.65 if peer["network"].startswith("Unet,") else None
-        peer |= {"goal": None if met is None else 1 / 0.65, "met": met}
-    return [ours | {"goal": None, "met": None}, *sorted(rows, key=lambda r: r["saved (MiB)"])]
+    rows = [ours, *sorted(rows, key=lambda r: r["saved (MiB)"])]
+    for found in rows:
+        goal = 1 / 0.65 if found["network"] == "Unet, frozen" else None
+        found |= {"goal": goal, "met": None if goal is None else found["saved / ours"] >= goal}
+    return rows
 
 
 def own_rows(chosen: Any, progress: Progress) -> list[Row]:

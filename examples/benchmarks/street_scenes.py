@@ -25,21 +25,23 @@ GOALS = {False: 2.4e9, True: 1.5e9}  # bytes of ours with 2 images, in float32 a
 TEXT = """\
 A training step (forward, loss, backward, fused AdamW) at 512x1024 with 19 classes. Every ResNet-50 is frozen, the
 HRNets are trained as a whole. Images per second are of the median step; the peak is all that PyTorch's allocator held.
-The ratio is that of our images per second to the peer's: above 1 ours is faster. Empty: memory was not enough."""
+The ratio is that of our images per second to the peer's: above 1 ours is faster. 0 images per second: memory was not
+enough."""
 
 
-def measured(name: str, n: int, bf16: bool, compiled: bool, chosen: Any) -> tuple[float, float] | None:
-    """Return images per second and the peak in bytes, None where memory is not enough; in a process of its own."""
+def measured(name: str, n: int, bf16: bool, compiled: bool, chosen: Any) -> tuple[float, float]:
+    """Return images per second, 0 where memory is not enough, and the peak in bytes; in a process of its own."""
     peak = Peak(chosen.device)
     try:
         network = Ours(K) if name == "ours" else Peer(name, K)
         if compiled:
-            for unit in (network.network.encoder, network.network.head) if name == "ours" else (network.network,):
+            whole = network.network
+            for unit in (whole.encoder, whole.head) if name == "ours" else (whole,):
                 unit.compile()
         step = Step(network, make_batch(n, (64, 128) if chosen.quick else SIZE, K, chosen.device), bf16)
         seconds = [timed(step, chosen.device)[1][0] for _ in range(WARM_UP + chosen.repeats)]
     except torch.OutOfMemoryError:
-        return None
+        return 0.0, peak.extra() * 2**20
     return n / statistics.median(seconds[WARM_UP:]), peak.extra() * 2**20
 
 
@@ -53,18 +55,19 @@ def rows_of(chosen: Any, progress: Progress) -> list[Row]:
     for n, bf16, compiled in settings:
         results = {}
         for name in names:
-            results[name] = in_fresh_process(measured, name, n, bf16, compiled, chosen) or (None, None)
+            results[name] = in_fresh_process(measured, name, n, bf16, compiled, chosen)
             progress.advance(task)
         what = f"{n} images, {'bf16' if bf16 else 'float32'}{', compiled' if compiled else ''}"
-        ours, peak = results["ours"]
-        goal = GOALS[bf16] if n == 2 and chosen.device != "cpu" else None
+        ours = results["ours"][0]
         for name, (speed, held) in results.items():
-            row: Row = {"network": f"{name}: {what}", "images / s": speed, "peak (GB)": held and held / 1e9}
-            row |= {"ratio": ours and speed and ours / speed, "goal": "faster", "met": speed is None or bool(ours)}
-            if name == "ours":
-                row |= {"goal": goal and f"{goal / 1e9} GB", "met": goal and peak is not None and peak <= goal}
-            elif ours and speed:
-                row["met"] = ours > speed
+            row: Row = {"network": f"{name}: {what}", "images / s": speed, "peak (GB)": held / 1e9}
+            row |= {"ratio": ours / speed if speed else None}
+            if name != "ours":
+                row |= {"goal": "faster", "met": ours > speed}
+            elif n == 2 and chosen.device != "cpu":
+                row |= {"goal": f"{GOALS[bf16] / 1e9} GB", "met": ours > 0 and held <= GOALS[bf16]}
+            else:
+                row |= {"goal": None, "met": None}
             rows.append(row)
     return rows
 
