@@ -1,6 +1,6 @@
 """What a checkpoint says of the encoder: where to fetch it and its fingerprint, or the whole of it.
 
-The entry `encoder` is a dict of plain types: `name` (timm's), `weights` (where from), `fingerprint`, `licence`
+The entry `encoder` is a dict of plain types: `name` (timm's), `weights` (where from), `fingerprint`, `license`
 and `state_dict` (timm's own, unfolded keys) where the weights cannot be fetched again.
 """
 
@@ -49,7 +49,7 @@ def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, whole: bool) -
         "name": encoder.name,
         "weights": encoder.source if encoder.frozen else f"trained from {encoder.source.removeprefix('trained from ')}",
         "fingerprint": encoder.fingerprint(),
-        "licence": encoder.licence,
+        "license": encoder.license,
     }
     fetched_again = encoder.frozen and encoder.weights not in ("random", "checkpoint")
     if whole or not fetched_again:
@@ -76,7 +76,7 @@ def restore_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder) -> None:
     awaits = encoder.weights == "checkpoint" or random or not encoder.frozen
     if awaits and "state_dict" in entry and entry["name"] == encoder.name:
         encoder.load_timm_state_dict(entry["state_dict"])
-        encoder.licence, encoder.source = entry["licence"], entry["weights"]
+        encoder.license, encoder.source = entry["license"], entry["weights"]
     if (entry["name"], entry["fingerprint"]) != (encoder.name, encoder.fingerprint()):
         raise UserError(
             f"the checkpoint belongs to the encoder {entry['name']} ({entry['weights']}, fingerprint "

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from early_fusion_seg.distributed import summed
+from early_fusion_seg.distributed import all_reduce_sum
 from early_fusion_seg.errors import UserError
 
 
@@ -65,7 +65,7 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         folder: Where to write.
-        every_n_steps: Optimiser steps between two files of one epoch.
+        every_n_steps: Optimizer steps between two files of one epoch.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 200) -> None:
@@ -76,14 +76,14 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.resumable = False  # here, between two batches
         self.step = 0  # at the start of the batch
-        self.saved = 0  # optimiser steps in the file
-        self.told = False  # to end
+        self.saved = 0  # optimizer steps in the file
+        self.stop_requested = False  # to end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on only take note of SIGTERM; Lightning restores the handler in the end."""
-        self.told = False
+        self.stop_requested = False
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._take_note)
+            signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """In a batch, nothing can be saved."""
@@ -100,7 +100,7 @@ class LastCheckpoint(Checkpoint):
         if self.resumable and trainer.global_step - self.saved >= self.every_n_steps:
             self._save(trainer)
         if self.resumable:
-            self._end_if_told(trainer)
+            self._stop_if_requested(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, with the validation still to be done."""
@@ -117,7 +117,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """End a validation within `fit` if told to; see `on_validation_start` for what is in the file."""
-        if self.told and trainer.world_size == 1 and self.saved == trainer.global_step:
+        if self.stop_requested and trainer.world_size == 1 and self.saved == trainer.global_step:
             raise SIGTERMException
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,7 +125,7 @@ class LastCheckpoint(Checkpoint):
         self.resumable = False
         self._save(trainer)
         if trainer.global_step < trainer.estimated_stepping_batches:
-            self._end_if_told(trainer)
+            self._stop_if_requested(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the process was told to end."""
@@ -137,17 +137,17 @@ class LastCheckpoint(Checkpoint):
         self.saved = state_dict["saved"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser steps in the file."""
+        """Return the optimizer steps in the file."""
         return {"saved": self.saved}
 
-    def _take_note(self, *_: Any) -> None:
-        self.told = True
+    def _on_sigterm(self, *_: Any) -> None:
+        self.stop_requested = True
 
-    def _end_if_told(self, trainer: Trainer) -> None:
+    def _stop_if_requested(self, trainer: Trainer) -> None:
         """Raise SIGTERMException, on all processes if one was told to end."""
-        told = torch.tensor(self.told).int()
+        told = torch.tensor(self.stop_requested).int()
         if trainer.world_size > 1:
-            told = summed(told.to(trainer.strategy.root_device))
+            told = all_reduce_sum(told.to(trainer.strategy.root_device))
         if told > 0:
             raise SIGTERMException
 

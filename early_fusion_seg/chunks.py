@@ -11,27 +11,31 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from early_fusion_seg.votes import Chunk, Votes, as_votes
+from early_fusion_seg.votes import Chunk, LazyLogits, as_lazy_logits
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def summed_cross_entropy(
-    logits: Tensor | Votes, target: Tensor, kept: Tensor, class_weights: Tensor | None, label_smoothing: float = 0.0
+    logits: Tensor | LazyLogits,
+    target: Tensor,
+    kept: Tensor,
+    class_weights: Tensor | None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Sum the weighted cross-entropy of the pixels where `kept` (n, H, W) says so."""
-    votes = as_votes(logits)
+    votes = as_lazy_logits(logits)
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in votes.tensors)  # inside, neither can be told
     options = (learns, target, kept, class_weights, label_smoothing, votes.ratios)
     return cast(Tensor, _CrossEntropy.apply(*options, *votes.tensors))
 
 
-def sum_of_chunks(logits: Tensor | Votes, target: Tensor, function: RowFunction) -> Tensor:
+def sum_of_chunks(logits: Tensor | LazyLogits, target: Tensor, function: RowFunction) -> Tensor:
     """Sum a function of upsampled logits (n, R, W, K) and labels (n, R, W) over all chunks.
 
     The function must keep no logits, which are written over, and multiply no matrices, which autocast would cast.
     """
-    votes = as_votes(logits)
+    votes = as_lazy_logits(logits)
     return cast(Tensor, _SumOfChunks.apply(target, function, votes.ratios, *votes.tensors))
 
 
@@ -122,10 +126,10 @@ class _SumOfChunks(torch.autograd.Function):
         return *([None] * 3), *votes.gradients(size_of(target), of_chunk)
 
 
-def _gathered(ratios: tuple[int, ...], tensors: Sequence[Tensor]) -> Votes:
+def _gathered(ratios: tuple[int, ...], tensors: Sequence[Tensor]) -> LazyLogits:
     """Put together the votes whose `tensors` these are."""
     n = len(ratios)
-    return Votes(tuple(tensors[:n]), tuple(tensors[n : 2 * n]), tuple(tensors[2 * n :]), ratios)
+    return LazyLogits(tuple(tensors[:n]), tuple(tensors[n : 2 * n]), tuple(tensors[2 * n :]), ratios)
 
 
 def size_of(target: Tensor) -> tuple[int, int]:

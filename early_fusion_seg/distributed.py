@@ -12,65 +12,65 @@ from torch import Tensor, nn
 
 from early_fusion_seg.errors import UserError
 
-UNIT = 2**16
+PROVISIONAL_NORMALIZER = 2**16
 """Weight that a batch's loss is divided by until the weight of the whole step is known: any constant of its order."""
 
 
-def processes() -> int:
+def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Return the sum over all processes, which all must ask for."""
-    if processes() > 1:
+    if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
     return values
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """Return what each process gave, in the order of their ranks; all must ask."""
-    if processes() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * processes()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def refuse_different(value: str, what: str) -> None:
+def check_equal_across_ranks(value: str, what: str) -> None:
     """Raise a UserError on all processes where they do not give the same value."""
-    values = gathered(value)
+    values = all_gather_object(value)
     if len(set(values)) > 1:
         raise UserError(f"the processes have different {what}: {[v[:12] for v in values]}; give all the same")
 
 
-def never_sent(module: nn.Module) -> list[str]:
-    """Name what does not change in training, and all buffers, which `average_norms` sees to where they change."""
+def ddp_ignored_names(module: nn.Module) -> list[str]:
+    """Name what does not change in training, and all buffers, which `average_batch_norm_stats` sees to where they change."""
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     return frozen + [name for name, _ in module.named_buffers()]
 
 
-def average_norms(module: nn.Module) -> None:
+def average_batch_norm_stats(module: nn.Module) -> None:
     """Give the running statistics of batch norms the mean over all processes, so that all evaluate the same network.
 
     SyncBatchNorm's are the same already and stay.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.running_mean is not None]
     statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]
-    if processes() == 1 or not statistics:
+    if world_size() == 1 or not statistics:
         return
-    mean = summed(torch.cat(statistics)) / processes()
+    mean = all_reduce_sum(torch.cat(statistics)) / world_size()
     for old, new in zip(statistics, torch.split(mean, [len(s) for s in statistics]), strict=True):
         old.copy_(new)
 
 
 class StepLoss:
-    """The loss of an optimiser step over all its batches: those of other processes and accumulated ones.
+    """The loss of an optimizer step over all its batches: those of other processes and accumulated ones.
 
-    A step's loss is sum(w_i * L_i) / sum(w_i), where L_i is the mean loss of batch i over its labelled pixels and w_i
+    A step's loss is sum(w_i * L_i) / sum(w_i), where L_i is the mean loss of batch i over its labeled pixels and w_i
     their weight. For cross-entropy that is the loss of all the batches as one. The weights of the others are known only
-    when the step is taken, so a batch contributes w_i * L_i / UNIT and `finish` mends the gradients before the step.
+    when the step is taken, so a batch contributes w_i * L_i / PROVISIONAL_NORMALIZER and `finish` mends the gradients before the step.
 
     Args:
         shared: Whether there are other batches; where not, everything is left as it is.
@@ -87,36 +87,36 @@ class StepLoss:
 
         Args:
             loss: Its mean loss, a scalar.
-            weight: Of its labelled pixels, a scalar.
+            weight: Of its labeled pixels, a scalar.
             keys: The names of its images, for the error.
         """
         self.parts.append((loss.detach() * weight, weight, keys))
-        return loss * weight / UNIT if self.shared else loss
+        return loss * weight / PROVISIONAL_NORMALIZER if self.shared else loss
 
     def finish(self, parameters: Iterable[nn.Parameter], step: int) -> Tensor:
         """Mend the gradients and return the step's loss, the same on all processes.
 
         Args:
             parameters: Whose gradients the engine has averaged.
-            step: Optimiser steps done so far, for the error.
+            step: Optimizer steps done so far, for the error.
 
         Raises:
             UserError: The loss is not finite; the message names the images.
         """
         parts, self.parts = self.parts, []
-        sums = summed(torch.stack([torch.stack([value, weight]) for value, weight, _ in parts]).sum(0))
+        sums = all_reduce_sum(torch.stack([torch.stack([value, weight]) for value, weight, _ in parts]).sum(0))
         total, weight = sums.unbind()
         if not torch.isfinite(total):
             guilty = [key for value, _, keys in parts if not torch.isfinite(value) for key in keys]
-            names = [key for part in gathered(guilty) for key in part]
+            names = [key for part in all_gather_object(guilty) for key in part]
             raise UserError(
                 f"the loss is {total.item()} at step {step}, on the images {', '.join(names)}; "
                 "lower lr, or look at these images and masks"
             )
-        labelled = weight.clamp(min=torch.finfo(weight.dtype).tiny)  # without any, all gradients are 0
+        labeled = weight.clamp(min=torch.finfo(weight.dtype).tiny)  # without any, all gradients are 0
         if self.shared:
-            factor = UNIT * self.batches / labelled
+            factor = PROVISIONAL_NORMALIZER * self.batches / labeled
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(torch.where(weight > 0, factor, 0.0))
-        return total / labelled
+        return total / labeled

@@ -5,7 +5,7 @@ before them, so that no statistic can move. Channels, strides, mean and std are 
 
 Shapes: n images, h x w pixels, C_s channels of the map at stride s.
 
-Our own choices, where the paper (arXiv 2402.06091) is silent: how a random encoder is made (`_randomise`), the folding,
+Our own choices, where the paper (arXiv 2402.06091) is silent: how a random encoder is made (`_randomize`), the folding,
 and the fingerprint.
 """
 
@@ -46,7 +46,7 @@ class FrozenEncoder(nn.Module):
         mean: RGB mean that the weights expect, for pixels in 0..1.
         std: RGB standard deviation, likewise.
         source: Where the weights come from in words: as `weights`, or what the checkpoint says that brought them.
-        licence: Licence of timm's pretrained weights, None where timm states none or the weights are not timm's.
+        license: License of timm's pretrained weights, None where timm states none or the weights are not timm's.
 
     Raises:
         UserError: Unknown model, unfit maps, weights that cannot be had or do not fit.
@@ -67,24 +67,24 @@ class FrozenEncoder(nn.Module):
         config = self.model.model.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
-        self.licence: str | None = config.get("license") if weights == "hub" else None
+        self.license: str | None = config.get("license") if weights == "hub" else None
         self.channels: tuple[int, ...] = tuple(self.model.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.model.feature_info.reduction())
         self._needs_multiple = _needs_multiple(self.model, name, self.strides)
-        self._original: Weights | None = None  # unfolded, kept only where they cannot be fetched again
+        self._unfolded_state: Weights | None = None  # unfolded, kept only where they cannot be fetched again
         self._fingerprint: str | None = None
         if weights == "random":
-            _randomise(self.model, self.mean, self.std)
+            _randomize(self.model, self.mean, self.std)
         elif weights not in ("hub", "checkpoint"):
             _load_file(self.model.model, name, Path(weights))
         if weights != "checkpoint":
-            self._settle(keep=weights == "random")
+            self._freeze_and_fold(keep=weights == "random")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the feature maps.
 
         Args:
-            images: (n, 3, h, w) floats, normalised with `mean` and `std`.
+            images: (n, 3, h, w) floats, normalized with `mean` and `std`.
 
         Returns:
             One (n, C_s, ceil(h / s), ceil(w / s)) map for each stride, finest first, in channels_last memory.
@@ -112,7 +112,7 @@ class FrozenEncoder(nn.Module):
             return self._fingerprint
         return digest(self.model.model.state_dict())
 
-    def live_digest(self) -> str:
+    def state_hash(self) -> str:
         """Return the SHA-256 (hex) of the tensors as they are now: equal before and after a fit that froze them."""
         return digest(self.state_dict())
 
@@ -120,12 +120,12 @@ class FrozenEncoder(nn.Module):
         """Return the weights in timm's own, unfolded keys, on the CPU, as `safetensors.torch.save_file` takes them."""
         if not self.frozen:
             return _copied(self.model.model.state_dict())
-        if self._original is None:  # from the hub or a file: there again
+        if self._unfolded_state is None:  # from the hub or a file: there again
             fresh = FrozenEncoder(self.name, self.weights, freeze=False)
             if fresh.fingerprint() != self.fingerprint():
                 raise UserError(f"{self.weights} no longer holds the weights that this {self.name} was made from")
             return fresh.timm_state_dict()
-        return dict(self._original)
+        return dict(self._unfolded_state)
 
     def load_timm_state_dict(self, weights: Weights) -> None:
         """Replace all weights by those of `weights` (timm's unfolded keys, strict both ways)."""
@@ -133,16 +133,16 @@ class FrozenEncoder(nn.Module):
             device = next(self.parameters()).device
             self.model = _create(self.name, pretrained=False).to(device)  # the present one is folded
         self.model.model.load_state_dict(weights)
-        self.licence = None
-        self._settle(keep=True)
+        self.license = None
+        self._freeze_and_fold(keep=True)
 
-    def _settle(self, keep: bool) -> None:
+    def _freeze_and_fold(self, keep: bool) -> None:
         """Take the fingerprint, then freeze and fold if asked."""
         state = self.model.model.state_dict()
         self._fingerprint = digest(state)
         if self.frozen:
             if keep:
-                self._original = _copied(state)
+                self._unfolded_state = _copied(state)
             self.model.eval().requires_grad_(False)
             side = 2 * self.strides[-1]
             fold_batch_norms(self.model, _noise_images()[:1, :, :side, :side])
@@ -249,7 +249,7 @@ def _load_file(model: nn.Module, name: str, path: Path) -> None:
 
 
 @torch.no_grad()
-def _randomise(model: FeatureGetterNet, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def _randomize(model: FeatureGetterNet, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Give a random encoder depth: open its residual branches and calibrate its batch norms.
 
     timm starts the last norm of each residual branch at zero (`zero_init_last`) and layer scales near it, so that a new

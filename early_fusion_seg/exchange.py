@@ -28,13 +28,13 @@ class Exchange(nn.Module):
         self.up, self.down, self.further = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for source, width in widths.items():
             if finer := sum(w for s, w in widths.items() if s < source):
-                self.up[str(source)] = conv_norm(width, finer, kernel=1, relu=False)
+                self.up[str(source)] = conv_bn(width, finer, kernel=1, relu=False)
             if first := self._first_steps(source):
-                self.down[str(source)] = conv_norm(width, sum(first.values()), kernel=3, stride=2, relu=False)
+                self.down[str(source)] = conv_bn(width, sum(first.values()), kernel=3, stride=2, relu=False)
             for target in (s for s in first if s > 2 * source):
                 steps = (target // source).bit_length() - 1
-                keep = [conv_norm(width, width, kernel=3, stride=2) for _ in range(steps - 2)]
-                last = conv_norm(width, widths[target], kernel=3, stride=2, relu=False)
+                keep = [conv_bn(width, width, kernel=3, stride=2) for _ in range(steps - 2)]
+                last = conv_bn(width, widths[target], kernel=3, stride=2, relu=False)
                 self.further[f"{source}_to_{target}"] = nn.Sequential(nn.ReLU(), *keep, last)
 
     def forward(self, streams: Streams) -> Streams:
@@ -69,7 +69,7 @@ class Exchange(nn.Module):
         return {s: w if s == 2 * source else self.widths[source] for s, w in self.fed.items() if s > source}
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
+def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
     """Build convolution (same padding, no bias), batch norm and, if asked, ReLU."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if relu else []))

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.exchange import Exchange, Streams, conv_norm
-from early_fusion_seg.votes import Votes
+from early_fusion_seg.exchange import Exchange, Streams, conv_bn
+from early_fusion_seg.votes import LazyLogits
 
 Plan = Literal["early", "progressive"]
 
@@ -50,7 +50,7 @@ class ReverseHRNet(nn.Module):
             Default: `default_modules`.
         hr_modules: HR modules in each stage, one number for each stream; 0 leaves a stage out. Default: likewise.
         extra_stream: Use stride 2; where the encoder has no such map, a trainable stem makes it from the image.
-        recompute: Keep no activations inside the HR modules in training, and compute them again in backward.
+        activation_checkpointing: Keep no activations inside the HR modules in training, and compute them again in backward.
 
     Raises:
         UserError: Numbers that make no head.
@@ -73,10 +73,10 @@ class ReverseHRNet(nn.Module):
         blocks: int | Sequence[int] | None = None,
         hr_modules: Sequence[int] | None = None,
         extra_stream: bool = True,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.activation_checkpointing = activation_checkpointing
         finest = 2 if extra_stream else 4
         used = {s: c for c, s in zip(channels, strides, strict=True) if s >= finest}
         self.strides = sorted(used.keys() | ({2} if extra_stream else set()))
@@ -87,8 +87,8 @@ class ReverseHRNet(nn.Module):
             depths = [blocks] * len(self.strides) if isinstance(blocks, int) else list(blocks)
         _check(self.strides, widths, width, depths, counts, plan)
         depth = dict(zip(self.strides, depths, strict=True))
-        self.adapt = nn.ModuleDict({str(s): conv_norm(c, widths[s], kernel=1) for s, c in used.items()})
-        self.stem = conv_norm(3, widths[2], kernel=3, stride=2) if extra_stream and 2 not in used else None
+        self.adapt = nn.ModuleDict({str(s): conv_bn(c, widths[s], kernel=1) for s, c in used.items()})
+        self.stem = conv_bn(3, widths[2], kernel=3, stride=2) if extra_stream and 2 not in used else None
         stages = stage_strides(plan, self.strides)
         modules = [members for members, count in zip(stages, counts, strict=True) for _ in range(count)]
         self.stages = nn.ModuleList(
@@ -102,7 +102,7 @@ class ReverseHRNet(nn.Module):
 
         Args:
             features: The encoder's maps (n, C_s, ceil(h / s), ceil(w / s)); finer ones than the head's are left aside.
-            images: (n, 3, h, w) normalised images; only the stem reads them.
+            images: (n, 3, h, w) normalized images; only the stem reads them.
             classify: False gives the last states of the streams instead, finest first.
 
         Returns:
@@ -115,15 +115,17 @@ class ReverseHRNet(nn.Module):
         if self.stem is not None:
             streams[2] = self.stem(images)
         for module in self.stages:
-            streams |= recomputed(module, streams) if self.recompute and self.training else module(streams)
+            streams |= (
+                checkpointed(module, streams) if self.activation_checkpointing and self.training else module(streams)
+            )
         return tuple(streams[s] for s in self.strides)
 
-    def votes(self, features: Sequence[Tensor], images: Tensor) -> Votes:
+    def votes(self, features: Sequence[Tensor], images: Tensor) -> LazyLogits:
         """Compute what makes the logits, but not the logits: losses and label maps need a few rows at a time."""
         states = self(features, images, classify=False)
         parameters = dict(self.vote.named_parameters())
         weights, biases = (tuple(parameters[f"{s}.{name}"] for s in self.strides) for name in ("weight", "bias"))
-        return Votes(states, weights, biases, tuple(s // self.strides[0] for s in self.strides))
+        return LazyLogits(states, weights, biases, tuple(s // self.strides[0] for s in self.strides))
 
 
 def default_modules(plan: Plan, strides: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -180,15 +182,15 @@ class BasicBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = conv_norm(width, width, kernel=3)
-        self.second = conv_norm(width, width, kernel=3, relu=False)
+        self.first = conv_bn(width, width, kernel=3)
+        self.second = conv_bn(width, width, kernel=3, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, W, h, w) to the same shape."""
         return F.relu(self.second(self.first(x)).add_(x), inplace=True)
 
 
-def recomputed(module: nn.Module, streams: Streams) -> Streams:
+def checkpointed(module: nn.Module, streams: Streams) -> Streams:
     """Apply a module whose activations are computed again in backward, when its norms must not count a second time."""
     contexts = partial(_contexts, module)
     fused: Streams = checkpoint(module, dict(streams), use_reentrant=False, context_fn=contexts)
@@ -201,7 +203,7 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], Abstract
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let batch norms normalise by the batch and leave their running statistics as they are."""
+    """Let batch norms normalize by the batch and leave their running statistics as they are."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

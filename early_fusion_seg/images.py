@@ -1,4 +1,4 @@
-"""Read images and masks as the files mean them, and write masks that any viewer shows in colour."""
+"""Read images and masks as the files mean them, and write masks that any viewer shows in color."""
 
 import io
 import struct
@@ -20,7 +20,7 @@ Picture = np.ndarray | Image.Image | Path | str
 
 # What Pillow raises on damaged files, by format and place of the damage.
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, OverflowError, struct.error, zlib.error)
-DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+DEEP_GRAY = ("I;16", "I;16B", "I;16L", "I;16N")
 SMALLEST_REDUCED = 64  # pixels
 REDUCED = {  # OpenCV's flags; its REDUCED_COLOR ones would give BGR, and exclude IMREAD_COLOR_RGB
     1: 0,
@@ -30,7 +30,7 @@ REDUCED = {  # OpenCV's flags; its REDUCED_COLOR ones would give BGR, and exclud
 }
 PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 WHOLE = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # how a file of each format ends
-GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches grey levels of 2 and 4 bits to 0..255
+GRAY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches gray levels of 2 and 4 bits to 0..255
 
 Prepared = TypeVar("Prepared")
 
@@ -45,7 +45,7 @@ class Openable(Protocol):
 def read_image(path: str | Path | Openable, reduction: int = 1) -> NDArray[np.uint8]:
     """Read an image as it is meant to be seen.
 
-    The orientation tag is applied; grey, palette, CMYK and other modes become RGB, 16 bits become 8, transparency is
+    The orientation tag is applied; gray, palette, CMYK and other modes become RGB, 16 bits become 8, transparency is
     dropped, and of several frames the first is taken.
 
     Args:
@@ -119,7 +119,7 @@ def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"the array has the shape {image.shape}; expected (h, w, 3) RGB or (h, w) grey")
+        raise UserError(f"the array has the shape {image.shape}; expected (h, w, 3) RGB or (h, w) gray")
     return image
 
 
@@ -127,43 +127,43 @@ def read_mask(path: str | Path | Openable) -> NDArray[Any]:
     """Read the numbers stored in a mask file, without any conversion.
 
     Args:
-        path: A single-channel file, as a rule a PNG: grey (1 to 16 bits) or indexed (its colours do not matter).
+        path: A single-channel file, as a rule a PNG: gray (1 to 16 bits) or indexed (its colors do not matter).
 
     Returns:
         The numbers, integers of shape (h, w); they may be read-only.
 
     Raises:
         MissingFileError: There is no such file.
-        UserError: It is not an image, is damaged, or has colours where numbers were expected.
+        UserError: It is not an image, is damaged, or has colors where numbers were expected.
     """
     (mode, values), raw_mode = _decode(path, _read(path), lambda image: (image.mode, np.asarray(image)))
-    if mode not in ("1", "L", "P", "I", *DEEP_GREY):
+    if mode not in ("1", "L", "P", "I", *DEEP_GRAY):
         raise UserError(
-            f"{path} has the mode {mode}; a mask must be grey or indexed, each pixel the number of its class. "
-            "A mask in colours must be converted first."
+            f"{path} has the mode {mode}; a mask must be gray or indexed, each pixel the number of its class. "
+            "A mask in colors must be converted first."
         )
     if mode == "1":
         return values.astype(np.uint8)
-    return values // GREY_STEP[raw_mode] if raw_mode in GREY_STEP else values
+    return values // GRAY_STEP[raw_mode] if raw_mode in GRAY_STEP else values
 
 
 def write_indexed_png(path: str | Path, labels: NDArray[np.uint8], palette: Any) -> None:
-    """Write labels as an indexed PNG: the numbers are kept, and viewers show the palette's colours.
+    """Write labels as an indexed PNG: the numbers are kept, and viewers show the palette's colors.
 
     Args:
         path: The file; its folder is made where needed.
         labels: Class numbers, uint8 of shape (h, w).
-        palette: RGB colours (0..255) of classes 0, 1, ...; others, such as 255, are black.
+        palette: RGB colors (0..255) of classes 0, 1, ...; others, such as 255, are black.
 
     Raises:
         UserError: The labels are not uint8 of shape (h, w).
     """
     if labels.dtype != np.uint8 or labels.ndim != 2:
         raise UserError(f"labels are {labels.dtype} of shape {labels.shape}; expected uint8 of shape (h, w)")
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = palette
     image = Image.fromarray(labels)
-    image.putpalette(colours.tobytes())
+    image.putpalette(colors.tobytes())
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     image.save(path, format="PNG")
 
@@ -172,8 +172,8 @@ def _as_seen(image: Image.Image) -> Image.Image:
     """Turn an image upright and into RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
-        raise ValueError("grey levels of 32 bits have no agreed range; save it with 8 or 16")
-    if image.mode in DEEP_GREY:
+        raise ValueError("gray levels of 32 bits have no agreed range; save it with 8 or 16")
+    if image.mode in DEEP_GRAY:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about some transparent palettes
@@ -191,7 +191,7 @@ def _decode_fast(content: bytes, reduction: int) -> NDArray[np.uint8] | None:
 
     Returns:
         None for anything else: other formats and modes, images to be turned, and files that do not end as they should,
-        which OpenCV would fill with grey.
+        which OpenCV would fill with gray.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -221,7 +221,7 @@ def _decode(
     """Decode a file whole with Pillow, so that damage shows here.
 
     Returns:
-        What `prepare` makes of it, and how a PNG stores its pixels ("L;4": grey of 4 bits), which Pillow then forgets.
+        What `prepare` makes of it, and how a PNG stores its pixels ("L;4": gray of 4 bits), which Pillow then forgets.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:

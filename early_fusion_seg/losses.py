@@ -1,7 +1,7 @@
 """Losses on low-resolution logits: upsampled and reduced a few rows at a time.
 
 Values and gradients equal the plain computation on `F.interpolate(logits, (H, W))` in float32, but logits at full
-resolution never exist as a whole; given as `Votes`, not even those at the finest stream's do. A batch with no valid
+resolution never exist as a whole; given as `LazyLogits`, not even those at the finest stream's do. A batch with no valid
 pixel gives 0 with a gradient of 0.
 
 Cross-entropy is linear in the pixels' losses, so its gradient is made in the same pass as its value, chunk by chunk.
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from early_fusion_seg.chunks import size_of, sum_of_chunks, summed_cross_entropy
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.votes import Votes, as_votes
+from early_fusion_seg.votes import LazyLogits, as_lazy_logits
 
 Term = Literal["cross_entropy", "ohem", "dice"]
 
 
 def cross_entropy(
-    logits: Tensor | Votes,
+    logits: Tensor | LazyLogits,
     target: Tensor,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
@@ -49,7 +49,7 @@ def cross_entropy(
 
 
 @torch.no_grad()
-def pixel_cross_entropy(logits: Tensor | Votes, target: Tensor, ignore_index: int = 255) -> Tensor:
+def pixel_cross_entropy(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int = 255) -> Tensor:
     """Compute the cross-entropy of each pixel, without a gradient.
 
     Args:
@@ -60,7 +60,7 @@ def pixel_cross_entropy(logits: Tensor | Votes, target: Tensor, ignore_index: in
     Returns:
         (n, H, W) float32.
     """
-    votes, size = as_votes(logits), size_of(target)
+    votes, size = as_lazy_logits(logits), size_of(target)
     pixels = torch.empty(target.shape, dtype=torch.float32, device=target.device)
     for images, start, stop in votes.chunks(size):
         rows, labels = votes.upsampled(size, (images, start, stop)), target[images, start:stop]
@@ -71,7 +71,7 @@ def pixel_cross_entropy(logits: Tensor | Votes, target: Tensor, ignore_index: in
 
 
 def ohem_cross_entropy(
-    logits: Tensor | Votes,
+    logits: Tensor | LazyLogits,
     target: Tensor,
     threshold: float = 0.7,
     min_kept: float = 1 / 16,
@@ -103,7 +103,7 @@ def ohem_cross_entropy(
     return total / _at_least_one(_weight(target, hard, class_weights))
 
 
-def dice(logits: Tensor | Votes, target: Tensor, ignore_index: int = 255) -> Tensor:
+def dice(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int = 255) -> Tensor:
     """Compute 1 - soft Dice, the mean over the classes that occur in the batch (arXiv 1606.04797, plain sums).
 
     Dice of class c is 2 * sum(p_c * y_c) / (sum(p_c) + sum(y_c)) over the batch's valid pixels.
@@ -168,10 +168,10 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def weight(self, target: Tensor) -> Tensor:
-        """Return the sum of the class weights of the labelled pixels of target (n, H, W), a float32 scalar."""
+        """Return the sum of the class weights of the labeled pixels of target (n, H, W), a float32 scalar."""
         return _weight(target, target != self.ignore_index, self.class_weights)
 
-    def forward(self, logits: Tensor | Votes, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor | LazyLogits, target: Tensor) -> Tensor:
         """Map logits (n, K, h, w), or the votes that make them, and target (n, H, W) to a scalar."""
         weights, ignored = self.class_weights, self.ignore_index
         total = torch.zeros((), dtype=torch.float32, device=target.device)

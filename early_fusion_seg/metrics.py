@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from early_fusion_seg.errors import UserError
 
-Absent = Literal["nan-skip", "gt-only", "zero", "strict-nan"]
+AbsentClassRule = Literal["nan-skip", "gt-only", "zero", "strict-nan"]
 """What a class absent from the truth counts in the mean.
 
 nan-skip: 0 if it was predicted somewhere, left out if not (Cityscapes, Mapillary Vistas, mmsegmentation).
@@ -23,7 +23,7 @@ gt-only: always left out (COCO-Stuff, detectron2). zero: always 0 (SegNet's CamV
 predicted; if not, the mean is nan (PASCAL VOC).
 """
 
-PredVoid = Literal["fn", "drop", "error"]
+VoidPredictionRule = Literal["fn", "drop", "error"]
 """What a valid pixel predicted as void counts: a false negative, nothing at all, or it is refused."""
 
 CHUNK = 2**18
@@ -33,8 +33,8 @@ CHUNK = 2**18
 class Rule(NamedTuple):
     """The two things in which official evaluators differ."""
 
-    absent: Absent
-    pred_void: PredVoid
+    absent: AbsentClassRule
+    pred_void: VoidPredictionRule
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
@@ -78,12 +78,12 @@ def _bins(labels: Tensor, k: int, ignore_index: int) -> Tensor:
     return torch.where((labels >= 0) & (labels < k), labels, other)
 
 
-def class_iou(confusion: Tensor, pred_void: PredVoid = "fn") -> Tensor:
+def class_iou(confusion: Tensor, pred_void: VoidPredictionRule = "fn") -> Tensor:
     """Compute the IoU of each class.
 
     Args:
         confusion: (K, K + 1) counts.
-        pred_void: Whether void predictions are false negatives; see `PredVoid`.
+        pred_void: Whether void predictions are false negatives; see `VoidPredictionRule`.
 
     Returns:
         (K,) float64 in 0..1, nan where a class is neither in the truth nor predicted.
@@ -94,13 +94,13 @@ def class_iou(confusion: Tensor, pred_void: PredVoid = "fn") -> Tensor:
     return hit / (truth + square.sum(0) - hit)
 
 
-def mean_iou(iou: Tensor, in_truth: Tensor, absent: Absent = "nan-skip") -> Tensor:
+def mean_iou(iou: Tensor, in_truth: Tensor, absent: AbsentClassRule = "nan-skip") -> Tensor:
     """Compute the mean of class IoUs under a benchmark's rule.
 
     Args:
         iou: (K,) from `class_iou`.
         in_truth: (K,) bool, whether the class has truth pixels.
-        absent: See `Absent`.
+        absent: See `AbsentClassRule`.
 
     Returns:
         Scalar float64, nan where no class counts.
@@ -118,8 +118,8 @@ class SegmentationMetrics(Metric):
     Args:
         num_classes: K.
         ignore_index: Truth value of pixels that are not scored.
-        absent: Rule for absent classes; see `Absent`.
-        pred_void: Rule for void predictions, which only folders of predictions from elsewhere can hold; see `PredVoid`.
+        absent: Rule for absent classes; see `AbsentClassRule`.
+        pred_void: Rule for void predictions, which only folders of predictions from elsewhere can hold; see `VoidPredictionRule`.
 
     Attributes:
         confusion: (K, K + 1) int64.
@@ -144,20 +144,24 @@ class SegmentationMetrics(Metric):
     invalid: Tensor
 
     def __init__(
-        self, num_classes: int, ignore_index: int = 255, absent: Absent = "nan-skip", pred_void: PredVoid = "fn"
+        self,
+        num_classes: int,
+        ignore_index: int = 255,
+        absent: AbsentClassRule = "nan-skip",
+        pred_void: VoidPredictionRule = "fn",
     ) -> None:
         super().__init__()
-        if absent not in get_args(Absent) or pred_void not in get_args(PredVoid):
+        if absent not in get_args(AbsentClassRule) or pred_void not in get_args(VoidPredictionRule):
             raise UserError(
                 f"absent={absent!r}, pred_void={pred_void!r}; "
-                f"expected one of {get_args(Absent)} and one of {get_args(PredVoid)}"
+                f"expected one of {get_args(AbsentClassRule)} and one of {get_args(VoidPredictionRule)}"
             )
         if 0 <= ignore_index < num_classes:
             raise UserError(f"ignore_index={ignore_index} is one of the {num_classes} classes; take 255")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.absent: Absent = absent
-        self.pred_void: PredVoid = pred_void
+        self.absent: AbsentClassRule = absent
+        self.pred_void: VoidPredictionRule = pred_void
         k = num_classes
         self.add_state("confusion", torch.zeros(k, k + 1, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -217,7 +221,7 @@ class SegmentationMetrics(Metric):
 
 
 class MeanLoss(Metric):
-    """Mean loss of a split's labelled pixels.
+    """Mean loss of a split's labeled pixels.
 
     Cross-entropy's is the same however they are divided into batches and ranks. With class weights it is the weighted
     mean, that of `torch.nn.functional.cross_entropy` on the whole split at once.
@@ -235,7 +239,7 @@ class MeanLoss(Metric):
         self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, weight: Tensor) -> None:
-        """Add a batch: its mean loss and the weight of its labelled pixels (see `SegmentationLoss`), scalars."""
+        """Add a batch: its mean loss and the weight of its labeled pixels (see `SegmentationLoss`), scalars."""
         self.total += loss.double() * weight
         self.weight += weight
 

@@ -1,4 +1,4 @@
-"""EarlyFusionNet = normalise + encoder + head: the plain module that is trained, evaluated and exported.
+"""EarlyFusionNet = normalize + encoder + head: the plain module that is trained, evaluated and exported.
 
 Shapes: n images of h x w pixels, K classes, s the head's finest stride.
 """
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from early_fusion_seg.encoder import FrozenEncoder
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import ReverseHRNet
-from early_fusion_seg.votes import Votes
+from early_fusion_seg.votes import LazyLogits
 
 
 class EarlyFusionNet(nn.Module):
     """Map images to logits at the head's finest stride.
 
-    Normalisation happens here, on the device, with the encoder's own mean and std, so that it cannot differ between
+    Normalization happens here, on the device, with the encoder's own mean and std, so that it cannot differ between
     training, evaluation and export.
 
     Args:
@@ -49,7 +49,7 @@ class EarlyFusionNet(nn.Module):
         """
         return self.votes(images).logits()
 
-    def votes(self, images: Tensor) -> Votes:
+    def votes(self, images: Tensor) -> LazyLogits:
         """Compute what makes the logits; losses and label maps take it, and never hold all logits. See `forward`."""
         normal = (self._unit(images) - self.mean) / self.std
         normal = normal.to(next(self.head.parameters()).dtype)
@@ -67,7 +67,7 @@ class EarlyFusionNet(nn.Module):
             low, high = (float(x) for x in images.aminmax())
             if not (low >= 0 and high <= 1):
                 raise UserError(
-                    f"float images range from {low:.3g} to {high:.3g}; expected 0..1: the network normalises by itself"
+                    f"float images range from {low:.3g} to {high:.3g}; expected 0..1: the network normalizes by itself"
                 )
             self._checked = True
         return images

@@ -34,7 +34,7 @@ def make_optimizer(
         parameters: All, or those that are trained.
         lr: Learning rate.
         weight_decay: Of the weights.
-        fused: Update each tensor in one pass. Lightning clips no gradients of fused optimisers in mixed precision.
+        fused: Update each tensor in one pass. Lightning clips no gradients of fused optimizers in mixed precision.
     """
     groups = parameter_groups(parameters, weight_decay)
     return AdamW(groups, lr=lr, fused=fused) if name == "adamw" else SGD(groups, lr=lr, momentum=0.9, fused=fused)

@@ -26,12 +26,12 @@ HEADLINES = {
 
 
 class EncoderFacts(TypedDict):
-    """What identifies the encoder, where its weights come from, and under which licence they stand."""
+    """What identifies the encoder, where its weights come from, and under which license they stand."""
 
     name: str
     weights: str
     fingerprint: str
-    licence: str | None
+    license: str | None
 
 
 class RunFacts(TypedDict):

@@ -1,4 +1,4 @@
-"""ReverseHRNetSeg, the LightningModule: steps, optimiser and what a checkpoint holds.
+"""ReverseHRNetSeg, the LightningModule: steps, optimizer and what a checkpoint holds.
 
 Shapes: n images of h x w pixels, K classes. A batch is a dict: `image` (n, 3, h, w) uint8 (or floats in 0..1), `mask`
 (n, h, w) train ids with `ignore_index` where no truth is, `key` the names of the images.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from early_fusion_seg.checkpoint import read_checkpoint, restore_encoder, store_encoder
-from early_fusion_seg.distributed import StepLoss, average_norms, never_sent, refuse_different
+from early_fusion_seg.distributed import StepLoss, average_batch_norm_stats, check_equal_across_ranks, ddp_ignored_names
 from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.folding import warn_of_slow_bfloat16
@@ -29,7 +29,7 @@ from early_fusion_seg.images import Picture, read_image, to_rgb_array
 from early_fusion_seg.inference import upsampled_argmax
 from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.losses import SegmentationLoss, Term
-from early_fusion_seg.metrics import Absent, MeanLoss, PredVoid, SegmentationMetrics
+from early_fusion_seg.metrics import AbsentClassRule, MeanLoss, SegmentationMetrics, VoidPredictionRule
 from early_fusion_seg.network import EarlyFusionNet
 from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule
 
@@ -48,10 +48,10 @@ class ReverseHRNetSeg(LightningModule):
     Args:
         num_classes: K, at most 255; may be left out where `class_names` is given.
         class_names: K names in the order of the train ids.
-        palette: K RGB colours, each three numbers in 0..255; default: the colours of PASCAL VOC.
+        palette: K RGB colors, each three numbers in 0..255; default: the colors of PASCAL VOC.
         ignore_index: Mask value of pixels without truth.
-        absent: How a class that is absent counts in the mIoU; see `metrics.Absent`.
-        pred_void: How a void prediction counts; see `metrics.PredVoid`. The network makes none.
+        absent: How a class that is absent counts in the mIoU; see `metrics.AbsentClassRule`.
+        pred_void: How a void prediction counts; see `metrics.VoidPredictionRule`. The network makes none.
         encoder: Name of a timm model with feature maps at strictly increasing strides.
         encoder_weights: `"hub"` (timm's pretrained ones), `"random"`, or the path of a file in timm's keys.
         freeze_encoder: False trains the encoder too.
@@ -61,7 +61,7 @@ class ReverseHRNetSeg(LightningModule):
         blocks: Residual blocks on each stream in an HR module, or a list with a number for each stream, finest first.
         hr_modules: HR modules in each stage.
         extra_stream: Use the stream at stride 2.
-        recompute: Activation checkpointing: the head's activations are computed again in backward, to save memory.
+        activation_checkpointing: Activation checkpointing: the head's activations are computed again in backward, to save memory.
         compile: Let torch.compile translate encoder and head for the training.
         loss: Weight of each term: cross_entropy, ohem, dice. Default: cross-entropy alone.
         class_weights: K factors for cross-entropy and OHEM, such as a data module's `class_weights("median")`.
@@ -87,8 +87,8 @@ class ReverseHRNetSeg(LightningModule):
         class_names: list[str] | None = None,
         palette: list[list[int]] | None = None,
         ignore_index: int = 255,
-        absent: Absent = "nan-skip",
-        pred_void: PredVoid = "fn",
+        absent: AbsentClassRule = "nan-skip",
+        pred_void: VoidPredictionRule = "fn",
         encoder: str = DEFAULT_ENCODER,
         encoder_weights: str = "hub",
         freeze_encoder: bool = True,
@@ -98,7 +98,7 @@ class ReverseHRNetSeg(LightningModule):
         blocks: int | list[int] | None = None,
         hr_modules: list[int] | None = None,
         extra_stream: bool = True,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
         compile: bool = False,
         loss: dict[Term, float] | None = None,
         class_weights: list[float] | None = None,
@@ -119,7 +119,7 @@ class ReverseHRNetSeg(LightningModule):
             if values is not None and len(values) != self.num_classes:
                 raise UserError(f"{what} has {len(values)} entries for {self.num_classes} classes")
         frozen = FrozenEncoder(encoder, str(encoder_weights), freeze_encoder)
-        shape = (plan, width, blocks, hr_modules, extra_stream, recompute)
+        shape = (plan, width, blocks, hr_modules, extra_stream, activation_checkpointing)
         head = ReverseHRNet(frozen.channels, frozen.strides, self.num_classes, *shape)
         self.network = EarlyFusionNet(frozen, head)
         self.loss = SegmentationLoss(loss or {"cross_entropy": 1.0}, class_weights, label_smoothing, ignore_index)
@@ -176,14 +176,14 @@ class ReverseHRNetSeg(LightningModule):
         if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
             raise UserError("one crop so small has one value at the coarsest stride; raise crop_size or batch_size")
         loss = self.step_loss.add(self.loss(self.network.votes(images), mask), self.loss.weight(mask), batch["key"])
-        self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]  # one optimiser
+        self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]  # one optimizer
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the gradients those of the whole step; a loss that is not finite stops training and names its images."""
         loss = self.step_loss.finish(self.parameters(), self.global_step)
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
-        average_norms(self.network)
+        average_batch_norm_stats(self.network)
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
         """Score a batch; gives `prediction` (n, h, w) uint8."""
@@ -250,13 +250,13 @@ class ReverseHRNetSeg(LightningModule):
             self.network.head.compile()
         if self.trainer.is_global_zero:
             warn_of_slow_bfloat16(self.trainer.precision, self.trainer.strategy.root_device)
-        refuse_different(self.network.encoder.fingerprint(), "encoders")
+        check_equal_across_ranks(self.network.encoder.fingerprint(), "encoders")
         others = self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.step_loss = StepLoss(others > 1, others)
-        self._ddp_params_and_buffers_to_ignore = never_sent(self)  # where DistributedDataParallel looks for them
+        self._ddp_params_and_buffers_to_ignore = ddp_ignored_names(self)  # where DistributedDataParallel looks for them
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build the optimiser and its schedule, stepped with each batch."""
+        """Build the optimizer and its schedule, stepped with each batch."""
         options: Any = self.hparams
         fused = not (self.trainer.gradient_clip_val or getattr(self.trainer.precision_plugin, "scaler", None))
         optimizer = make_optimizer(options.optimizer, self.parameters(), options.lr, options.weight_decay, fused)

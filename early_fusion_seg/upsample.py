@@ -82,7 +82,7 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _source(h: int, scale: float, row: int) -> tuple[int, float]:
-    """Return the low-resolution row above the centre of `row`, and how far below it that centre lies (0..1)."""
+    """Return the low-resolution row above the center of `row`, and how far below it that center lies (0..1)."""
     position = max((row + 0.5) * scale - 0.5, 0.0)
     index = min(math.floor(position), h - 1)
     return index, position - index

@@ -22,7 +22,7 @@ Chunk = tuple[slice, int, int]
 """Which images, the first row and the row after the last."""
 
 
-class Votes(NamedTuple):
+class LazyLogits(NamedTuple):
     """States of streams and their classifiers, or, without classifiers, logits that are there already.
 
     Attributes:
@@ -104,12 +104,12 @@ class Votes(NamedTuple):
         """Return which part of each state a chunk needs, as an index."""
         return [(chunk[0], slice(None), slice(*span)) for span in self._spans(size, chunk)]
 
-    def _part(self, size: Size, chunk: Chunk) -> "Votes":
+    def _part(self, size: Size, chunk: Chunk) -> "LazyLogits":
         """Return the votes with no more of the states than a chunk needs."""
         places = self._places(size, chunk)
         return self._replace(states=tuple(x[place] for x, place in zip(self.states, places, strict=True)))
 
-    def _uncut(self, part: "Votes", size: Size, chunk: Chunk) -> tuple[Tensor, int]:
+    def _uncut(self, part: "LazyLogits", size: Size, chunk: Chunk) -> tuple[Tensor, int]:
         """Return what a chunk of the upsampled logits is cut out of, and where in it the first row is: `uncut_rows`.
 
         Args:
@@ -134,9 +134,9 @@ class Votes(NamedTuple):
             return uncut_rows(total, self.shape[2], size, *chunk[1:])
 
 
-def as_votes(logits: Tensor | Votes) -> Votes:
+def as_lazy_logits(logits: Tensor | LazyLogits) -> LazyLogits:
     """Take logits (n, K, h, w) as votes that are counted already."""
-    return logits if isinstance(logits, Votes) else Votes((logits,))
+    return logits if isinstance(logits, LazyLogits) else LazyLogits((logits,))
 
 
 def _leaves(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from early_fusion_seg import SegmentationMetrics, SyntheticDataModule
 
 
 class TinyNetwork(LightningModule):
-    """Three convolutions; the batch's images are uint8, masks hold 255 where nothing is to be learnt."""
+    """Three convolutions; the batch's images are uint8, masks hold 255 where nothing is to be learned."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

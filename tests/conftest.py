@@ -11,7 +11,7 @@ import torch
 from cli_runs import SIZE, fit_args
 
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.data import class_index
+from early_fusion_seg.data import class_pixel_counts
 from early_fusion_seg.data.fake import fake_camvid_segnet
 
 SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by Lightning
@@ -43,7 +43,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Leave the user's cache alone; not by XDG_CACHE_HOME, where matplotlib would look for its list of fonts."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(class_index, "cache_folder", lambda: folder)
+        patch.setattr(class_pixel_counts, "cache_folder", lambda: folder)
         yield folder
 
 

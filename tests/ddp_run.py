@@ -118,10 +118,10 @@ def engine(devices: int, *callbacks: Callback, **options: Any) -> Trainer:
 
 def fit(devices: int, batch: int, still: bool = True, **options: Any) -> dict[str, Any]:
     made, recorder = model(still), Recorder()
-    before = made.network.encoder.live_digest()
+    before = made.network.encoder.state_hash()
     trainer = engine(devices, recorder, max_steps=STEPS, **options)
     trainer.fit(made, Uneven("", batch_size=batch, num_workers=0, crop_size=48))
-    assert made.network.encoder.live_digest() == before
+    assert made.network.encoder.state_hash() == before
     scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     statistics = [b.tolist() for name, b in made.network.head.named_buffers() if "running_mean" in name][-1]
     gradients = sum(p.numel() * 4 for p in made.network.head.parameters())

@@ -37,7 +37,7 @@ PALETTE = [[200, 0, 0], [0, 0, 200]]
 class Encoder(nn.Module):
     name = "brightness"
     source = "hub"
-    licence = "CC0"
+    license = "CC0"
 
     def fingerprint(self) -> str:
         return "00" * 32
@@ -139,16 +139,16 @@ def test_panels_of_the_first_images_at_each_validation(tmp_path: Path) -> None:
     assert pngs(tmp_path / "panels") == [f"step-00000{step}/deep/{i}.jpg.png" for step in (2, 4) for i in (0, 1)]
 
 
-def test_a_panel_holds_truth_and_prediction_in_the_colours_of_the_classes(tmp_path: Path) -> None:
+def test_a_panel_holds_truth_and_prediction_in_the_colors_of_the_classes(tmp_path: Path) -> None:
     image = torch.zeros(3, 40, 60, dtype=torch.uint8)
     image[0, :, 30:] = 255  # predicted 1 on the right; the truth is 0 everywhere
     data = Pictures([{"key": "a", "image": image, "mask": torch.zeros(40, 60, dtype=torch.uint8)}])
     trainer(tmp_path, PanelLogger()).test(Brightness(), datamodule=data, verbose=False)
     with Image.open(tmp_path / "panels" / "test" / "a.png") as panel:
-        colours = {colour for _, colour in panel.convert("RGB").getcolors(1 << 24) or []}
-    assert tuple(PALETTE[0]) in colours
-    assert tuple(PALETTE[1]) in colours
-    assert (255, 0, 0) in colours  # the image itself
+        colors = {color for _, color in panel.convert("RGB").getcolors(1 << 24) or []}
+    assert tuple(PALETTE[0]) in colors
+    assert tuple(PALETTE[1]) in colors
+    assert (255, 0, 0) in colors  # the image itself
 
 
 def test_validation_by_itself_has_a_folder_without_step(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_results_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFix
     assert results["pixel_accuracy"] == pytest.approx((truth == predicted).mean())
     assert (results["images"], results["partial"], results["scale"]) == (3, False, 0.5)
     assert (results["checkpoint"], results["config"], results["data"]) == ("x.ckpt", {"a": 1}, "Pictures")
-    assert results["encoder"] == {"name": "brightness", "weights": "hub", "fingerprint": "00" * 32, "licence": "CC0"}
+    assert results["encoder"] == {"name": "brightness", "weights": "hub", "fingerprint": "00" * 32, "license": "CC0"}
     shown = capsys.readouterr().out
     assert "bright" in shown
     assert "CC0" in shown

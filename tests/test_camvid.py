@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 import early_fusion_seg.data.camvid as camvid
-from early_fusion_seg.data.camvid import CamVidDataModule, original_split, read_colour_mask
+from early_fusion_seg.data.camvid import CamVidDataModule, original_split, read_color_mask
 from early_fusion_seg.data.fake import fake_camvid_original, fake_camvid_segnet
 from early_fusion_seg.errors import MissingFileError, UserError
 
-COLOURS = {  # three of the 32, and one that is none of them
+COLORS = {  # three of the 32, and one that is none of them
     "Road": (128, 64, 128),
     "RoadShoulder": (128, 128, 192),
     "Child": (192, 128, 64),
@@ -33,7 +33,7 @@ def test_facts_need_no_disk() -> None:
     dm = CamVidDataModule("nowhere")
     assert dm.class_names[:4] == ["Sky", "Building", "Pole", "Road"]
     assert (dm.num_classes, dm.palette[4], dm.absent, dm.pred_void) == (11, [60, 40, 222], "zero", "drop")
-    assert "research use only" in dm.licence
+    assert "research use only" in dm.license
     assert dm.label_set.name == "camvid_11"
     assert CamVidDataModule("nowhere", grouping="exact11").label_set.name == "camvid_11_exact11"
     assert CamVidDataModule("nowhere", classes=32).num_classes == 31
@@ -123,8 +123,8 @@ def test_wrong_values_are_refused(arguments: dict[str, object], message: str) ->
         ({"classes": 32}, [17, 18, 7, 255]),
     ],
 )
-def test_original_colours_become_classes(original: Path, arguments: dict[str, object], expected: list[int]) -> None:
-    pixels = np.array([list(COLOURS.values())] * 3, np.uint8)
+def test_original_colors_become_classes(original: Path, arguments: dict[str, object], expected: list[int]) -> None:
+    pixels = np.array([list(COLORS.values())] * 3, np.uint8)
     Image.fromarray(pixels).save(original / "701_StillsRaw_full/0016E5_07959.png")
     Image.fromarray(pixels).save(original / "LabeledApproved_full/0016E5_07959_L.png")
     sample = CamVidDataModule(original, **arguments).dataset("val")[0]
@@ -132,10 +132,10 @@ def test_original_colours_become_classes(original: Path, arguments: dict[str, ob
     np.testing.assert_array_equal(sample["image"].permute(1, 2, 0), pixels)
 
 
-def test_colour_masks_become_raw_ids(tmp_path: Path) -> None:
-    pixels = np.array([[*COLOURS.values(), (255, 255, 255), (64, 128, 64), (0, 0, 0)]], np.uint8)
+def test_color_masks_become_raw_ids(tmp_path: Path) -> None:
+    pixels = np.array([[*COLORS.values(), (255, 255, 255), (64, 128, 64), (0, 0, 0)]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_colour_mask(tmp_path / "a.png"), [[17, 18, 7, 255, 255, 0, 30]])
+    np.testing.assert_array_equal(read_color_mask(tmp_path / "a.png"), [[17, 18, 7, 255, 255, 0, 30]])
 
 
 def test_original_layout_is_preferred_only_where_it_is_needed(tmp_path: Path) -> None:

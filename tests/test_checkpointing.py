@@ -54,7 +54,7 @@ def test_the_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
 
 
 def saved_steps(folder: Path, every: int, **options: object) -> list[int]:
-    """The optimiser steps at which last.ckpt is written."""
+    """The optimizer steps at which last.ckpt is written."""
     steps = []
     callback = LastCheckpoint(folder, every)
     engine: Trainer = trainer(folder, callbacks=[callback], enable_checkpointing=True, max_epochs=2, **options)

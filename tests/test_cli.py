@@ -10,7 +10,7 @@ from cli_runs import QUICK, TINY_MODEL
 from torch.utils.data import DataLoader, Dataset
 
 from early_fusion_seg.__main__ import main, plain_message
-from early_fusion_seg.commands.loading import refuse_other_classes
+from early_fusion_seg.commands.loading import check_classes_match
 from early_fusion_seg.data.fake import fake_folder
 from early_fusion_seg.errors import MissingFileError, UserError
 
@@ -215,6 +215,6 @@ def test_what_is_wrong_is_said_in_one_sentence(
 
 
 def test_data_with_fewer_classes_is_refused() -> None:
-    refuse_other_classes(["a", "b"], ["a", "b"], "x.ckpt")
+    check_classes_match(["a", "b"], ["a", "b"], "x.ckpt")
     with pytest.raises(UserError, match=r"the data has 1 classes, but x\.ckpt has 2"):
-        refuse_other_classes(["a"], ["a", "b"], "x.ckpt")
+        check_classes_match(["a"], ["a", "b"], "x.ckpt")

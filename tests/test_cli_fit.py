@@ -57,12 +57,12 @@ def test_a_run_with_an_average_of_weights_goes_on_with_it_only(
     camvid: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, average = tmp_path / "run", "--ema_decay=0.9"
-    assert main(fit_args(camvid, run, average, "--model.recompute=true")) == 0
+    assert main(fit_args(camvid, run, average, "--model.activation_checkpointing=true")) == 0
     last = run / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     name, weight = next(iter(content["head_in_training"].items()))
     assert not torch.equal(weight, content["state_dict"][f"network.head.{name}"])
-    longer = ["--trainer.max_epochs=3", "--model.recompute=true", f"--ckpt_path={last}"]
+    longer = ["--trainer.max_epochs=3", "--model.activation_checkpointing=true", f"--ckpt_path={last}"]
     assert main(fit_args(camvid, run, *longer)) == 2
     assert "last.ckpt holds an average of weights; give --ema_decay" in capsys.readouterr().err
     assert main(fit_args(camvid, run, average, *longer)) == 0
@@ -92,7 +92,7 @@ def test_class_weights_of_the_data_become_numbers(tmp_path: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert config.get("class_weights") is None  # a rerun of it takes the numbers
     assert config["model"]["class_weights"] == pytest.approx(expected.tolist())
-    with np.load(run / "class_index.npz") as index:
+    with np.load(run / "class_pixel_counts.npz") as index:
         np.testing.assert_array_equal(index["counts"], counts)
 
     assert main([*args[:-1], "--class_weights=median", "--trainer.max_epochs=2", f"--ckpt_path={last}"]) == 0  # goes on

@@ -58,7 +58,7 @@ def test_scores_are_those_that_numpy_counts(
     assert results["config"]["data"]["init_args"]["root"] == str(camvid)
     assert len(list((tmp_path / "run" / "panels" / split).glob("*.png"))) == 3
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("Bicyclist", "mIoU", "licence", "results.json"))
+    assert all(word in shown for word in ("Bicyclist", "mIoU", "license", "results.json"))
 
 
 def test_a_limited_validation_says_that_it_is_partial(camvid: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_predict_keeps_the_tree_and_every_image(checkpoint: Path, tmp_path: Path
     photos = tmp_path / "photos"
     for name in ("a.jpg", "a.png", "deep/er/b.webp", "c.tif"):
         image(photos / name)
-    image(photos / "grey.png", mode="L")
+    image(photos / "gray.png", mode="L")
     image(photos / "tiny.png", size=(1, 1))
     assert predict(photos, checkpoint, tmp_path / "out") == 0
     names = {path.relative_to(photos).as_posix() for path in photos.rglob("*") if path.is_file()}
@@ -114,8 +114,8 @@ def test_predict_keeps_the_tree_and_every_image(checkpoint: Path, tmp_path: Path
         assert mask.mode == "P"
         assert mask.size == (33, 21)
         np.testing.assert_array_equal(np.asarray(mask), model.predict(photos / "a.png"))
-        colours = np.array(mask.getpalette()).reshape(-1, 3)[:11]
-    np.testing.assert_array_equal(colours, model.palette)
+        colors = np.array(mask.getpalette()).reshape(-1, 3)[:11]
+    np.testing.assert_array_equal(colors, model.palette)
     with Image.open(tmp_path / "out" / "overlays" / "deep" / "er" / "b.webp.png") as overlay:
         assert overlay.size == (33, 21)
 

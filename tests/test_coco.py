@@ -66,7 +66,7 @@ def test_10k_has_the_same_classes_under_other_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample["mask"], [[stuff_class(v) for v in row] for row in stored.tolist()])
     assert dm.label_set.encode(np.arange(183), "x").tolist() == [stuff_class(n) for n in range(183)]
     assert [dm.dataset(split)[0]["key"][-1] for split in ("val", "test", "predict")] == ["2", "2", "2"]
-    assert dm.dataset("test").source.labelled
+    assert dm.dataset("test").source.labeled
     assert "mask" not in dm.dataset("predict")[0]
     parent = COCODataModule(tmp_path.parent, labels="stuff10k")
     tmp_path.rename(tmp_path.parent / "cocostuff-10k-v1.1")

@@ -7,8 +7,8 @@ from early_fusion_seg.visualize.confusion import CELL, EM, FULL, NO_TRUTH
 WIDE = ["W" * 30, "M" * 30, "Q" * 30]  # wider than the title, so that the matrix ends at the right margin
 
 
-def corner_colours(picture, k):
-    """Colours of the cells (k, k), each near its corner, where no number is."""
+def corner_colors(picture, k):
+    """Colors of the cells (k, k), each near its corner, where no number is."""
     left, top = picture.shape[1] - EM - k * CELL, picture.shape[0] - EM - k * CELL
     return picture[top + 3 :: CELL, left + 3 :: CELL][:k, :k]
 
@@ -17,11 +17,11 @@ def test_rows_are_shares_of_the_truth_and_dark_as_their_root():
     confusion = np.array([[300, 100, 0], [0, 7, 0], [0, 0, 0]])
     picture = confusion_picture(confusion, WIDE)
     assert picture.dtype == np.uint8
-    colours = corner_colours(picture, 3)
+    colors = corner_colors(picture, 3)
     half = np.rint((np.array(PAPER) + FULL) / 2)
-    np.testing.assert_allclose(colours[0, 1], half, atol=1)  # a share of 1/4
-    assert [tuple(c) for c in colours[1].tolist()] == [PAPER, FULL, PAPER]
-    assert {tuple(c) for c in colours[2].tolist()} == {NO_TRUTH}
+    np.testing.assert_allclose(colors[0, 1], half, atol=1)  # a share of 1/4
+    assert [tuple(c) for c in colors[1].tolist()] == [PAPER, FULL, PAPER]
+    assert {tuple(c) for c in colors[2].tolist()} == {NO_TRUTH}
 
 
 def test_numbers_are_per_cent_of_the_row_and_names_stand_outside():

@@ -66,7 +66,7 @@ def flat(lists: Iterable[list[str]]) -> list[str]:
 def test_facts_are_known_before_setup_and_without_a_disk() -> None:
     dm = ToyDataModule(ToySource(3))
     assert (dm.class_names, dm.num_classes, dm.palette) == (["a", "b"], 2, [[1, 2, 3], [4, 5, 6]])
-    assert (dm.ignore_index, dm.absent, dm.licence) == (255, "nan-skip", None)
+    assert (dm.ignore_index, dm.absent, dm.license) == (255, "nan-skip", None)
 
 
 @pytest.mark.parametrize(
@@ -238,13 +238,13 @@ def test_rare_classes_get_their_share_of_crops_that_show_them() -> None:
 
     plain, rare = masks(0.0), masks(0.6)
     assert sum(bool((mask == 1).any()) for _, mask in plain) < 20
-    centred = [key for key, mask in rare if (mask[7:9, 7:9] == 1).all()]
-    assert 85 < len(centred) < 155
-    assert {int(key[1:]) % 5 for key in centred} == {0}
-    assert len(set(centred)) > 30
+    centered = [key for key, mask in rare if (mask[7:9, 7:9] == 1).all()]
+    assert 85 < len(centered) < 155
+    assert {int(key[1:]) % 5 for key in centered} == {0}
+    assert len(set(centered)) > 30
     ordinary = [(a, b) for (a, m), (b, n) in zip(plain, rare, strict=True) if a == b and torch.equal(m, n)]
     assert 60 < len(ordinary) < 110  # the other places of the order are as they were
-    key = max(centred, key=centred.count)
+    key = max(centered, key=centered.count)
     same = [mask for other, mask in rare if other == key and (mask[7:9, 7:9] == 1).all()]
     assert any(not torch.equal(same[0], mask) for mask in same[1:])  # an image drawn again is cut elsewhere
 
@@ -313,7 +313,7 @@ def test_an_interrupted_epoch_goes_on_with_the_same_rare_classes() -> None:
 
 
 def test_without_rare_classes_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SegmentationDataModule, "class_index", lambda self: pytest.fail("counted"))
+    monkeypatch.setattr(SegmentationDataModule, "class_pixel_counts", lambda self: pytest.fail("counted"))
     sampler: Any = ToyDataModule(ToySource(3)).train_dataloader().sampler
     assert {len(index) for index in sampler} == {2}
 
@@ -322,14 +322,14 @@ def test_class_index_and_weights_are_those_of_the_training_masks(tmp_path: Path)
     dm = FolderDataModule(fake_folder(tmp_path / "data", images=4), scale=0.5, num_workers=0)
     masks = [FileSource.read_labels(dm.source("train"), i) for i in range(4)]
     counts = np.array([[(mask == label).sum() for label in range(3)] for mask in masks])
-    np.testing.assert_array_equal(dm.class_index(), counts)
+    np.testing.assert_array_equal(dm.class_pixel_counts(), counts)
     share = counts.sum(0) / counts.sum()
     assert dm.class_weights("inverse-log") == pytest.approx((1 / np.log(1.02 + share)).tolist())
     for rank in (1, 0):  # one process alone writes into the folder of the run
         assert not (tmp_path / "run").exists()
         dm.trainer = SimpleNamespace(world_size=2, global_rank=rank, default_root_dir=str(tmp_path / "run"))
-        dm.class_index()
-    assert (tmp_path / "run/class_index.npz").is_file()
+        dm.class_pixel_counts()
+    assert (tmp_path / "run/class_pixel_counts.npz").is_file()
     dm.source = lambda split: FileSource([Item("a", tmp_path / "a.jpg")])
     with pytest.raises(UserError, match="FolderDataModule's training images have no labels to count classes in"):
         dm.class_weights("median")
@@ -381,9 +381,9 @@ def test_split_without_images_is_refused() -> None:
         ToyDataModule(ToySource(0)).dataset("val")
 
 
-def test_own_transforms_may_normalise_and_make_tensors() -> None:
-    normalise = A.Compose([A.Normalize(), ToTensorV2()])
-    dm = ToyDataModule(ToySource(2), batch_size=2, train_transform=normalise, eval_transform=A.HorizontalFlip(p=1.0))
+def test_own_transforms_may_normalize_and_make_tensors() -> None:
+    normalize = A.Compose([A.Normalize(), ToTensorV2()])
+    dm = ToyDataModule(ToySource(2), batch_size=2, train_transform=normalize, eval_transform=A.HorizontalFlip(p=1.0))
     batch = next(iter(dm.train_dataloader()))
     assert batch["image"].dtype == torch.float32
     assert batch["image"].shape == (2, 3, 20, 24)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ddp_run import STEPS
 
-from early_fusion_seg.distributed import StepLoss, refuse_different
+from early_fusion_seg.distributed import StepLoss, check_equal_across_ranks
 from early_fusion_seg.errors import UserError
 
 RUNS: dict[int, list[dict[str, Any]]] = {}
@@ -99,7 +99,7 @@ def test_shares_of_a_step_are_mended_to_the_loss_of_all_its_pixels():
     assert parameter.grad.item() == pytest.approx((2 * 1 + 11 * 3) / 4)
 
 
-def test_a_step_without_labelled_pixels_moves_nothing():
+def test_a_step_without_labeled_pixels_moves_nothing():
     parameter = torch.nn.Parameter(torch.ones(()))
     step = StepLoss(shared=True, batches=2)
     step.add(0.0 * parameter, torch.tensor(0.0), ["a"]).backward()
@@ -123,4 +123,4 @@ def test_processes_with_different_encoders_are_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     with pytest.raises(UserError, match=r"different encoders: .*0000"):
-        refuse_different("1" * 64, "encoders")
+        check_equal_across_ranks("1" * 64, "encoders")

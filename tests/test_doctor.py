@@ -21,7 +21,7 @@ from early_fusion_seg.data import (
     FolderDataModule,
     MapillaryVistasDataModule,
     VOCDataModule,
-    class_index,
+    class_pixel_counts,
 )
 from early_fusion_seg.data.fake import fake_camvid_original, fake_camvid_segnet, fake_folder
 from early_fusion_seg.data.fake_benchmarks import (
@@ -57,7 +57,7 @@ def doctor(name: str, root: Path, *more: str) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_fake_data_set_is_recognised_and_usable(kind: str, tmp_path: Path, capsys) -> None:
+def test_every_fake_data_set_is_recognized_and_usable(kind: str, tmp_path: Path, capsys) -> None:
     root = tmp_path / kind
     assert main(["fake-data", kind, str(root), "--images", "2", "--size", "24", "32"]) == 0
     written = capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_every_fake_data_set_is_recognised_and_usable(kind: str, tmp_path: Path,
     assert "usable: fit can start" in printed
     assert "32x24 (" in printed
     if kind == "cityscapes":
-        assert "train: 2 images, where 2975 are published, labelled; 2 read: 32x24 (2)" in printed
+        assert "train: 2 images, where 2975 are published, labeled; 2 read: 32x24 (2)" in printed
         assert "test: 2 images, where 1525 are published, without labels" in printed
         assert "incomplete, unless a part is meant: unpack or download leftImg8bit_trainvaltest.zip again; " in printed
     if dataset == "folder":  # there is no test split, which is no trouble
@@ -154,7 +154,7 @@ def test_shares_are_those_of_all_pixels_read(tmp_path: Path, capsys) -> None:
 
 
 def test_class_weights_are_shown_and_their_index_kept_where_all_is_read(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(class_index, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(class_pixel_counts, "cache_folder", lambda: tmp_path / "cache")
     root = fake_folder(tmp_path / "data", images=2, size=(10, 10))
     mask = np.full((10, 10), 1, np.uint8)
     mask[:5], mask[0] = 5, 9  # 40 of sky, 10 ignored, 50 of ground
@@ -167,7 +167,7 @@ def test_class_weights_are_shown_and_their_index_kept_where_all_is_read(tmp_path
     printed = capsys.readouterr().out
     assert "% of all pixels read; weights of fit's --class_weights median or inverse-log\n" in printed
     lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if "│" in line}
-    shares = {"ground": 150 / 190, "sky": 40 / 90}  # of the labelled pixels of the images that hold the class
+    shares = {"ground": 150 / 190, "sky": 40 / 90}  # of the labeled pixels of the images that hold the class
     middle = sum(shares.values()) / 2
     for name, median, inverse_log in (
         ("ground", middle / shares["ground"], 1 / np.log(1.02 + 150 / 190)),
@@ -176,8 +176,8 @@ def test_class_weights_are_shown_and_their_index_kept_where_all_is_read(tmp_path
     ):
         assert [cell.strip() for cell in lines[name].split("│")[4:6]] == [f"{median:.2f}", f"{inverse_log:.2f}"]
     assert [cell.strip() for cell in lines["ignored"].split("│")[4:6]] == ["", ""]
-    monkeypatch.setattr(class_index, "count", lambda source, k: pytest.fail("counted again"))
-    assert FolderDataModule(root).class_index().tolist() == [[50, 0, 40], [100, 0, 0]]
+    monkeypatch.setattr(class_pixel_counts, "count", lambda source, k: pytest.fail("counted again"))
+    assert FolderDataModule(root).class_pixel_counts().tolist() == [[50, 0, 40], [100, 0, 0]]
     (root / "masks/train/000.png").write_bytes(b"")
     assert doctor("folder", root, "--full") == 1  # no weights of what cannot be used
 
@@ -205,7 +205,7 @@ def test_original_camvid_is_judged_by_its_own_numbers(tmp_path: Path, capsys) ->
     assert sum(float(row[1]) for row in rows.values()) == pytest.approx(100, abs=0.1)
 
 
-def test_colours_that_camvid_does_not_have_are_told(tmp_path: Path, capsys) -> None:
+def test_colors_that_camvid_does_not_have_are_told(tmp_path: Path, capsys) -> None:
     root = fake_camvid_original(tmp_path, images=2, size=(100, 100))
     path = root / "LabeledApproved_full/0001TP_006690_L.png"
     pixels = np.asarray(Image.open(path)).copy()
@@ -214,7 +214,7 @@ def test_colours_that_camvid_does_not_have_are_told(tmp_path: Path, capsys) -> N
         Image.fromarray(pixels).save(path)
         assert doctor("camvid", root) == result
     printed = capsys.readouterr().out
-    assert f"{path}: 3% of its pixels have none of CamVid's 32 colours and would be ignored\n" in printed
+    assert f"{path}: 3% of its pixels have none of CamVid's 32 colors and would be ignored\n" in printed
     assert "to mend: unpack or download LabeledApproved_full.zip again" in printed
 
 
@@ -235,7 +235,7 @@ def test_empty_splits_are_explained(tmp_path: Path, capsys) -> None:
     assert "no images; the list or folder of the split is empty: unpack" in capsys.readouterr().out
     folder = fake_folder(tmp_path / "folder", images=1, splits=False)  # which goes to val
     assert doctor("folder", folder) == 1
-    assert "train: 0 images, labelled; 0 read\n  no images; there must be at least 2" in capsys.readouterr().out
+    assert "train: 0 images, labeled; 0 read\n  no images; there must be at least 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "write", "image"), [
@@ -483,7 +483,7 @@ def test_real_masks_fit_their_tables(capsys) -> None:
     assert doctor("camvid", SAMPLES / "camvid") == 0
     printed = capsys.readouterr().out
     assert "unknown" not in table(printed)
-    assert "colours" not in printed
+    assert "colors" not in printed
     assert float(table(printed)["Road"][1]) > 30
 
 

@@ -29,7 +29,7 @@ FAMILIES = [
 ]
 
 
-def randomised(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
+def randomized(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """Weights of a timm model whose norms have random statistics and affine parameters, so that each matters."""
     torch.manual_seed(seed)
     model = timm.create_model(name)
@@ -45,7 +45,7 @@ def randomised(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
-    save_file(randomised("resnet18"), path)
+    save_file(randomized("resnet18"), path)
     return path
 
 
@@ -57,7 +57,7 @@ def random_resnet18() -> FrozenEncoder:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_folded_maps_equal_timms(name, tmp_path):
     path = tmp_path / "weights.safetensors"
-    save_file(randomised(name), path)
+    save_file(randomized(name), path)
     overlay = {"file": str(path)}
     plain = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay).eval()
     encoder = FrozenEncoder(name, weights=str(path))
@@ -100,14 +100,14 @@ def test_maps_are_channels_last_and_no_parameter_learns(name):
 
 
 def test_train_cannot_wake_it(random_resnet18):
-    before = random_resnet18.live_digest()
+    before = random_resnet18.state_hash()
     parent = nn.ModuleList([random_resnet18]).train()
     assert parent.training
     assert not [n for n, m in random_resnet18.named_modules() if m.training]
     assert not [n for n, p in random_resnet18.named_parameters() if p.requires_grad]
     maps = random_resnet18(torch.rand(2, 3, 64, 64).requires_grad_())
     assert not any(m.requires_grad for m in maps)
-    assert random_resnet18.live_digest() == before
+    assert random_resnet18.state_hash() == before
 
 
 def test_dropout_in_a_frozen_encoder_sleeps():
@@ -131,7 +131,7 @@ def test_unfrozen_trains():
 
 
 def test_fingerprint_is_the_hash_of_timms_state_dict(resnet18_file):
-    state = randomised("resnet18")
+    state = randomized("resnet18")
     sha = hashlib.sha256()
     for key in sorted(k for k in state if not k.startswith("fc.")):
         array = state[key].to(torch.float32).numpy()
@@ -140,7 +140,7 @@ def test_fingerprint_is_the_hash_of_timms_state_dict(resnet18_file):
     assert frozen.fingerprint() == sha.hexdigest()
     assert FrozenEncoder("resnet18", weights=str(resnet18_file), freeze=False).fingerprint() == sha.hexdigest()
     assert frozen.bfloat16().fingerprint() == sha.hexdigest()
-    assert frozen.live_digest() != sha.hexdigest()
+    assert frozen.state_hash() != sha.hexdigest()
 
 
 def test_random_encoder_is_timms_without_zero_init_and_calibrated(random_resnet18):
@@ -188,30 +188,30 @@ def test_layer_scale_of_a_random_convnext_is_open():
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_from_a_file_with_or_without_classifier(tmp_path, suffix, resnet18_file):
-    state = {k: v for k, v in randomised("resnet18").items() if not k.startswith("fc.")}
+    state = {k: v for k, v in randomized("resnet18").items() if not k.startswith("fc.")}
     path = tmp_path / f"body{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     encoder = FrozenEncoder("resnet18", weights=str(path))
     assert encoder.fingerprint() == FrozenEncoder("resnet18", weights=str(resnet18_file)).fingerprint()
-    assert encoder.licence is None
+    assert encoder.license is None
 
 
 def test_a_training_checkpoint_of_timm_gives_its_weights_not_their_average(tmp_path, resnet18_file):
     path = tmp_path / "model_best.pth.tar"
-    torch.save({"state_dict": randomised("resnet18"), "state_dict_ema": randomised("resnet18", seed=1)}, path)
+    torch.save({"state_dict": randomized("resnet18"), "state_dict_ema": randomized("resnet18", seed=1)}, path)
     expected = FrozenEncoder("resnet18", weights=str(resnet18_file)).fingerprint()
     assert FrozenEncoder("resnet18", weights=str(path)).fingerprint() == expected
 
 
-def test_weights_brought_from_elsewhere_do_not_keep_the_licence(resnet18_file):
+def test_weights_brought_from_elsewhere_do_not_keep_the_license(resnet18_file):
     encoder = FrozenEncoder("resnet18", weights=str(resnet18_file))
-    encoder.licence = "apache-2.0"  # as from the hub
+    encoder.license = "apache-2.0"  # as from the hub
     encoder.load_timm_state_dict(encoder.timm_state_dict())
-    assert encoder.licence is None
+    assert encoder.license is None
 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path):
-    state = randomised("resnet18")
+    state = randomized("resnet18")
     cases = {
         "lacks 'layer1.0.conv1.weight'": {k: v for k, v in state.items() if k != "layer1.0.conv1.weight"},
         "holds unknown 'stranger'": state | {"stranger": torch.zeros(1)},
@@ -281,9 +281,9 @@ def test_an_encoder_saved_to_a_file_comes_back_from_it(tmp_path, freeze):
 
 def test_timm_state_dict_notices_that_the_file_changed(tmp_path):
     path = tmp_path / "weights.safetensors"
-    save_file(randomised("resnet18"), path)
+    save_file(randomized("resnet18"), path)
     encoder = FrozenEncoder("resnet18", weights=str(path))
-    save_file(randomised("resnet18", seed=1), path)
+    save_file(randomized("resnet18", seed=1), path)
     with pytest.raises(UserError, match="no longer holds"):
         encoder.timm_state_dict()
 
@@ -356,7 +356,7 @@ def test_weights_from_a_hub(resnet18_file, tmp_path):
         code = (
             "from early_fusion_seg import FrozenEncoder\n"
             "e = FrozenEncoder('resnet18', weights='hub')\n"
-            "print(e.fingerprint(), e.licence)"
+            "print(e.fingerprint(), e.license)"
         )
         address = f"http://127.0.0.1:{server.server_port}"
         done = in_fresh_process(code, HF_ENDPOINT=address, HF_HOME=str(tmp_path), HF_HUB_DISABLE_XET="1")
@@ -375,7 +375,7 @@ def test_a_hub_out_of_reach_is_said_with_the_other_two_ways(tmp_path):
     assert 'encoder_weights="random"' in last
 
 
-def test_the_default_encoders_licence_is_known():
+def test_the_default_encoders_license_is_known():
     config = timm.get_pretrained_cfg("resnet50.fb_ssl_yfcc100m_ft_in1k")
     assert config is not None
     assert config.license == "cc-by-nc-4.0"
@@ -394,7 +394,7 @@ def calls_of_onednn(encoder: FrozenEncoder, images: torch.Tensor) -> int:
 )
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_fused_blocks_give_the_maps_of_timms(name, fused, kind, tmp_path):
-    save_file(randomised(name), tmp_path / "weights.safetensors")
+    save_file(randomized(name), tmp_path / "weights.safetensors")
     encoder = FrozenEncoder(name, str(tmp_path / "weights.safetensors"))
     peer = timm.create_model(name, features_only=True).eval()
     peer.load_state_dict(encoder.timm_state_dict(), strict=False)

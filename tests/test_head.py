@@ -57,7 +57,7 @@ class Copies(nn.Module):
 
 
 def ramps(h: int, w: int) -> dict[int, torch.Tensor]:
-    """At each stride the sum of the pixel coordinates under each cell's centre."""
+    """At each stride the sum of the pixel coordinates under each cell's center."""
     return {
         s: ((torch.arange(-(-h // s)) + 0.5) * s)[:, None] + ((torch.arange(-(-w // s)) + 0.5) * s)[None, :]
         for s in STRIDES
@@ -65,7 +65,7 @@ def ramps(h: int, w: int) -> dict[int, torch.Tensor]:
 
 
 def inside(stride: int, h: int, w: int) -> tuple:
-    """Index the cells that lie between the centres of the coarsest ones, and of all in between."""
+    """Index the cells that lie between the centers of the coarsest ones, and of all in between."""
     return ..., slice(32 // stride, (h - 32) // stride), slice(32 // stride, (w - 32) // stride)
 
 
@@ -313,8 +313,8 @@ def test_maps_are_adapted_by_a_convolution_a_norm_and_relu():
 
 def test_recomputed_activations_change_nothing_but_the_memory():
     saved, gradients, statistics = [], [], []
-    for recompute in (False, True):
-        head = small(hr_modules=[1, 1, 0, 0, 0], blocks=2, recompute=recompute)
+    for activation_checkpointing in (False, True):
+        head = small(hr_modules=[1, 1, 0, 0, 0], blocks=2, activation_checkpointing=activation_checkpointing)
         torch.manual_seed(1)
         features, images = maps(64, 96), torch.rand(2, 3, 64, 96)
         sizes = []

@@ -11,7 +11,7 @@ from early_fusion_seg.images import image_size, read_image, read_mask, to_rgb_ar
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (11, 14, 3), np.uint8)
-GREY = RNG.integers(0, 256, (11, 14), np.uint8)
+GRAY = RNG.integers(0, 256, (11, 14), np.uint8)
 SMOOTH = np.stack([np.add.outer(np.arange(24) * 4, np.arange(40) * 3)] * 3, -1).astype(np.uint8)  # survives JPEG
 
 
@@ -30,31 +30,31 @@ def test_jpeg_is_read_closely(tmp_path: Path) -> None:
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - SMOOTH).max() <= 8
 
 
-def test_grey_modes_become_rgb(tmp_path: Path) -> None:
-    grey = np.repeat(GREY[..., None], 3, -1)
-    alpha = np.full_like(GREY, 7)
-    deep = GREY.astype(np.uint16) * 256 + 99
+def test_gray_modes_become_rgb(tmp_path: Path) -> None:
+    gray = np.repeat(GRAY[..., None], 3, -1)
+    alpha = np.full_like(GRAY, 7)
+    deep = GRAY.astype(np.uint16) * 256 + 99
     stored = {
-        "l.png": Image.fromarray(GREY),
-        "la.png": Image.fromarray(np.dstack([GREY, alpha])),
+        "l.png": Image.fromarray(GRAY),
+        "la.png": Image.fromarray(np.dstack([GRAY, alpha])),
         "i16.png": Image.fromarray(deep),
         "i16.tif": Image.fromarray(deep),
     }
     for name, image in stored.items():
         image.save(tmp_path / name)
-        np.testing.assert_array_equal(read_image(tmp_path / name), grey, err_msg=name)
-    Image.fromarray(GREY > 127).save(tmp_path / "1.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "1.png"), np.where(grey > 127, 255, 0))
+        np.testing.assert_array_equal(read_image(tmp_path / name), gray, err_msg=name)
+    Image.fromarray(GRAY > 127).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "1.png"), np.where(gray > 127, 255, 0))
 
 
-def test_16_bit_colour_becomes_8_bit(tmp_path: Path) -> None:
+def test_16_bit_color_becomes_8_bit(tmp_path: Path) -> None:
     scanlines = b"".join(b"\0" + (row.astype(np.uint16) * 256 + 99).astype(">u2").tobytes() for row in RGB)
     write_png(tmp_path / "a.png", RGB.shape[1], RGB.shape[0], bits=16, kind=2, scanlines=scanlines)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
 
 
 def test_transparency_is_dropped(tmp_path: Path) -> None:
-    rgba = np.dstack([RGB, GREY])
+    rgba = np.dstack([RGB, GRAY])
     for name in ("a.png", "a.tif"):
         Image.fromarray(rgba).save(tmp_path / name)
         np.testing.assert_array_equal(read_image(tmp_path / name), RGB, err_msg=name)
@@ -62,11 +62,11 @@ def test_transparency_is_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(16))])
 def test_palettes_are_resolved(tmp_path: Path, transparency: int | bytes | None) -> None:
-    indices, colours = GREY % 16, RNG.integers(0, 256, (16, 3), np.uint8)
+    indices, colors = GRAY % 16, RNG.integers(0, 256, (16, 3), np.uint8)
     image = Image.fromarray(indices)
-    image.putpalette(colours.tobytes())
+    image.putpalette(colors.tobytes())
     image.save(tmp_path / "a.png", **({} if transparency is None else {"transparency": transparency}))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), colours[indices])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), colors[indices])
 
 
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_flipped_bytes_give_an_image_or_a_user_error(tmp_path: Path) -> None:
 
 def test_levels_of_32_bits_are_refused(tmp_path: Path) -> None:
     for dtype in (np.int32, np.float32):
-        Image.fromarray(GREY.astype(dtype)).save(tmp_path / "a.tif")
-        with pytest.raises(UserError, match=r"a\.tif .*grey levels of 32 bits"):
+        Image.fromarray(GRAY.astype(dtype)).save(tmp_path / "a.tif")
+        with pytest.raises(UserError, match=r"a\.tif .*gray levels of 32 bits"):
             read_image(tmp_path / "a.tif")
 
 
@@ -158,14 +158,14 @@ def test_images_in_memory_are_treated_like_files(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         np.testing.assert_array_equal(to_rgb_array(image), read_image(tmp_path / "a.png"))
     np.testing.assert_array_equal(to_rgb_array(RGB), RGB)
-    np.testing.assert_array_equal(to_rgb_array(GREY / 255.0), np.dstack([GREY / 255.0] * 3))
+    np.testing.assert_array_equal(to_rgb_array(GRAY / 255.0), np.dstack([GRAY / 255.0] * 3))
 
 
 def test_images_in_memory_of_other_shapes_and_modes_are_refused() -> None:
     with pytest.raises(UserError, match=r"shape \(11, 14, 4\)"):
-        to_rgb_array(np.dstack([RGB, GREY]))
+        to_rgb_array(np.dstack([RGB, GRAY]))
     with pytest.raises(UserError, match="32 bits"):
-        to_rgb_array(Image.fromarray(GREY.astype(np.float32)))
+        to_rgb_array(Image.fromarray(GRAY.astype(np.float32)))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, bool])
@@ -192,19 +192,19 @@ def test_mask_numbers_of_few_bits_are_kept(tmp_path: Path, bits: int, kind: int)
 def test_mask_is_not_turned(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
-    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), GREY)
+    Image.fromarray(GRAY).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), GRAY)
 
 
-@pytest.mark.parametrize("pixels", [RGB, np.dstack([RGB, GREY]), np.dstack([GREY, GREY]), GREY.astype(np.float32)])
-def test_coloured_mask_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+@pytest.mark.parametrize("pixels", [RGB, np.dstack([RGB, GRAY]), np.dstack([GRAY, GRAY]), GRAY.astype(np.float32)])
+def test_colored_mask_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=r"a\.tif has the mode .*grey or indexed"):
+    with pytest.raises(UserError, match=r"a\.tif has the mode .*gray or indexed"):
         read_mask(tmp_path / "a.tif")
 
 
-def test_indexed_png_keeps_labels_and_shows_colours(tmp_path: Path) -> None:
-    labels = GREY % 4
+def test_indexed_png_keeps_labels_and_shows_colors(tmp_path: Path) -> None:
+    labels = GRAY % 4
     labels[0, 0] = 255
     palette = [[128, 64, 0], [0, 255, 0], [1, 2, 3], [9, 9, 9]]
     write_indexed_png(tmp_path / "deep" / "a.png", labels, palette)
@@ -213,14 +213,14 @@ def test_indexed_png_keeps_labels_and_shows_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "deep" / "a.png").convert("RGB")), expected)
 
 
-@pytest.mark.parametrize("labels", [GREY.astype(np.int64), RGB])
+@pytest.mark.parametrize("labels", [GRAY.astype(np.int64), RGB])
 def test_indexed_png_refuses_other_arrays(tmp_path: Path, labels: np.ndarray) -> None:
     with pytest.raises(UserError, match="expected uint8 of shape"):
         write_indexed_png(tmp_path / "a.png", labels, [[0, 0, 0]])
 
 
 def write_png(path: Path, width: int, height: int, bits: int, kind: int, scanlines: bytes) -> None:
-    """Write a PNG of a kind that Pillow reads and does not write; kind 0 is grey, 2 RGB, 3 indexed."""
+    """Write a PNG of a kind that Pillow reads and does not write; kind 0 is gray, 2 RGB, 3 indexed."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -189,11 +189,11 @@ def test_cityscapes_is_the_table_of_cityscapesscripts() -> None:
 
 
 def test_voc_has_the_palette_of_its_devkit() -> None:
-    def colour(label: int) -> tuple[int, ...]:  # bit k of a label, three at a time, from the highest bit down
+    def color(label: int) -> tuple[int, ...]:  # bit k of a label, three at a time, from the highest bit down
         return tuple(sum((label >> (3 * k + channel) & 1) << (7 - k) for k in range(8)) for channel in range(3))
 
     rows = packaged_rows("voc2012")
-    assert [r.color for r in rows] == [colour(r.raw_id) for r in rows]
+    assert [r.color for r in rows] == [color(r.raw_id) for r in rows]
     assert [r.train_id for r in rows] == [*range(21), 255]
     assert [r.name for r in rows][:5] == ["background", "aeroplane", "bicycle", "bird", "boat"]
 

@@ -241,7 +241,7 @@ def row_segnet(truth, prediction, classes):
 
 
 def row_mmseg(truth, prediction, classes):
-    """Areas of label, prediction and overlap over labelled pixels; void leaves the predicted area alone; nanmean."""
+    """Areas of label, prediction and overlap over labeled pixels; void leaves the predicted area alone; nanmean."""
     kept = [(t, p) for t, p in zip(truth, prediction, strict=True) if t != V]
     with np.errstate(invalid="ignore"):
         label, predicted, overlap = (

@@ -13,7 +13,7 @@ def network() -> EarlyFusionNet:
     return EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).eval()
 
 
-def test_it_normalises_with_the_encoders_mean_and_std(network):
+def test_it_normalizes_with_the_encoders_mean_and_std(network):
     images = torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     normal = (images.float() / 255 - mean) / std
@@ -25,7 +25,7 @@ def test_it_normalises_with_the_encoders_mean_and_std(network):
     assert expected.shape == (2, 3, 20, 28)
 
 
-def test_normalised_images_are_refused(network):
+def test_normalized_images_are_refused(network):
     with pytest.raises(UserError, match=r"range from -1\.5 to 0\.9; expected 0\.\.1"):
         network(torch.tensor([-1.5, 0.9, 0.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
     with pytest.raises(UserError, match=r"range from 0 to 200; expected 0\.\.1"):
@@ -56,7 +56,7 @@ def test_a_network_in_low_precision_takes_images_of_any_type(network):
     assert low(images).dtype == torch.float32  # votes are added in it, as low-precision sums lose what is small
 
 
-def test_the_stem_of_the_extra_stream_gets_normalised_images():
+def test_the_stem_of_the_extra_stream_gets_normalized_images():
     encoder = FrozenEncoder("convnext_atto", weights="random")
     torch.manual_seed(0)
     network = EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).eval()

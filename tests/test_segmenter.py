@@ -139,11 +139,11 @@ def test_fit_learns_and_leaves_the_frozen_encoder_as_it_was(tmp_path):
     torch.manual_seed(0)
     model = ReverseHRNetSeg(**(SMALL | {"lr": 5e-3, "warmup_steps": 2}))
     encoder = model.network.encoder
-    before = encoder.fingerprint(), encoder.live_digest()
+    before = encoder.fingerprint(), encoder.state_hash()
     head = [p.clone() for p in model.network.head.parameters()]
     engine = trainer(tmp_path, max_epochs=25, check_val_every_n_epoch=25)
     engine.fit(model, loader(), loader(4, 1))
-    assert (encoder.fingerprint(), encoder.live_digest()) == before
+    assert (encoder.fingerprint(), encoder.state_hash()) == before
     assert not [n for n, m in encoder.named_modules() if m.training]
     assert all(not torch.equal(a, b) for a, b in zip(head, model.network.head.parameters(), strict=True))
     assert engine.callback_metrics["val/mIoU"] > 0.75  # a constant prediction reaches 0.15
@@ -177,7 +177,7 @@ def test_scores_are_those_of_the_predictions_at_the_size_of_the_truth(fitted_ran
 
 @pytest.mark.parametrize("weights", [None, [0.2, 1.0, 5.0]])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_the_loss_of_a_split_is_the_mean_over_its_labelled_pixels(tmp_path, weights, batch_size):
+def test_the_loss_of_a_split_is_the_mean_over_its_labeled_pixels(tmp_path, weights, batch_size):
     model = ReverseHRNetSeg(**SMALL, class_weights=weights)
     batches = list(loader(3, batch_size))
     batches[0]["mask"][0, :20] = 255  # 12 rows stay
@@ -216,7 +216,7 @@ def test_a_batch_with_one_value_at_the_coarsest_stride_is_refused(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize(("scaler", "clip", "fused"), [(None, None, True), (object(), None, False), (None, 1.0, False)])
-def test_optimisers_are_fused_but_where_losses_are_scaled_or_gradients_clipped(optimizer, scaler, clip, fused):
+def test_optimizers_are_fused_but_where_losses_are_scaled_or_gradients_clipped(optimizer, scaler, clip, fused):
     model = ReverseHRNetSeg(**(SMALL | {"optimizer": optimizer}))
     plugin = SimpleNamespace(scaler=scaler)
     model._trainer = SimpleNamespace(precision_plugin=plugin, gradient_clip_val=clip, estimated_stepping_batches=10)
@@ -280,7 +280,7 @@ def test_a_checkpoint_with_a_random_encoder_is_whole(fitted_random):
 def test_a_checkpoint_with_an_encoder_from_a_file_has_none_of_its_tensors(tmp_path, encoder_file, monkeypatch):
     model, path = fitted(tmp_path, encoder_weights=str(encoder_file))
     stored = torch.load(path, weights_only=True)
-    assert stored["encoder"].keys() == {"name", "weights", "fingerprint", "licence"}
+    assert stored["encoder"].keys() == {"name", "weights", "fingerprint", "license"}
     shapes = {tuple(v.shape) for v in stored["state_dict"].values()}
     assert (512, 512, 3, 3) not in shapes  # as in ResNet-18's layer4
     assert same_output(ReverseHRNetSeg.load_from_checkpoint(path), model)
@@ -323,10 +323,10 @@ def test_an_encoder_trained_from_a_file_is_stored_whole_and_resumed(tmp_path, en
     assert loaded.network.encoder.source == f"trained from {encoder_file}"
 
 
-def test_a_model_from_a_whole_checkpoint_writes_whole_ones_with_licence_and_source(fitted_random, tmp_path):
+def test_a_model_from_a_whole_checkpoint_writes_whole_ones_with_license_and_source(fitted_random, tmp_path):
     model, path = fitted_random
     stored = torch.load(path, weights_only=True)
-    stored["encoder"]["licence"] = "cc-by-nc-4.0"
+    stored["encoder"]["license"] = "cc-by-nc-4.0"
     torch.save(stored, tmp_path / "licensed.ckpt")
     loaded = ReverseHRNetSeg.load_from_checkpoint(tmp_path / "licensed.ckpt")
     engine = trainer(tmp_path)
@@ -334,7 +334,7 @@ def test_a_model_from_a_whole_checkpoint_writes_whole_ones_with_licence_and_sour
     engine.save_checkpoint(tmp_path / "again.ckpt", weights_only=True)
     again = ReverseHRNetSeg.load_from_checkpoint(tmp_path / "again.ckpt")
     assert same_output(again, model)
-    assert (again.network.encoder.licence, again.network.encoder.source) == ("cc-by-nc-4.0", "random")
+    assert (again.network.encoder.license, again.network.encoder.source) == ("cc-by-nc-4.0", "random")
 
 
 class Explosive:
@@ -442,8 +442,8 @@ def heads_after(folder: Path, model: dict[str, object], **options: object) -> li
 
 
 def test_activation_checkpointing_trains_the_same(tmp_path):
-    plain, recomputed = (heads_after(tmp_path, {"recompute": r}) for r in (False, True))
-    for a, b in zip(plain, recomputed, strict=True):
+    plain, checkpointed = (heads_after(tmp_path, {"activation_checkpointing": r}) for r in (False, True))
+    for a, b in zip(plain, checkpointed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 

@@ -143,20 +143,20 @@ def test_coco_results_hold_each_pixel_once_with_official_ids(tmp_path: Path) -> 
     assert check("coco", data.root, archive, "--split", "val") == 0
 
 
-def grey(shape: tuple[int, int], value: int) -> Image.Image:
+def gray(shape: tuple[int, int], value: int) -> Image.Image:
     return Image.fromarray(np.full(shape, value, np.uint8))
 
 
 @pytest.mark.parametrize(("name", "spoil", "message"), [
     ("cityscapes", lambda p: p.unlink(), "lacks the predictions of 1 of 2"),
-    ("cityscapes", lambda p: grey((64, 127), 7).save(p), "is 127x64 pixels .* its image is 128x64"),
-    ("cityscapes", lambda p: grey((64, 128), 34).save(p), "holds the labels 34, which"),
-    ("cityscapes", lambda p: grey((64, 128), 7).convert("P").save(p), r"has the mode P; expected L \(grey"),
-    ("cityscapes", lambda p: grey((64, 128), 7).convert("RGB").save(p), "has the mode RGB"),
+    ("cityscapes", lambda p: gray((64, 127), 7).save(p), "is 127x64 pixels .* its image is 128x64"),
+    ("cityscapes", lambda p: gray((64, 128), 34).save(p), "holds the labels 34, which"),
+    ("cityscapes", lambda p: gray((64, 128), 7).convert("P").save(p), r"has the mode P; expected L \(gray"),
+    ("cityscapes", lambda p: gray((64, 128), 7).convert("RGB").save(p), "has the mode RGB"),
     ("cityscapes", lambda p: p.write_bytes(b"no image"), "not an image"),
-    ("voc", lambda p: grey((50, 60), 20).save(p), r"has the mode L; expected P \(indexed"),
-    ("voc", lambda p: grey((50, 60), 255).convert("P").save(p), "holds the labels"),
-    ("mapillary", lambda p: grey((60, 80), 124).save(p), "holds the labels 124"),
+    ("voc", lambda p: gray((50, 60), 20).save(p), r"has the mode L; expected P \(indexed"),
+    ("voc", lambda p: gray((50, 60), 255).convert("P").save(p), "holds the labels"),
+    ("mapillary", lambda p: gray((60, 80), 124).save(p), "holds the labels 124"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_folder_is_told(name: str, spoil, message: str, tmp_path: Path, capsys) -> None:
     data = make(name, tmp_path / "data")
@@ -192,7 +192,7 @@ def test_many_problems_are_counted(tmp_path: Path, capsys) -> None:
     data = CityscapesDataModule(fake_cityscapes(tmp_path / "data", images=25))
     write_truth("cityscapes", data, tmp_path / "out")
     for path in (tmp_path / "out/labels").iterdir():
-        grey((64, 128), 40).save(path)
+        gray((64, 128), 40).save(path)
     assert check("cityscapes", data.root, tmp_path / "out", "--split", "val") == 1
     printed = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert printed[20:] == ["and 5 more", f"{tmp_path / 'out'}: 25 problem(s)"]

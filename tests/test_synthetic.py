@@ -60,7 +60,7 @@ def test_a_scene_that_cannot_be_is_refused(arguments):
         scene(*arguments)
 
 
-def test_every_class_is_common_enough_to_be_learnt():
+def test_every_class_is_common_enough_to_be_learned():
     masks = np.stack([scene(seed, 96, 128)[1] for seed in range(60)])
     share = np.bincount(masks.ravel(), minlength=11) / masks.size
     assert len(share) == 11
@@ -70,11 +70,11 @@ def test_every_class_is_common_enough_to_be_learnt():
     assert min(seen_in) > 0.4, seen_in
 
 
-def test_light_and_colours_differ_from_scene_to_scene():
+def test_light_and_colors_differ_from_scene_to_scene():
     images = np.stack([scene(seed, 48, 64)[0] for seed in range(40)]).astype(float)
-    mean_colour = images.mean((1, 2))
-    assert mean_colour.mean(1).std() > 12  # brightness
-    assert (mean_colour - mean_colour.mean(1, keepdims=True)).std() > 4  # tint
+    mean_color = images.mean((1, 2))
+    assert mean_color.mean(1).std() > 12  # brightness
+    assert (mean_color - mean_color.mean(1, keepdims=True)).std() > 4  # tint
     assert images.std((1, 2, 3)).min() > 20  # none is flat
 
 
@@ -199,7 +199,7 @@ def test_settings_out_of_range_are_refused_by_name(settings, message):
 
 
 @pytest.mark.slow
-def test_a_pixel_classifier_on_colour_and_position_fails():
+def test_a_pixel_classifier_on_color_and_position_fails():
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import jaccard_score
     from sklearn.neural_network import MLPClassifier
@@ -212,7 +212,7 @@ def test_a_pixel_classifier_on_colour_and_position_fails():
         warnings.simplefilter("ignore", ConvergenceWarning)  # more iterations do not raise the score on unseen scenes
         classifier.fit((x - mean) / std, y)
     miou = jaccard_score(y_test, classifier.predict((x_test - mean) / std), average="macro")
-    assert 0.15 < miou <= 0.35  # above the lower bound it has learnt what can be learnt
+    assert 0.15 < miou <= 0.35  # above the lower bound it has learned what can be learned
 
 
 def _pixels(source, per_scene):

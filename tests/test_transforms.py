@@ -43,7 +43,7 @@ def label_of(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
 
 
 def crop_only(size: tuple[int, int] | None, scale: tuple[float, float] = (0.5, 2.0)) -> TrainAugmentation:
-    """The default augmentation without flip and colour."""
+    """The default augmentation without flip and color."""
     augmentation = TrainAugmentation(size, scale)
     augmentation.others = ()
     return augmentation
@@ -185,7 +185,7 @@ def test_largest_share_ignores_255_and_is_close_on_large_masks() -> None:
     assert abs(largest_share(large) - 0.6) < 0.01
 
 
-def test_default_transform_flips_half_and_changes_colours_only_in_the_image() -> None:
+def test_default_transform_flips_half_and_changes_colors_only_in_the_image() -> None:
     image, mask = position_image(120, 160)
     transform = TrainAugmentation((60, 80))
     flipped = blue = 0
@@ -219,7 +219,7 @@ def test_callables_that_are_not_albumentations_are_left_alone() -> None:
 
 
 def nearest_centres(old: int, new: int) -> list[int]:
-    """List, for each new pixel, the old one whose centre is nearest; the later of two."""
+    """List, for each new pixel, the old one whose center is nearest; the later of two."""
     distance = {
         (i, j): abs(Fraction(2 * i + 1, 2 * new) - Fraction(2 * j + 1, 2 * old)) for i in range(new) for j in range(old)
     }
@@ -278,7 +278,7 @@ def test_short_side_comes_before_the_random_scale(size: tuple[int, int]) -> None
 
 
 def shown(height: int, width: int) -> np.ndarray:
-    """A smooth image whose colours are the position in steps of 4 pixels, as JPEG keeps it."""
+    """A smooth image whose colors are the position in steps of 4 pixels, as JPEG keeps it."""
     rows, cols = np.mgrid[:height, :width]
     return np.stack([rows / 4, cols / 4, (rows + cols) / 8], -1).astype(np.uint8)
 
@@ -302,7 +302,7 @@ def test_jpegs_that_will_be_shrunk_are_decoded_small_and_stay_aligned(size, tmp_
             mask = sample["mask"].numpy()
             assert pixels.shape == (40, 60, 3)
             inside = mask != 255
-            at_rows, at_cols = pixels[..., 0] * 4 + 2, pixels[..., 1] * 4 + 2  # the place that a colour names
+            at_rows, at_cols = pixels[..., 0] * 4 + 2, pixels[..., 1] * 4 + 2  # the place that a color names
             clear = inside & (np.abs(at_rows % 40 - 20) < 11) & (np.abs(at_cols % 40 - 20) < 11)
             expected = (at_rows // 40 % 8 + 8 * (at_cols // 40 % 8)).astype(int)
             assert clear.sum() > 50

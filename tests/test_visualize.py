@@ -3,7 +3,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.visualize import IGNORED, INK, PAPER, WRONG, colourise, error_map, fit_tile, overlay, panel, sheet
+from early_fusion_seg.visualize import IGNORED, INK, PAPER, WRONG, colorize, error_map, fit_tile, overlay, panel, sheet
 
 PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
 NAMES = ["road", "tree", "sky"]
@@ -18,40 +18,40 @@ def _scene(height=24, width=32, ignored=False):
     return image, truth
 
 
-def _has(picture, colour):
-    return bool((picture == np.array(colour, np.uint8)).all(-1).any())
+def _has(picture, color):
+    return bool((picture == np.array(color, np.uint8)).all(-1).any())
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16])
-def test_colourise_equals_pillows_palette(dtype):
+def test_colorize_equals_pillows_palette(dtype):
     labels = np.random.default_rng(1).integers(0, 3, (7, 5)).astype(dtype)
     indexed = Image.fromarray(labels.astype(np.uint8), "P")
     indexed.putpalette(np.array(PALETTE, np.uint8).tobytes())
-    assert np.array_equal(colourise(labels, PALETTE), np.asarray(indexed.convert("RGB")))
+    assert np.array_equal(colorize(labels, PALETTE), np.asarray(indexed.convert("RGB")))
 
 
 @pytest.mark.parametrize("ignore_index", [255, -1, 1])
 def test_ignored_pixels_are_black_whatever_their_number(ignore_index):
     labels = np.array([[0, ignore_index, 2]])
-    assert colourise(labels, PALETTE, ignore_index).tolist() == [[PALETTE[0], [0, 0, 0], PALETTE[2]]]
+    assert colorize(labels, PALETTE, ignore_index).tolist() == [[PALETTE[0], [0, 0, 0], PALETTE[2]]]
 
 
 @pytest.mark.parametrize("label", [3, -1, 254])
-def test_a_label_without_a_colour_is_refused_by_name(label):
-    with pytest.raises(UserError, match=rf"holds {label}; the palette has colours for 0\.\.2, and 255 is ignored"):
-        colourise(np.array([[0, label]]), PALETTE)
+def test_a_label_without_a_color_is_refused_by_name(label):
+    with pytest.raises(UserError, match=rf"holds {label}; the palette has colors for 0\.\.2, and 255 is ignored"):
+        colorize(np.array([[0, label]]), PALETTE)
 
 
 @pytest.mark.parametrize("labels", [np.zeros((2, 2)), np.zeros((2, 2, 1), int)])
 def test_what_is_no_label_map_is_refused(labels):
     with pytest.raises(UserError, match=r"expected integers of shape \(h, w\)"):
-        colourise(labels, PALETTE)
+        colorize(labels, PALETTE)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_overlay_equals_pillows_blend(alpha):
     image, truth = _scene()
-    blend = Image.blend(Image.fromarray(image), Image.fromarray(colourise(truth, PALETTE)), alpha)
+    blend = Image.blend(Image.fromarray(image), Image.fromarray(colorize(truth, PALETTE)), alpha)
     assert np.abs(overlay(image, truth, PALETTE, alpha).astype(int) - np.asarray(blend)).max() <= 1  # rounding
 
 
@@ -81,7 +81,7 @@ def test_errors_are_red_only_where_the_prediction_is_wrong():
     assert np.argwhere((shown == np.array(WRONG)).all(-1)).tolist() == [[5, 10], [20, 12]]
     assert (shown[:, :3] == np.array(IGNORED)).all()
     rest = np.delete(shown[:, 3:].reshape(-1, 3), [5 * 29 + 7, 20 * 29 + 9], axis=0)
-    assert (rest.min(1) == rest.max(1)).all()  # grey
+    assert (rest.min(1) == rest.max(1)).all()  # gray
     assert rest.min() >= 110
     assert rest.max() <= 237
 
@@ -112,7 +112,7 @@ def test_a_panel_holds_the_four_tiles():
     prediction = np.roll(truth, 9, 0)
     shown = panel(image, truth, prediction, PALETTE, NAMES)
     em = 400 // 22
-    tiles = [image, colourise(truth, PALETTE), colourise(prediction, PALETTE), error_map(image, truth, prediction)]
+    tiles = [image, colorize(truth, PALETTE), colorize(prediction, PALETTE), error_map(image, truth, prediction)]
     for i, tile in enumerate(tiles):
         y, x = 2 * em + i // 2 * (330 + 2 * em), em + i % 2 * (400 + em)
         assert np.array_equal(shown[y : y + 330, x : x + 400], tile), i
@@ -148,7 +148,7 @@ def test_ignored_pixels_of_a_sheet_are_black_and_named():
 
 
 def _legend_swatches(shown):
-    """Read the legend of a (330, 400) panel from its pixels: the centre of every square framed in ink."""
+    """Read the legend of a (330, 400) panel from its pixels: the center of every square framed in ink."""
     em = 400 // 22
     legend = shown[2 * (330 + 2 * em) + em :]
     ink = (legend == np.array(INK)).all(-1)

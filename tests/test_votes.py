@@ -1,4 +1,4 @@
-"""Votes against PyTorch's plain computation."""
+"""LazyLogits against PyTorch's plain computation."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from early_fusion_seg import upsample
 from early_fusion_seg.inference import upsampled_argmax
 from early_fusion_seg.losses import cross_entropy, dice, ohem_cross_entropy
-from early_fusion_seg.votes import Votes
+from early_fusion_seg.votes import LazyLogits
 
 K, WIDTHS, RATIOS = 5, (3, 4, 6), (1, 2, 8)
 SIZES = [((12, 16), (24, 32)), ((13, 17), (26, 33)), ((9, 9), (9, 9)), ((9, 10), (4, 5)), ((1, 1), (3, 2))]
@@ -18,17 +18,17 @@ def _chunks(request, monkeypatch):
     monkeypatch.setattr(upsample, "CHUNK_ELEMENTS", request.param)
 
 
-def example(low: tuple[int, int], n: int = 3) -> Votes:
+def example(low: tuple[int, int], n: int = 3) -> LazyLogits:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).requires_grad_()
 
     states = tuple(draw(n, c, -(-low[0] // r), -(-low[1] // r)) for c, r in zip(WIDTHS, RATIOS, strict=True))
-    return Votes(states, tuple(draw(K, c, 1, 1) for c in WIDTHS), tuple(draw(K) for _ in WIDTHS), RATIOS)
+    return LazyLogits(states, tuple(draw(K, c, 1, 1) for c in WIDTHS), tuple(draw(K) for _ in WIDTHS), RATIOS)
 
 
-def plain(votes: Votes) -> torch.Tensor:
+def plain(votes: LazyLogits) -> torch.Tensor:
     """Convolve each state as a whole and upsample what there is to the next finer one, from the coarsest on."""
     total, ratio = torch.zeros(()), RATIOS[-1]
     for x, weight, bias, finer in reversed(list(zip(*votes, strict=True))):
@@ -92,7 +92,9 @@ def test_a_factor_of_the_loss_is_a_factor_of_its_gradient():
 
 def test_one_stream_alone_votes():
     states, weights, biases, ratios = (x[:1] for x in example((12, 16)))
-    torch.testing.assert_close(Votes(states, weights, biases, ratios).logits(), F.conv2d(*states, *weights, *biases))
+    torch.testing.assert_close(
+        LazyLogits(states, weights, biases, ratios).logits(), F.conv2d(*states, *weights, *biases)
+    )
 
 
 def test_a_graph_that_is_kept_gives_the_same_gradients_again():

@@ -17,7 +17,7 @@ def send_pictures(logger: Logger, pictures: Mapping[str, Pixels], tag: str, step
         logger: Any.
         pictures: (H, W, 3) uint8 by name.
         tag: Where; in TensorBoard each name comes below it.
-        step: Optimiser steps done so far.
+        step: Optimizer steps done so far.
     """
     if isinstance(logger, TensorBoardLogger):
         for name, picture in pictures.items():
@@ -32,7 +32,7 @@ def send_results(logger: Logger, results: Results, step: int) -> None:
     Args:
         logger: Any; others get none.
         results: The content of `results.json`.
-        step: Optimiser steps done so far.
+        step: Optimizer steps done so far.
     """
     tag = f"results/{results['split']}"
     if isinstance(logger, TensorBoardLogger):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from early_fusion_seg.callbacks.files import inside, pixels
 from early_fusion_seg.callbacks.loggers import send_pictures
-from early_fusion_seg.distributed import gathered
+from early_fusion_seg.distributed import all_gather_object
 from early_fusion_seg.visualize import Pixels, panel
 from early_fusion_seg.writing import replace_file
 
@@ -66,7 +66,7 @@ class PanelLogger(Callback):
             )
 
     def _publish(self, trainer: Trainer, split: str) -> None:
-        shares = [iter(share.items()) for share in gathered(self.panels)]
+        shares = [iter(share.items()) for share in all_gather_object(self.panels)]
         panels = dict(entry for turn in zip_longest(*shares) for entry in turn if entry)  # in the order of the split
         self.panels = {}
         step = trainer.global_step

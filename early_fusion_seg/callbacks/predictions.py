@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from early_fusion_seg.callbacks.files import inside, pixels
-from early_fusion_seg.distributed import gathered
+from early_fusion_seg.distributed import all_gather_object
 from early_fusion_seg.images import write_indexed_png
 from early_fusion_seg.visualize import Pixels, overlay
 from early_fusion_seg.writing import replace_file
@@ -51,4 +51,4 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect what the other processes could not read."""
-        self.unreadable = [error for part in gathered(self.unreadable) for error in part]
+        self.unreadable = [error for part in all_gather_object(self.unreadable) for error in part]

@@ -94,7 +94,7 @@ class ResultsWriter(Callback):
                 name=encoder.name,
                 weights=encoder.source,
                 fingerprint=encoder.fingerprint(),
-                licence=encoder.licence,
+                license=encoder.license,
             ),
             seed=None if seed is None else int(seed),
             precision=str(trainer.precision),
@@ -104,11 +104,11 @@ class ResultsWriter(Callback):
 
 @rank_zero_only
 def show_results(results: Results, path: Path | str | None) -> None:
-    """Print the table, where the results are, and the licence under which the encoder's weights stand."""
+    """Print the table, where the results are, and the license under which the encoder's weights stand."""
     console = rich.get_console()  # the one of Lightning's progress bar, so that they do not overwrite each other
     console.print(score_table(results))
     if encoder := results["encoder"]:
-        of_weights = f"weights: {encoder['weights']}, their licence: {encoder['licence'] or 'none stated'}"
+        of_weights = f"weights: {encoder['weights']}, their license: {encoder['license'] or 'none stated'}"
         console.print(f"encoder {encoder['name']}, {of_weights}", soft_wrap=True)
     if path is not None:
         console.print(f"written: {path}", soft_wrap=True)

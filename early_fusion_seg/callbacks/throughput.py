@@ -16,7 +16,7 @@ class Throughput(Callback):
     - `train/gpu_memory_gib`: the most that tensors have taken so far on the first process's GPU; with CUDA only.
 
     The device is never waited for: over many steps the clock is right without (Lightning's ThroughputMonitor
-    synchronises at each step, and does not know of waiting).
+    synchronizes at each step, and does not know of waiting).
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ own. The other commands take the whole model from the checkpoint, and refuse dat
 is in one folder.
 """
 
-from early_fusion_seg.cli.base import plain_words
+from early_fusion_seg.cli.base import quiet_lightning
 from early_fusion_seg.cli.evaluation import CheckpointCLI
 from early_fusion_seg.cli.training import FitCLI
 
@@ -23,5 +23,5 @@ def run(command: str, args: list[str]) -> int:
     Raises:
         UserError: Anything that the user can mend.
     """
-    with plain_words():
+    with quiet_lightning():
         return FitCLI(args).fit() if command == "fit" else CheckpointCLI(command, args).evaluate()

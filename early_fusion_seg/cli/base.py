@@ -31,7 +31,7 @@ UNHELPFUL = (  # warnings that a user need do nothing about
 
 
 @contextmanager
-def plain_words() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Leave out what Lightning says that a user need not know, and make UserErrors of what it refuses."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # below that: seed, devices found, advertisements
@@ -100,7 +100,7 @@ class CommandCLI(LightningCLI, ABC):
             "--save_every_n_steps",
             type=PositiveInt,
             default=200,
-            help="for fit: optimiser steps between two writings of last.ckpt, which each epoch's end writes too",
+            help="for fit: optimizer steps between two writings of last.ckpt, which each epoch's end writes too",
         )
         parser.add_argument(
             "--ema_decay",

@@ -1,6 +1,6 @@
 """`early-fusion-seg estimate`: what `fit` would cost with the same options, from a few real steps; nothing is kept.
 
-The model, the data and the device are those of `fit`, and so are workers, precision, accumulation and optimiser steps.
+The model, the data and the device are those of `fit`, and so are workers, precision, accumulation and optimizer steps.
 Where `fit` would use several processes one is measured, and what the others do is computed.
 """
 
@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from torch.utils.data import DataLoader
 
 from early_fusion_seg.checkpointing import LastCheckpoint
-from early_fusion_seg.cli.base import plain_words
+from early_fusion_seg.cli.base import quiet_lightning
 from early_fusion_seg.cli.estimate_figures import (
     Length,
     Rate,
@@ -58,7 +58,7 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: Anything that the user can mend.
     """
-    with plain_words(), TemporaryDirectory() as folder:  # for what the data module keeps in the folder of a run
+    with quiet_lightning(), TemporaryDirectory() as folder:  # for what the data module keeps in the folder of a run
         return EstimateCLI([*args, f"--trainer.default_root_dir={folder}"]).estimate()
 
 
@@ -71,8 +71,8 @@ class EstimateCLI(TrainingCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add how many steps are timed."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--steps", type=int, default=20, help="optimiser steps that are timed")
-        parser.add_argument("--warmup", type=int, default=5, help="optimiser steps before them")
+        parser.add_argument("--steps", type=int, default=20, help="optimizer steps that are timed")
+        parser.add_argument("--warmup", type=int, default=5, help="optimizer steps before them")
 
     def before_instantiate_classes(self) -> None:
         """Leave out the loggers, which write."""
@@ -90,7 +90,7 @@ class EstimateCLI(TrainingCLI):
 
     def estimate(self) -> int:
         """Measure and print."""
-        self.refuse_other_checkpoint()
+        self.check_resumable()
         if self.max_epochs() == -1 and self.trainer.max_steps == -1:
             raise UserError("the run has no end: set the trainer's max_epochs or max_steps")
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
@@ -177,7 +177,7 @@ class EstimateCLI(TrainingCLI):
         raise UserError(f"a batch of {size} images does not fit into the memory of the GPU; {advice}")
 
     def fits(self, images: int) -> bool:
-        """Tell whether two steps with so many copies of an image fit into memory; the second has the optimiser's state.
+        """Tell whether two steps with so many copies of an image fit into memory; the second has the optimizer's state.
 
         Args:
             images: Images of the batch.

@@ -11,7 +11,7 @@ class TimedBatch(NamedTuple):
     """One batch of training or validation.
 
     Attributes:
-        step: Optimiser steps, or batches of the validation, done before it.
+        step: Optimizer steps, or batches of the validation, done before it.
         images: Images in it.
         waited: Seconds from the end of the batch before until it was on the device.
         seconds: Seconds from the end of the batch before to its own end.
@@ -42,7 +42,7 @@ class Length(NamedTuple):
 
     Attributes:
         batches: Training batches.
-        steps: Optimiser steps.
+        steps: Optimizer steps.
         epochs: Epochs, the one included that it ends in.
         validations: Times that the validation split is scored; None where the clock decides.
     """
@@ -95,7 +95,7 @@ def limited(batches: int, limit: float | None) -> int:
 
 
 def batches_and_steps(epoch: int, accumulate: int, max_epochs: int, max_steps: int) -> tuple[int, int]:
-    """Compute how many batches and optimiser steps a run has; what is reached first ends it.
+    """Compute how many batches and optimizer steps a run has; what is reached first ends it.
 
     Args:
         epoch: Batches of an epoch.

@@ -8,9 +8,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from early_fusion_seg.callbacks import ClassIoU, PanelLogger, PredictionWriter, ResultsWriter
 from early_fusion_seg.cli.base import CommandCLI
-from early_fusion_seg.cli.output import report_predictions, scores_kept, start_wandb
+from early_fusion_seg.cli.output import preserve_metrics_csv, report_predictions, start_wandb
 from early_fusion_seg.cli.parsing import add_data, add_trainer
-from early_fusion_seg.commands.loading import is_plain_folder, load_model, refuse_other_classes
+from early_fusion_seg.commands.loading import check_classes_match, is_plain_folder, load_model
 from early_fusion_seg.errors import UserError
 
 
@@ -38,7 +38,7 @@ class CheckpointCLI(CommandCLI):
         self.datamodule = self.config_init["data"]
         self.model = load_model(path, self.config["model"])
         if not is_plain_folder(self.datamodule, self.command):
-            refuse_other_classes(self.datamodule.class_names, self.model.class_names, path)
+            check_classes_match(self.datamodule.class_names, self.model.class_names, path)
         self.config["model"] = dict(self.model.hparams)
         self.trainer = self.instantiate_trainer()
 
@@ -56,7 +56,7 @@ class CheckpointCLI(CommandCLI):
     def evaluate(self) -> int:
         """Run the command; 1 where files could not be read."""
         start_wandb(self.trainer.loggers)
-        with scores_kept(self.folder):
+        with preserve_metrics_csv(self.folder):
             if self.command == "predict":
                 self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
                 report_predictions(self.predictions)

@@ -66,7 +66,7 @@ class ValidateAtEnd(Callback):
 
 
 @contextmanager
-def scores_kept(folder: Path) -> Iterator[None]:
+def preserve_metrics_csv(folder: Path) -> Iterator[None]:
     """Set the scores of an earlier run in the same folder aside, which the CSV logger would delete.
 
     They come back where no others have taken their place: a run that is refused, or `predict`.

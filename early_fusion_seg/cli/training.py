@@ -16,13 +16,13 @@ from early_fusion_seg.cli.base import CommandCLI
 from early_fusion_seg.cli.output import (
     ValidateAtEnd,
     best_and_last,
+    preserve_metrics_csv,
     report_checkpoint,
     report_end,
-    scores_kept,
     start_wandb,
 )
 from early_fusion_seg.cli.parsing import add_data, add_trainer, fill_class_weights
-from early_fusion_seg.commands.loading import refuse_other_classes, refuse_other_settings
+from early_fusion_seg.commands.loading import check_classes_match, check_hparams_match
 from early_fusion_seg.ema import KEY, HeadEMA
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.segmenter import ReverseHRNetSeg
@@ -78,7 +78,7 @@ class TrainingCLI(CommandCLI, ABC):
             self.run_callbacks += best_and_last(self.folder, self.config["save_every_n_steps"])
         return super().instantiate_trainer(**kwargs)
 
-    def refuse_other_checkpoint(self) -> None:
+    def check_resumable(self) -> None:
         """Check that the checkpoint to go on from, if any, has the classes of the data and the settings of the model.
 
         Raises:
@@ -86,8 +86,8 @@ class TrainingCLI(CommandCLI, ABC):
         """
         if self.stored is not None:
             path = self.config["ckpt_path"]
-            refuse_other_classes(self.datamodule.class_names, self.stored["class_names"], path)
-            refuse_other_settings(dict(self.model.hparams), self.stored, path)
+            check_classes_match(self.datamodule.class_names, self.stored["class_names"], path)
+            check_hparams_match(dict(self.model.hparams), self.stored, path)
 
 
 class FitCLI(TrainingCLI):
@@ -99,12 +99,12 @@ class FitCLI(TrainingCLI):
     def fit(self) -> int:
         """Train, from the start or from a checkpoint; 143 where the process was told to end."""
         path = self.config["ckpt_path"]
-        self.refuse_other_checkpoint()
+        self.check_resumable()
         if path is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
         start_wandb(self.trainer.loggers)
         try:
-            with scores_kept(self.folder):
+            with preserve_metrics_csv(self.folder):
                 self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         except SIGTERMException:
             report_end(self.trainer)

@@ -1,6 +1,6 @@
 """`early-fusion-seg demo`: train, score and look, in a few minutes on two cores, with nothing to download.
 
-The classifier is a random ResNet-18 that stays as it is; all that is learnt is learnt by the head.
+The classifier is a random ResNet-18 that stays as it is; all that is learned is learned by the head.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from early_fusion_seg.commands.doctor_layouts import layouts, offers
 from early_fusion_seg.commands.wording import say
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.data.base import Split
-from early_fusion_seg.data.camvid import OTHER, read_colour_mask
+from early_fusion_seg.data.camvid import OTHER, read_color_mask
 from early_fusion_seg.data.dataset import FileSource, Item
 from early_fusion_seg.data.files import File
 from early_fusion_seg.data.frequencies import Weighting
@@ -31,7 +31,7 @@ from early_fusion_seg.labels.label_set import in_ranges
 SAMPLE = 20  # images of each split that are read without --full
 SHOWN = 10  # troubles of a split that are printed
 NAMED = 5  # classes that are named where many are absent
-OTHER_COLOURS = 0.02  # share of a mask's pixels; the one real mask of CamVid that has any has 175 pixels of them
+OTHER_COLORS = 0.02  # share of a mask's pixels; the one real mask of CamVid that has any has 175 pixels of them
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 EXPECTED = " Expected there:"  # ends the first line of an error that shows a tree
 
@@ -175,11 +175,9 @@ def examine_one(source: FileSource, index: int) -> tuple[list[Trouble], tuple[in
         raw_ids = dict(zip(ids.tolist(), counts.tolist(), strict=True))
         if raw.shape != size:
             texts.append(f"{item.mask} is {size_text(raw)} pixels (width x height) and its image {size_text(image)}")
-        if source.read_raw is read_colour_mask and raw_ids.get(OTHER, 0) > OTHER_COLOURS * raw.size:
+        if source.read_raw is read_color_mask and raw_ids.get(OTHER, 0) > OTHER_COLORS * raw.size:
             share = raw_ids[OTHER] / raw.size
-            texts.append(
-                f"{item.mask}: {share:.0%} of its pixels have none of CamVid's 32 colours and would be ignored"
-            )
+            texts.append(f"{item.mask}: {share:.0%} of its pixels have none of CamVid's 32 colors and would be ignored")
         source.label_set.encode(raw, str(item.mask))
     except UserError as error:
         texts.append(str(error))
@@ -192,10 +190,10 @@ def show(
     """Print what was found in a split, and return whether it can be used."""
     published = data.published_sizes.get(split)
     expected = "" if published in (None, found.images) else f", where {published} are published"
-    labelled = "labelled" if source.labelled else "without labels"
+    labeled = "labeled" if source.labeled else "without labels"
     sizes = ", ".join(f"{w}x{h} ({n})" for (h, w), n in found.sizes.most_common(3))
     more = f" and {len(found.sizes) - 3} other sizes" if len(found.sizes) > 3 else ""
-    say(f"{split}: {found.images} images{expected}, {labelled}; {found.read} read" + (sizes and f": {sizes}{more}"))
+    say(f"{split}: {found.images} images{expected}, {labeled}; {found.read} read" + (sizes and f": {sizes}{more}"))
     wrong = faults(name, data.root, split, source, found)
     for line in [*wrong, *incomplete(name, data, split, source.items, source.label_set)]:
         say(f"  {line}")

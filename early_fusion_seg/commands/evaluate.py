@@ -99,7 +99,7 @@ def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: 
         UserError: A prediction is missing, is there twice, has another size or an unknown label.
     """
     source = data.source(split)
-    if not isinstance(source, FileSource) or not source.labelled:
+    if not isinstance(source, FileSource) or not source.labeled:
         raise UserError(f"{type(data).__name__}'s {split} split has no labels to score with")
     labels = data.label_set if ids == "raw" else data.label_set.of_train_ids()
     predictions = find_predictions(folder, [source.key(i) for i in range(len(source))])

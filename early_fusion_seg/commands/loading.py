@@ -21,13 +21,13 @@ def load_model(path: str, given: Mapping[str, Any]) -> ReverseHRNetSeg:
         UserError: Anything else differs from what is stored, or the checkpoint cannot be loaded.
     """
     checkpoint = read_checkpoint(path)
-    refuse_other_settings(given, checkpoint["hyper_parameters"], path)
+    check_hparams_match(given, checkpoint["hyper_parameters"], path)
     weights = given.get("encoder_weights", checkpoint["encoder"]["weights"])
     override = {} if weights == checkpoint["encoder"]["weights"] else {"encoder_weights": weights}
     return ReverseHRNetSeg.load_from_checkpoint(path, **override)
 
 
-def refuse_other_settings(given: Mapping[str, Any], stored: Mapping[str, Any], path: str) -> None:
+def check_hparams_match(given: Mapping[str, Any], stored: Mapping[str, Any], path: str) -> None:
     """Check that nothing said of the model contradicts its checkpoint; where its encoder is now may differ.
 
     Raises:
@@ -48,7 +48,7 @@ def is_plain_folder(data: SegmentationDataModule, command: str) -> bool:
     return command == "predict" and isinstance(data, FolderDataModule) and not data.labels.is_file()
 
 
-def refuse_other_classes(names: Sequence[str], stored: Sequence[str], path: str) -> None:
+def check_classes_match(names: Sequence[str], stored: Sequence[str], path: str) -> None:
     """Check that data and checkpoint have the same classes.
 
     Raises:

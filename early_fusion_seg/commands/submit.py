@@ -1,6 +1,6 @@
 """`early-fusion-seg submit DATASET`: what the benchmark's test server takes, written or checked.
 
-Cityscapes and Mapillary Vistas: grey PNGs of raw ids. PASCAL VOC: indexed PNGs with the palette, in the folders of
+Cityscapes and Mapillary Vistas: gray PNGs of raw ids. PASCAL VOC: indexed PNGs with the palette, in the folders of
 comp6. COCO-Stuff: one JSON of run-length encoded masks, category ids 92..182 for stuff and 183 for all things.
 """
 
@@ -22,7 +22,7 @@ from rich.progress import track
 
 from early_fusion_seg.commands.datasets import dataset_parser, parse
 from early_fusion_seg.commands.evaluate import find_predictions
-from early_fusion_seg.commands.loading import load_model, refuse_other_classes
+from early_fusion_seg.commands.loading import check_classes_match, load_model
 from early_fusion_seg.commands.wording import say
 from early_fusion_seg.data import CityscapesDataModule, COCODataModule, SegmentationDataModule
 from early_fusion_seg.data.dataset import FileSource
@@ -94,7 +94,7 @@ def main(args: list[str]) -> int:
         raise UserError("submit needs --ckpt_path FILE and --output FOLDER, or --check FOLDER")
     given = {"encoder_weights": options.encoder_weights} if options.encoder_weights else {}
     model = load_model(options.ckpt_path, given)
-    refuse_other_classes(data.class_names, model.class_names, options.ckpt_path)
+    check_classes_match(data.class_names, model.class_names, options.ckpt_path)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     output = Path(options.output)
     claim(output, Path(options.ckpt_path))
@@ -211,7 +211,7 @@ def png_problems(name: str, data: SegmentationDataModule, source: FileSource, pl
         if size != expected:
             yield f"{path} is {size[0]}x{size[1]} pixels (width x height); its image is {expected[0]}x{expected[1]}"
         if mode != mode_expected:
-            kind = "indexed" if mode_expected == "P" else "grey"
+            kind = "indexed" if mode_expected == "P" else "gray"
             yield f"{path} has the mode {mode}; expected {mode_expected} ({kind})"
         if wrong := [value for value in values if value not in allowed]:
             yield f"{path} holds the labels {', '.join(map(str, wrong[:5]))}, which the server does not know"

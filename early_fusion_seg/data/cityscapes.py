@@ -28,7 +28,7 @@ WHERE = """Cityscapes needs an account, so it cannot be fetched from here. Regis
 
 
 class CityscapesDataModule(SegmentationDataModule):
-    """Cityscapes: 2975 finely labelled images to train, 500 to validate; `predict` takes the 1525 of test.
+    """Cityscapes: 2975 finely labeled images to train, 500 to validate; `predict` takes the 1525 of test.
 
     The folders are read, or the official zip files where they are not unpacked. The PNGs that gtFine/test holds are
     void throughout and never used: test has no public labels.
@@ -36,12 +36,12 @@ class CityscapesDataModule(SegmentationDataModule):
     Args:
         root: Folder with leftImg8bit/ and gtFine/, or with the zip files.
         labels: Which PNGs to read; "labelTrainIds" are not in the zip files, csCreateTrainIdLabelImgs writes them.
-        train_split: "train", the 19,998 coarsely labelled images of "train_extra", both, or "train+val" for a
+        train_split: "train", the 19,998 coarsely labeled images of "train_extra", both, or "train+val" for a
             submission to the test server; val is then scored on images that were trained on.
         kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
     """
 
-    licence = "Cityscapes has terms of its own: non-commercial use, no redistribution."
+    license = "Cityscapes has terms of its own: non-commercial use, no redistribution."
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class CityscapesDataModule(SegmentationDataModule):
         if split in ("test", "predict"):
             return FileSource([Item(key, image) for key, image in self._images("test").items()])
         parts = self.train_split.split("+") if split == "train" else [split]
-        return FileSource([item for part in parts for item in self._labelled(part)], self.label_set)
+        return FileSource([item for part in parts for item in self._labeled(part)], self.label_set)
 
     def _images(self, part: str) -> dict[str, File]:
         """Return the images of a folder of leftImg8bit by their names: "aachen_000000_000019"."""
@@ -86,7 +86,7 @@ class CityscapesDataModule(SegmentationDataModule):
             )
         return found
 
-    def _labelled(self, part: str) -> list[Item]:
+    def _labeled(self, part: str) -> list[Item]:
         kind = "gtCoarse" if part == "train_extra" else "gtFine"
         suffix = f"_{kind}_{self.labels}.png"
         masks = self._files(kind, part, suffix, (MASK_ARCHIVES[kind],))

@@ -30,14 +30,14 @@ except ImportError:  # Windows: there, processes that start at the same time all
     fcntl = None  # type: ignore[assignment]  # a module otherwise
 
 
-def class_index(source: Source, num_classes: int, beside: Path | None = None) -> Counts:
+def class_pixel_counts(source: Source, num_classes: int, beside: Path | None = None) -> Counts:
     """Return the pixels of each class in each image, at the size of the files.
 
     Of processes that ask at the same time, on one machine, one counts and the others wait for it. Images that are not
     files are counted each time.
 
     Args:
-        source: N labelled images.
+        source: N labeled images.
         num_classes: K.
         beside: A file to keep them in too, such as one in the folder of a run.
 
@@ -54,7 +54,7 @@ def class_index(source: Source, num_classes: int, beside: Path | None = None) ->
     if kept is not None:
         return kept
     with contextlib.suppress(RuntimeError):  # there is no home
-        kept = _cached(cache_folder() / f"class_index_{key[:32]}.npz", source, key, shape)
+        kept = _cached(cache_folder() / f"class_pixel_counts_{key[:32]}.npz", source, key, shape)
     if kept is None:
         kept = count(source, num_classes)
     if beside is not None:
@@ -68,7 +68,7 @@ def count(source: Source, num_classes: int) -> Counts:
     """Count the pixels of each class in each image, with a bar and all cores.
 
     Args:
-        source: N labelled images.
+        source: N labeled images.
         num_classes: K.
 
     Returns:
@@ -77,7 +77,7 @@ def count(source: Source, num_classes: int) -> Counts:
 
     def row(index: int) -> Counts:
         labels = source.read_labels(index) if isinstance(source, FileSource) else source.read(index)[1]
-        return np.bincount(np.ravel(labels), minlength=num_classes)[:num_classes]  # type: ignore[arg-type]  # labelled
+        return np.bincount(np.ravel(labels), minlength=num_classes)[:num_classes]  # type: ignore[arg-type]  # labeled
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding runs outside of Python's lock
         rows = pool.map(row, range(len(source)))

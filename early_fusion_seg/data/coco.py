@@ -2,8 +2,8 @@
 
 Encodings, and where they are off by one:
 
-    stuffthingmaps PNG (164k)   COCO id - 1: 0..181, 255 unlabelled         171 of them occur
-    .mat (10k)                  COCO id: 1..182, 0 unlabelled               the same 171 classes
+    stuffthingmaps PNG (164k)   COCO id - 1: 0..181, 255 unlabeled         171 of them occur
+    .mat (10k)                  COCO id: 1..182, 0 unlabeled               the same 171 classes
     panoptic PNG                R + 256 G + 65536 B is a segment's id, the JSON has its category; 0 is void
 """
 
@@ -65,7 +65,7 @@ class COCODataModule(SegmentationDataModule):
     """
 
     absent = "gt-only"
-    licence = "COCO annotations: CC BY 4.0; the images have the terms of Flickr."
+    license = "COCO annotations: CC BY 4.0; the images have the terms of Flickr."
 
     def __init__(
         self, root: str | os.PathLike[str], labels: Labels = "stuff", download: bool = False, **kwargs: Any

@@ -1,4 +1,4 @@
-"""From files to samples: a source of labelled images, and the dataset that scales and transforms them.
+"""From files to samples: a source of labeled images, and the dataset that scales and transforms them.
 
 Shapes: h, w are an image's height and width, n the batch size; images are RGB, masks hold train ids with 255 = ignored.
 """
@@ -45,10 +45,10 @@ class Source(abc.ABC):
     """The images of one split before any preparation: a sequence that reads one pair at a time.
 
     Attributes:
-        labelled: Whether every image has a mask.
+        labeled: Whether every image has a mask.
     """
 
-    labelled: bool = True
+    labeled: bool = True
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int) -> tuple[Image, Mask | None]:
-        """Return an image (h, w, 3) and its train ids (h, w), or None where it is not labelled.
+        """Return an image (h, w, 3) and its train ids (h, w), or None where it is not labeled.
 
         Raises:
             UserError: A file is missing, broken or holds unknown labels; the message names it.
@@ -83,7 +83,7 @@ class FileSource(Source):
         read_raw: Callable[[File], NDArray[Any]] = read_mask,
     ) -> None:
         self.items = list(items)
-        self.labelled = label_set is not None and all(item.mask is not None for item in self.items)
+        self.labeled = label_set is not None and all(item.mask is not None for item in self.items)
         self.label_set = label_set
         self.read_raw = read_raw
 
@@ -110,7 +110,7 @@ class FileSource(Source):
         return image, mask
 
     def read_labels(self, index: int) -> Mask:
-        """Read the train ids (h, w) of a labelled item alone."""
+        """Read the train ids (h, w) of a labeled item alone."""
         item = self.items[index]
         assert item.mask is not None, f"{item.key} has no labels"
         assert self.label_set is not None

@@ -1,6 +1,6 @@
 """Tiny replicas of CamVid's layouts and of a user's folder, to try readers and training without the data.
 
-Images are blocks in the colours of their classes with noise, so that a network can learn them. The same arguments write
+Images are blocks in the colors of their classes with noise, so that a network can learn them. The same arguments write
 the same pixels.
 """
 
@@ -33,11 +33,11 @@ def fake_camvid_segnet(root: str | Path, images: int = 3, size: Size = (36, 48),
         The root.
     """
     root, rng = Path(root), np.random.default_rng(seed)
-    colours = np.array([row.color for row in packaged_rows("camvid_11")], np.uint8)
+    colors = np.array([row.color for row in packaged_rows("camvid_11")], np.uint8)
     for split in FRAMES:
         lines = []
         for key in _frames(split, images):
-            image, labels = scene(rng, size, colours)
+            image, labels = scene(rng, size, colors)
             save(root / split / f"{key}.png", image)
             save(root / f"{split}annot" / f"{key}.png", labels)
             lines.append(f"/SegNet/CamVid/{split}/{key}.png /SegNet/CamVid/{split}annot/{key}.png\n")
@@ -46,13 +46,13 @@ def fake_camvid_segnet(root: str | Path, images: int = 3, size: Size = (36, 48),
 
 
 def fake_camvid_original(root: str | Path, images: int = 3, size: Size = (72, 96), seed: int = 0) -> Path:
-    """Write CamVid in its original layout, with masks in colours; arguments as for `fake_camvid_segnet`."""
+    """Write CamVid in its original layout, with masks in colors; arguments as for `fake_camvid_segnet`."""
     root, rng = Path(root), np.random.default_rng(seed)
-    colours = np.array([row.color for row in packaged_rows("camvid_32")], np.uint8)
+    colors = np.array([row.color for row in packaged_rows("camvid_32")], np.uint8)
     for key in [key for split in FRAMES for key in _frames(split, images)]:
-        image, labels = scene(rng, size, colours)
+        image, labels = scene(rng, size, colors)
         save(root / "701_StillsRaw_full" / f"{key}.png", image)
-        save(root / "LabeledApproved_full" / f"{key}_L.png", colours[labels])
+        save(root / "LabeledApproved_full" / f"{key}_L.png", colors[labels])
     return root
 
 
@@ -81,27 +81,27 @@ def fake_folder(root: str | Path, images: int = 4, size: Size = (36, 48), splits
     (root / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     raw_ids = np.array([1, 2, 5, 9], np.uint8)
     palette = np.zeros((10, 3), np.uint8)
-    colours = np.array([[128, 64, 0], [0, 160, 0], [96, 160, 255], [0, 0, 0]], np.uint8)
-    palette[raw_ids] = colours
+    colors = np.array([[128, 64, 0], [0, 160, 0], [96, 160, 255], [0, 0, 0]], np.uint8)
+    palette[raw_ids] = colors
     for split in ("train", "val") if splits else ("",):
         for number in range(images):
-            image, labels = scene(rng, size, colours)
+            image, labels = scene(rng, size, colors)
             save(root / "images" / split / f"{number:03}.jpg", image)
             write_indexed_png(root / "masks" / split / f"{number:03}.png", raw_ids[labels], palette)
     return root
 
 
 def scene(
-    rng: np.random.Generator, size: Size, colours: NDArray[np.uint8]
+    rng: np.random.Generator, size: Size, colors: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw blocks of random classes, (h, w, 3) and (h, w)."""
     height, width = size
-    labels = np.full(size, rng.integers(len(colours)), np.uint8)
-    for label in rng.permutation(len(colours)):
+    labels = np.full(size, rng.integers(len(colors)), np.uint8)
+    for label in rng.permutation(len(colors)):
         top, left = rng.integers(height), rng.integers(width)
         labels[top : top + height // 3 + 1, left : left + width // 3 + 1] = label
     noise = rng.integers(-20, 21, (*size, 3))
-    return np.clip(colours[labels] + noise, 0, 255).astype(np.uint8), labels
+    return np.clip(colors[labels] + noise, 0, 255).astype(np.uint8), labels
 
 
 def save(path: Path, pixels: NDArray[Any]) -> None:

@@ -25,13 +25,13 @@ def fake_cityscapes(
 ) -> Path:
     """Write Cityscapes with train_extra, and void masks for test as the real one has; `zipped`: as its zip files."""
     root, rng = Path(root), np.random.default_rng(seed)
-    colours = _colours(packaged_rows("cityscapes"))
+    colors = _colors(packaged_rows("cityscapes"))
     ids = load_label_set("cityscapes")
     for split, city in CITIES.items():
         kind = "gtCoarse" if split == "train_extra" else "gtFine"
         for number in range(images):
             name = f"{city}/{city}_{number:06}_000019"
-            image, raw = scene(rng, size, colours)
+            image, raw = scene(rng, size, colors)
             raw = np.full_like(raw, 1) if split == "test" else raw  # ego vehicle
             save(root / "leftImg8bit" / split / f"{name}_leftImg8bit.png", image)
             save(root / kind / split / f"{name}_{kind}_labelIds.png", raw)
@@ -65,25 +65,25 @@ def fake_mapillary(
         ]
         name = f"config_{place[:-1]}.json" if place else "config.json"
         _write_json(root / name, {"version": place[1:-1] or "1.1", "mapping": "public", "labels": labels})
-    colours = _colours(packaged_rows("mapillary_v1.2"))
+    colors = _colors(packaged_rows("mapillary_v1.2"))
     for split in ("training", "validation", "testing"):
         for number in range(images):
             key = f"{split[:2]}{number:020}"
-            image, raw = scene(rng, size, colours)
+            image, raw = scene(rng, size, colors)
             save(root / split / "images" / f"{key}.jpg", image)
             for place in versions if split != "testing" else ():
                 shift = 58 if place == "v2.0/" else 0  # to its highest label, 123
-                write_indexed_png(root / split / f"{place}labels" / f"{key}.png", raw + np.uint8(shift), colours)
+                write_indexed_png(root / split / f"{place}labels" / f"{key}.png", raw + np.uint8(shift), colors)
     return root
 
 
 def fake_coco_stuff(root: str | Path, images: int = 3, size: Size = (48, 64), seed: int = 0) -> Path:
     """Write COCO 2017 with stuffthingmaps, and images of test2017."""
     root, rng = Path(root), np.random.default_rng(seed)
-    raw_ids, colours = _classes("coco_stuff")
+    raw_ids, colors = _classes("coco_stuff")
     for split in (*STUFF_SPLITS, "test2017"):
         for number in range(images):
-            image, labels = _scene_with_void(rng, size, colours)
+            image, labels = _scene_with_void(rng, size, colors)
             save(root / "images" / split / f"{number:012}.jpg", image)
             if split in STUFF_SPLITS:
                 save(root / "stuffthingmaps" / split / f"{number:012}.png", raw_ids[labels].astype(np.uint8))
@@ -93,13 +93,13 @@ def fake_coco_stuff(root: str | Path, images: int = 3, size: Size = (48, 64), se
 def fake_coco_panoptic(root: str | Path, images: int = 3, size: Size = (48, 64), seed: int = 0) -> Path:
     """Write COCO 2017 with panoptic PNGs and JSON, in which the first segment of each image is a crowd."""
     root, rng = Path(root), np.random.default_rng(seed)
-    raw_ids, colours = _classes("coco_panoptic")
+    raw_ids, colors = _classes("coco_panoptic")
     for number in range(images):
-        save(root / "images" / "test2017" / f"{number:012}.jpg", _scene_with_void(rng, size, colours)[0])
+        save(root / "images" / "test2017" / f"{number:012}.jpg", _scene_with_void(rng, size, colors)[0])
     for split in STUFF_SPLITS:
         annotations = []
         for number in range(images):
-            image, labels = _scene_with_void(rng, size, colours)
+            image, labels = _scene_with_void(rng, size, colors)
             ids = np.where(raw_ids[labels] == 0, 0, raw_ids[labels] * 1000 + number)
             channels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], 2).astype(np.uint8)
             save(root / "images" / split / f"{number:012}.jpg", image)
@@ -118,11 +118,11 @@ def fake_coco_stuff10k(root: str | Path, images: int = 3, size: Size = (48, 64),
     from scipy.io import savemat
 
     root, rng = Path(root), np.random.default_rng(seed)
-    raw_ids, colours = _classes("coco_stuff")
+    raw_ids, colors = _classes("coco_stuff")
     for split, first in (("train", 0), ("test", images)):
         keys = [f"COCO_train2014_{number:012}" for number in range(first, first + images)]
         for key in keys:
-            image, labels = _scene_with_void(rng, size, colours)
+            image, labels = _scene_with_void(rng, size, colors)
             save(root / "images" / f"{key}.jpg", image)
             (root / "annotations").mkdir(exist_ok=True)
             savemat(root / "annotations" / f"{key}.mat", {"S": ((raw_ids[labels] + 1) % 256).astype(np.uint16)})
@@ -145,16 +145,16 @@ def fake_voc(root: str | Path, images: int = 3, size: Size = (50, 60), seed: int
 
     root, rng = Path(root), np.random.default_rng(seed)
     voc = root / "VOCdevkit" / "VOC2012"
-    colours = _colours(packaged_rows("voc2012"))
+    colors = _colors(packaged_rows("voc2012"))
     raw_ids = np.array([row.raw_id for row in packaged_rows("voc2012")])
     keys = {s: [f"20{7 + i:02}_{n:06}" for n in range(images)] for i, s in enumerate(("train", "val", "test", "extra"))}
     for split, names in keys.items():
         for key in names:
-            image, labels = scene(rng, size, colours)
+            image, labels = scene(rng, size, colors)
             raw = raw_ids[labels].astype(np.uint8)
             save(voc / "JPEGImages" / f"{key}.jpg", image)
             if split in ("train", "val"):
-                write_indexed_png(voc / "SegmentationClass" / f"{key}.png", raw, colours[:21])
+                write_indexed_png(voc / "SegmentationClass" / f"{key}.png", raw, colors[:21])
             if extra == "sbd" and split != "test":
                 folder = root / "benchmark_RELEASE" / "dataset" / "cls"
                 folder.mkdir(parents=True, exist_ok=True)
@@ -167,24 +167,24 @@ def fake_voc(root: str | Path, images: int = 3, size: Size = (50, 60), seed: int
     return root
 
 
-def _colours(rows: list[LabelRow]) -> NDArray[np.uint8]:
+def _colors(rows: list[LabelRow]) -> NDArray[np.uint8]:
     return np.array([row.color for row in rows], np.uint8)
 
 
 def _classes(table: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return raw ids and colours of the rows that occur in the data: the classes, and one that means void."""
+    """Return raw ids and colors of the rows that occur in the data: the classes, and one that means void."""
     rows = packaged_rows(table)
     void = next(row for row in reversed(rows) if row.train_id == 255)
     used = [row for row in rows if row.train_id != 255] + [void]
-    return np.array([row.raw_id for row in used], np.int64), _colours(used)
+    return np.array([row.raw_id for row in used], np.int64), _colors(used)
 
 
 def _scene_with_void(
-    rng: np.random.Generator, size: Size, colours: NDArray[np.uint8]
+    rng: np.random.Generator, size: Size, colors: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw a scene whose upper left corner has the last label."""
-    image, labels = scene(rng, size, colours)
-    labels[:4, :4] = len(colours) - 1
+    image, labels = scene(rng, size, colors)
+    labels[:4, :4] = len(colors) - 1
     return image, labels
 
 

@@ -24,7 +24,7 @@ def weights_of(counts: Counts, kind: Weighting) -> list[float]:
     """Return K class weights, by `median_frequency` or `inverse_log`.
 
     Raises:
-        UserError: No pixel is labelled, or there is no such kind.
+        UserError: No pixel is labeled, or there is no such kind.
     """
     kinds = {"median": median_frequency, "inverse-log": inverse_log}
     if kind not in kinds:

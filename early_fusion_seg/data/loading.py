@@ -41,7 +41,7 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
         return iter(indices[skip:])
 
 
-class ShareSampler(DistributedSampler[int]):
+class UnpaddedDistributedSampler(DistributedSampler[int]):
     """Yield every position exactly once over all processes: no repeats to make the shares equal, and empty shares."""
 
     def __init__(self, dataset: Dataset[Any], world: int, rank: int) -> None:

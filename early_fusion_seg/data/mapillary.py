@@ -36,7 +36,7 @@ and unpack the zip file of the link that comes by mail."""
 class MapillaryVistasDataModule(SegmentationDataModule):
     """Mapillary Vistas: 18,000 images to train, 2,000 to validate; `predict` takes the 5,000 of testing.
 
-    Classes, colours and which of them are evaluated come from the config file shipped with the data. The masks' numbers
+    Classes, colors and which of them are evaluated come from the config file shipped with the data. The masks' numbers
     are positions in it. Where it is lacking, the package's own table is taken, with a warning: of version 2.0 no
     published list says which 8 labels are not evaluated.
 
@@ -50,7 +50,7 @@ class MapillaryVistasDataModule(SegmentationDataModule):
     """
 
     pred_void = "drop"
-    licence = "Mapillary Vistas Research Edition: non-commercial use."
+    license = "Mapillary Vistas Research Edition: non-commercial use."
 
     def __init__(self, root: str | os.PathLike[str], version: Version | None = None, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)

@@ -4,7 +4,7 @@ A pinhole camera one unit above a flat street looks along it. Where the ground i
 unit is s pixels wide: a thing that stands there is drawn s times its size, and every surface is a function of its place
 in the world, so that scenes have no native size. They are painted far to near at twice the size, then averaged.
 
-Classes share most of their colours, and light, tint and noise differ from scene to scene, so that a class shows in
+Classes share most of their colors, and light, tint and noise differ from scene to scene, so that a class shows in
 texture, shape and surroundings. The same seed gives the same bytes on any machine: random numbers are PCG64's raw
 words, whose stream NumPy promises to keep, and arithmetic is +, -, *, /, floor and comparisons, which IEEE 754 fixes.
 
@@ -22,7 +22,7 @@ from early_fusion_seg.data.street_parts import Floats, Number, Where, band, frac
 from early_fusion_seg.errors import UserError
 
 Pixels = NDArray[np.uint8]
-Surface = Callable[[Floats, Floats], tuple[Where, Floats]]  # (depth, height) in the world -> where, colour (..., 3)
+Surface = Callable[[Floats, Floats], tuple[Where, Floats]]  # (depth, height) in the world -> where, color (..., 3)
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
 
@@ -106,7 +106,7 @@ class _Draw:
         octets = self._octets((size + 7) // 8)[:size]
         return octets.reshape(shape).astype(np.float32) / 256
 
-    def colours(self, label: int, n: int) -> Floats:
+    def colors(self, label: int, n: int) -> Floats:
         """Draw n of a class's paints (n, 3), each a little other than on the list."""
         octets = self._octets(n).reshape(n, 8)
         paints = np.array(PAINTS[label], np.float32)[octets[:, 0] % len(PAINTS[label])]
@@ -128,11 +128,11 @@ class _Street:
         self.vanish = width * draw.between(0.25, 0.75)  # pixel column in which the street ends
         self.focal = np.float32(height * 1.1)
         self.road = draw.between(0.9, 1.6)  # half its width, in units, as all lengths below
-        self.kerb = self.road + draw.between(0.7, 1.3)  # where the houses begin
+        self.curb = self.road + draw.between(0.7, 1.3)  # where the houses begin
         self.end = self.focal / (height * draw.between(0.05, 0.09))  # depth of the last house
         self.y = (np.arange(height, dtype=np.float32) + np.float32(0.5))[:, None]
         self.x = (np.arange(width, dtype=np.float32) + np.float32(0.5))[None, :]
-        self.haze = draw.colours(SKY, 1)[0]
+        self.haze = draw.colors(SKY, 1)[0]
         self.fog = draw.between(0.0, 0.03)
         self.image = np.empty((height, width, 3), np.float32)
         self.mask = np.empty((height, width), np.uint8)
@@ -146,15 +146,15 @@ class _Street:
             self.fence(side)
         self.things()
 
-    def put(self, rows: slice, cols: slice, where: Where, label: int, colour: Floats, depth: Floats) -> None:
-        """Paint the pixels `where` of a patch in `colour`, hazy with depth."""
+    def put(self, rows: slice, cols: slice, where: Where, label: int, color: Floats, depth: Floats) -> None:
+        """Paint the pixels `where` of a patch in `color`, hazy with depth."""
         mist = np.minimum(self.fog * depth[where], np.float32(0.8))[..., None]
-        seen = colour[where]
+        seen = color[where]
         self.image[rows, cols][where] = seen + (self.haze - seen) * mist
         self.mask[rows, cols][where] = label
 
     def sky(self) -> None:
-        (top,), cells = self.draw.colours(SKY, 1), self.draw.noise(8, 8)
+        (top,), cells = self.draw.colors(SKY, 1), self.draw.noise(8, 8)
         t = np.minimum(self.y / self.horizon, 1)[..., None]
         upper, lower, fy = _between_cells(self.y[:, 0] * np.float32(10 / self.height))
         left, right, fx = _between_cells(self.x[0] * np.float32(5 / self.width))
@@ -171,22 +171,22 @@ class _Street:
         z = np.broadcast_to(self.focal / s, side.shape)
         line = ((side < 0.05) & stripes(z * np.float32(0.4))) | band(side, self.road - 0.14, self.road - 0.08)
         asphalt = np.float32(0.8) + np.float32(0.4) * grain((self.x - self.vanish) / s * 20, z * 20, salt)
-        colour = np.where(line[..., None], self.draw.colours(SKY, 1), self.draw.colours(ROAD, 1) * asphalt[..., None])
-        self.put(rows, cols, side <= self.road, ROAD, colour, z)
+        color = np.where(line[..., None], self.draw.colors(SKY, 1), self.draw.colors(ROAD, 1) * asphalt[..., None])
+        self.put(rows, cols, side <= self.road, ROAD, color, z)
         a, b = side * np.float32(2.5), z * np.float32(2.5)
         slab = np.float32(0.85) + np.float32(0.3) * grain(a, b, salt + 1)
         slab[stripes(a, 0.15) | stripes(b, 0.15)] = 0.5
         slab[side < self.road + 0.1] = 1.4
-        self.put(rows, cols, side > self.road, PAVEMENT, self.draw.colours(PAVEMENT, 1) * slab[..., None], z)
+        self.put(rows, cols, side > self.road, PAVEMENT, self.draw.colors(PAVEMENT, 1) * slab[..., None], z)
 
     def house_at_the_end(self) -> None:
         """Close the street with one long house across it."""
         s = self.focal / self.end
         rows = slice(max(int(self.horizon - self.draw.between(1, 3) * s), 0), int(self.horizon + s))
         pane = band(fraction(self.x / s), 0.25, 0.75) & band(fraction(self.y[rows] / s), 0.25, 0.75)
-        wall, glass = self.draw.colours(BUILDING, 2)
-        colour = np.where(pane[..., None], glass / 2, wall)
-        self.put(rows, slice(None), np.ones_like(pane), BUILDING, colour, np.full(pane.shape, self.end))
+        wall, glass = self.draw.colors(BUILDING, 2)
+        color = np.where(pane[..., None], glass / 2, wall)
+        self.put(rows, slice(None), np.ones_like(pane), BUILDING, color, np.full(pane.shape, self.end))
 
     def wall(self, side: int, lateral: np.float32, tall: np.float32, label: int, surface: Surface) -> None:
         """Paint what stands along the street, at `lateral` units to the left (side -1) or the right (1)."""
@@ -197,15 +197,15 @@ class _Street:
         rows = slice(max(int(self.horizon - (tall - 1) * near), 0), int(self.horizon + near) + 1)
         rise = (self.horizon + s - self.y[rows]) / s
         z = np.broadcast_to(self.focal / s, rise.shape)
-        where, colour = surface(z, rise)
-        self.put(rows, cols, where & (rise > 0), label, colour, z)
+        where, color = surface(z, rise)
+        self.put(rows, cols, where & (rise > 0), label, color, z)
 
     def houses(self, side: int) -> None:
         """Paint a row of brick houses with windows, and gaps."""
         draw, n = self.draw, 16
         length, shift = draw.between(3, 6), draw.between(0, 1)
         tall = (np.float32(1.8) + 3 * draw.noise(n)) * (draw.noise(n) > 0.15)
-        bricks, glass = draw.colours(BUILDING, n), draw.colours(SKY, n) * draw.between(0.2, 0.6)
+        bricks, glass = draw.colors(BUILDING, n), draw.colors(SKY, n) * draw.between(0.2, 0.6)
         window = np.float32(0.8) + np.float32(0.5) * draw.noise(n)
         salt = draw.below(1 << 31)
 
@@ -218,20 +218,20 @@ class _Street:
             course += np.float32(0.1) * grain(z * 3, rise * 5, salt)
             return rise < tall[house], np.where(pane[..., None], glass[house], bricks[house] * course[..., None])
 
-        self.wall(side, self.kerb, tall.max(), BUILDING, surface)
+        self.wall(side, self.curb, tall.max(), BUILDING, surface)
 
     def fence(self, side: int) -> None:
         """Paint a lattice fence along a part of the pavement."""
         draw = self.draw
         near, length, tall, step = (draw.between(*pair) for pair in ((1.5, 4), (5, 10), (0.7, 1.0), (2.5, 4)))
-        slats, gaps = draw.colours(FENCE, 2)
+        slats, gaps = draw.colors(FENCE, 2)
 
         def surface(z: Floats, rise: Floats) -> tuple[Where, Floats]:
             lattice = stripes((z + rise) * step, 0.35) | stripes((z - rise) * step, 0.35) | (rise > 0.88 * tall)
             where = (rise < tall) & band(z, near, near + length)
             return where, np.where(lattice[..., None], slats, gaps * np.float32(0.35))
 
-        self.wall(side, self.kerb - np.float32(0.1), tall, FENCE, surface)
+        self.wall(side, self.curb - np.float32(0.1), tall, FENCE, surface)
 
     def things(self) -> None:
         """Paint trees, cars, riders, walkers and signs on poles, at places where they do not hide each other much."""
@@ -252,8 +252,8 @@ class _Street:
     def place(self, thing: Thing, taken: list[tuple[float, float]], placed: list[tuple[float, float, Thing]]) -> None:
         """Find a place (s, x) for a thing whose columns are mostly free, or leave it out."""
         ranges: dict[int, tuple[Number, Number]] = {
-            CAR: (0, self.road), BICYCLIST: (0, self.road + 0.2), PEDESTRIAN: (self.road * 0.6, self.kerb + 0.2),
-            POLE: (self.road + 0.15, self.road + 0.15), TREE: (self.kerb, self.kerb),
+            CAR: (0, self.road), BICYCLIST: (0, self.road + 0.2), PEDESTRIAN: (self.road * 0.6, self.curb + 0.2),
+            POLE: (self.road + 0.15, self.road + 0.15), TREE: (self.curb, self.curb),
         }  # fmt: skip
         low, high = ranges[thing.label]
         half = 0.35 if thing is MAST else thing.width / 2
@@ -278,8 +278,8 @@ class _Street:
         u, v = np.broadcast_arrays(u, v)
         part, shade = thing.shape(u, v, self.draw.below(1 << 31))
         where = (part > 0) & band(u, 0, 1) & band(v, 0, 1)
-        colour = self.draw.colours(thing.label, 6)[part] * shade.astype(np.float32)[..., None]
-        self.put(rows, cols, where, thing.label, colour, np.full(part.shape, self.focal / np.float32(s)))
+        color = self.draw.colors(thing.label, 6)[part] * shade.astype(np.float32)[..., None]
+        self.put(rows, cols, where, thing.label, color, np.full(part.shape, self.focal / np.float32(s)))
 
 
 def _between_cells(x: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:

@@ -1,7 +1,7 @@
 """The things that stand in a synthetic street, each a function of its own coordinates.
 
 u runs from 0 (left) to 1 (right), v from 0 (top) to 1 (foot). A function answers with the part seen at each place (0:
-the thing is not there) and its brightness; the street chooses the parts' colours. What a thing decides for itself, the
+the thing is not there) and its brightness; the street chooses the parts' colors. What a thing decides for itself, the
 kind of sign or the stride of a walker, it takes from `salt`, any number from 0 to 2^31 - 1.
 
 Only +, -, *, /, floor and comparisons are used, which IEEE 754 fixes, so that every machine draws the same.
@@ -48,9 +48,9 @@ def band(x: Floats, low: Number, high: Number) -> Where:
     return (x >= low) & (x < high)
 
 
-def disc(u: Floats, v: Floats, centre: Point, radii: Point) -> Where:
+def disc(u: Floats, v: Floats, center: Point, radii: Point) -> Where:
     """Say where an ellipse is."""
-    a, b = (u - centre[0]) / radii[0], (v - centre[1]) / radii[1]
+    a, b = (u - center[0]) / radii[0], (v - center[1]) / radii[1]
     inside: Where = a * a + b * b < 1
     return inside
 
@@ -134,15 +134,15 @@ def _lacquer(part: Parts, v: Floats) -> Floats:
 
 
 def pedestrian(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
-    """Draw a walker in a chequered jersey."""
+    """Draw a walker in a checkered jersey."""
     stride = 0.1 + 0.03 * (salt % 8)
     legs = [limb(u, v, (0.5 + 0.3 * s, 0.5), (0.5 + s, 0.95), 0.26) for s in (-stride, stride)]
     part = 3 * (legs[0] | legs[1]).astype(np.uint8)
     part[band(v, 0.17, 0.56) & (np.abs(u - 0.5) < 0.4 - 0.3 * np.abs(v - 0.3))] = 2
     part[disc(u, v, (0.5, 0.095), (0.22, 0.095))] = 1
     part[disc(u, v, (0.5, 0.06), (0.22, 0.06))] = 4
-    chequer = stripes(v * 12) ^ stripes(u * 4)
-    return part, np.where(part == 2, 0.5 + 0.8 * chequer, 1.15 - 0.4 * np.abs(u - 0.35))
+    checker = stripes(v * 12) ^ stripes(u * 4)
+    return part, np.where(part == 2, 0.5 + 0.8 * checker, 1.15 - 0.4 * np.abs(u - 0.35))
 
 
 def bicyclist(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:

@@ -20,7 +20,7 @@ class SyntheticDataModule(SegmentationDataModule):
     """Procedural street scenes with CamVid's 11 classes, drawn when they are needed.
 
     The same seed gives the same scenes on any machine, and no split has a scene of another. Training scenes are
-    mirrored at random and otherwise left alone, since their light, colours and sizes differ anyway; where a
+    mirrored at random and otherwise left alone, since their light, colors and sizes differ anyway; where a
     `crop_size` is given, the usual augmentation is used. `predict` gives the test scenes without their masks.
 
     Args:
@@ -40,7 +40,7 @@ class SyntheticDataModule(SegmentationDataModule):
         torch.Size([3, 48, 64])
     """
 
-    licence = "Apache-2.0"  # drawn by this library
+    license = "Apache-2.0"  # drawn by this library
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class SyntheticDataModule(SegmentationDataModule):
         """Return the scenes of a split."""
         name = "test" if split == "predict" else split
         first = (self.seed * len(self.counts) + list(self.counts).index(name)) * SCENES_PER_SPLIT
-        return SceneSource(first, self.counts[name], self.size, labelled=split != "predict")
+        return SceneSource(first, self.counts[name], self.size, labeled=split != "predict")
 
 
 class SceneSource(Source):
@@ -83,13 +83,13 @@ class SceneSource(Source):
         first: Seed of the first.
         count: How many.
         size: Height and width in pixels.
-        labelled: Give the masks.
+        labeled: Give the masks.
     """
 
-    def __init__(self, first: int, count: int, size: tuple[int, int], labelled: bool = True) -> None:
+    def __init__(self, first: int, count: int, size: tuple[int, int], labeled: bool = True) -> None:
         self.seeds = range(first, first + count)
         self.size = size
-        self.labelled = labelled
+        self.labeled = labeled
         self._keep = count * size[0] * size[1] * 4 <= KEPT_BYTES
         self._kept: dict[int, tuple[Image, Mask]] = {}
 
@@ -106,4 +106,4 @@ class SceneSource(Source):
         if self._keep:
             self._kept[index] = drawn
         image, mask = drawn
-        return image.copy(), mask.copy() if self.labelled else None
+        return image.copy(), mask.copy() if self.labeled else None

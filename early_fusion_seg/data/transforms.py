@@ -1,9 +1,9 @@
-"""Augmentation: random scale, a crop that avoids windows of one class or is centred on a rare one, flip, colour.
+"""Augmentation: random scale, a crop that avoids windows of one class or is centered on a rare one, flip, color.
 
 Random scale (0.5 to 2) and the rule that at most 75 % of a crop belong to one class are those of mmsegmentation's
 `RandomResize` and `RandomCrop(cat_max_ratio=0.75)`. Only the window is resized, not the whole image, so that a small
 crop of a large photograph is cheap. Where the window is drawn before the image is read, a JPEG that will be shrunk can
-be decoded at half its size or less. Flip and colour are albumentations'.
+be decoded at half its size or less. Flip and color are albumentations'.
 
 Shapes: images are (h, w, 3) uint8, masks (h, w) uint8 with 255 = ignored.
 """
@@ -25,9 +25,9 @@ from early_fusion_seg.labels import IGNORE_INDEX
 Pixels = NDArray[np.uint8]
 Transform = Callable[..., dict[str, Any]]
 
-FILLS = {"image": (124, 116, 104), "mask": (IGNORE_INDEX,)}  # ImageNet's mean colour is about zero when normalised
+FILLS = {"image": (124, 116, 104), "mask": (IGNORE_INDEX,)}  # ImageNet's mean color is about zero when normalized
 REDUCTIONS = (8, 4, 2)  # what a JPEG can be shrunk by while it is decoded
-MAX_SHARE = 0.75  # of one class among a window's labelled pixels, 0..1
+MAX_SHARE = 0.75  # of one class among a window's labeled pixels, 0..1
 TRIES = 10  # windows drawn at most; the last one is taken as it is
 
 
@@ -64,7 +64,7 @@ class TrainAugmentation:
 
     A window of random scale and place is cut out as a single resize. Where the scaled image is smaller than the window,
     it lies at a random place in it and the rest is filled, ignored in the mask. A window of which one class has more
-    than 75 % of the labelled pixels is drawn again. Then flip and colour.
+    than 75 % of the labeled pixels is drawn again. Then flip and color.
 
     Args:
         crop_size: Height and width of the result in pixels; None for the size of each image.
@@ -100,7 +100,7 @@ class TrainAugmentation:
         Args:
             size: Height and width of the image.
             mask: Its labels, by which windows of one class are avoided.
-            label: A class to show: the window is centred on a random pixel of it as far as the image's edges allow.
+            label: A class to show: the window is centered on a random pixel of it as far as the image's edges allow.
                 Where it does not occur, as where it is None, the window may be anywhere.
         """
         crop = self.crop_size or size
@@ -118,7 +118,7 @@ class TrainAugmentation:
         return Window(crop, scale, rows, cols)
 
     def apply(self, image: Pixels, mask: Pixels | None, window: Window) -> dict[str, Any]:
-        """Cut a window out of an image and its mask, resize, flip and colour it.
+        """Cut a window out of an image and its mask, resize, flip and color it.
 
         Args:
             image: Pixels, of the size for which the window was drawn or reduced while they were decoded.
@@ -136,16 +136,16 @@ class TrainAugmentation:
         if mask is not None:
             data["mask"] = mask[window.rows.taken, window.cols.taken]
         if window.scale > 1:  # where there are fewer pixels
-            data = self._flip_and_colour(data)
+            data = self._flip_and_color(data)
         height, width = _length(window.rows.placed), _length(window.cols.placed)
         data["image"] = resize_image(data["image"], height, width)
         if mask is not None:
             data["mask"] = resize_mask(data["mask"], height, width)
         if window.scale <= 1:
-            data = self._flip_and_colour(data)
+            data = self._flip_and_color(data)
         return {name: _placed(pixels, window, FILLS[name]) for name, pixels in data.items()}
 
-    def _flip_and_colour(self, data: dict[str, Pixels]) -> dict[str, Pixels]:
+    def _flip_and_color(self, data: dict[str, Pixels]) -> dict[str, Pixels]:
         for transform in self.others:
             data = transform(**data)
         return data
@@ -154,15 +154,15 @@ class TrainAugmentation:
         """Draw a window and apply it."""
         return self.apply(image, mask, self.draw((image.shape[0], image.shape[1]), mask, label))
 
-    def _axis(self, side: int, out: int, scale: float, centre: int | None = None) -> Axis:
-        """Draw a window of one axis, or centre it."""
+    def _axis(self, side: int, out: int, scale: float, center: int | None = None) -> Axis:
+        """Draw a window of one axis, or center it."""
         taken = min(side, max(1, round(out / scale)))
         filled = min(out, max(1, round(taken * scale)))
         if taken < side:  # rounding must not leave a filled line at the edge of a window that lies inside the image
             filled = out
         start, place = self.random.randint(0, side - taken), self.random.randint(0, out - filled)
-        if centre is not None:
-            start = min(max(0, centre - taken // 2), side - taken)
+        if center is not None:
+            start = min(max(0, center - taken // 2), side - taken)
         return Axis(slice(start, start + taken), slice(place, place + filled))
 
 
@@ -188,12 +188,12 @@ def snapped(window: Window, factor: int, size: tuple[int, int]) -> Window:
 
 
 def largest_share(mask: Pixels) -> float:
-    """Return the share of the commonest class among the labelled pixels, 0..1; 1 where nothing is labelled."""
+    """Return the share of the commonest class among the labeled pixels, 0..1; 1 where nothing is labeled."""
     step = max(1, min(mask.shape) // 256)  # an estimate is enough, so large windows are thinned out
     thinned = np.ascontiguousarray(mask[::step, ::step])
     counts = cv2.calcHist([thinned], [0], None, [IGNORE_INDEX], [0, IGNORE_INDEX])  # faster than numpy's bincount
-    labelled = float(counts.sum())
-    return float(counts.max()) / labelled if labelled else 1.0
+    labeled = float(counts.sum())
+    return float(counts.max()) / labeled if labeled else 1.0
 
 
 def resize(image: Pixels, mask: Pixels | None, scale: float) -> tuple[Pixels, Pixels | None]:
@@ -221,9 +221,9 @@ def resize_image(image: Pixels, height: int, width: int) -> Pixels:
 
 
 def resize_mask(mask: Pixels, height: int, width: int) -> Pixels:
-    """Resize train ids (h, w) to those at the nearest pixel centres; no new values appear.
+    """Resize train ids (h, w) to those at the nearest pixel centers; no new values appear.
 
-    Of two centres equally near, the later is taken, in whole numbers: OpenCV's INTER_NEAREST_EXACT has changed sides
+    Of two centers equally near, the later is taken, in whole numbers: OpenCV's INTER_NEAREST_EXACT has changed sides
     between versions 4 and 5, and its INTER_NEAREST takes the corner of each pixel, which shifts labels by half a pixel.
     """
     rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)

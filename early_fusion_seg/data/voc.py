@@ -58,7 +58,7 @@ class VOCDataModule(SegmentationDataModule):
 
     absent = "strict-nan"
     pred_void = "error"
-    licence = "PASCAL VOC: the images have the terms of Flickr; research use."
+    license = "PASCAL VOC: the images have the terms of Flickr; research use."
 
     def __init__(
         self,

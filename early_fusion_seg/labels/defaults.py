@@ -1,10 +1,10 @@
-"""Names and colours for classes that have none of their own."""
+"""Names and colors for classes that have none of their own."""
 
 from early_fusion_seg.errors import UserError
 
 
 def voc_palette(num_classes: int) -> list[list[int]]:
-    """Return the colours of PASCAL VOC: the bits of the class number, dealt to red, green and blue from the top.
+    """Return the colors of PASCAL VOC: the bits of the class number, dealt to red, green and blue from the top.
 
     >>> voc_palette(3)
     [[0, 0, 0], [128, 0, 0], [0, 128, 0]]

@@ -1,4 +1,4 @@
-"""The classes of a data set: names, colours, and the map between the numbers in its masks and train ids.
+"""The classes of a data set: names, colors, and the map between the numbers in its masks and train ids.
 
 A raw id is a number stored in a mask; a train id is a class of the network, 0..K-1, or 255 for what is ignored.
 Several raw ids may share a train id. All of it comes from CSV files with the columns `raw_id,train_id,name,color`.
@@ -43,7 +43,7 @@ class LabelSet:
     Args:
         name: What the set is called in results and messages.
         class_names: K names in the order of the train ids.
-        palette: K colours, RGB 0..255.
+        palette: K colors, RGB 0..255.
         raw_to_train: Pairs (raw id, train id); train id 255 is ignored.
         ignore_index: The train id of ignored pixels.
         file: The CSV of the user's that says all this; None for a table of the package or of the data set.
@@ -121,7 +121,7 @@ class LabelSet:
 
     @classmethod
     def from_rows(cls, name: str, rows: Iterable[LabelRow], where: str) -> "LabelSet":
-        """Check rows together; a class takes name and colour from its first row.
+        """Check rows together; a class takes name and color from its first row.
 
         Args:
             name: What to call the set.

@@ -22,7 +22,7 @@ TITLE = "% of each class's pixels; rows: truth, columns: prediction"
 
 
 def confusion_picture(confusion: NDArray[np.integer[Any]], class_names: Sequence[str]) -> Pixels:
-    """Draw a confusion matrix, each row divided by its sum; rows without truth are grey.
+    """Draw a confusion matrix, each row divided by its sum; rows without truth are gray.
 
     The darkness of a cell is the square root of its share, so that one per cent can be seen.
 
@@ -52,17 +52,17 @@ def confusion_picture(confusion: NDArray[np.integer[Any]], class_names: Sequence
     if named:
         for i, j in np.argwhere(shares >= 0.005):
             x, y = left + j * cell + cell // 2, top + i * cell + cell // 2
-            colour = PAPER if shares[i, j] > 0.25 else INK
-            draw.text((x, y), f"{100 * shares[i, j]:.0f}", colour, font, anchor="mm")
+            color = PAPER if shares[i, j] > 0.25 else INK
+            draw.text((x, y), f"{100 * shares[i, j]:.0f}", color, font, anchor="mm")
     return np.asarray(paper)
 
 
 def _cells(shares: NDArray[np.floating[Any]], in_truth: NDArray[np.bool_], cell: int) -> Pixels:
     """Paint shares (K, K) as squares: (K * cell, K * cell, 3)."""
     depth = np.sqrt(shares)[..., None]
-    colours = np.array(PAPER) * (1 - depth) + np.array(FULL) * depth
-    colours[~in_truth] = NO_TRUTH
-    painted: Pixels = np.rint(colours).astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
+    colors = np.array(PAPER) * (1 - depth) + np.array(FULL) * depth
+    colors[~in_truth] = NO_TRUTH
+    painted: Pixels = np.rint(colors).astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
     painted[:: len(painted) - 1] = painted[:, :: len(painted) - 1] = INK  # a frame
     return painted
 

@@ -25,8 +25,8 @@ SMALLEST_TILE, LARGEST_TILE = 320, 640
 """Longer side of a tile in pixels; an image is enlarged or thinned out by a whole number to come near."""
 
 
-def colourise(labels: Labels, palette: ArrayLike, ignore_index: int = 255) -> Pixels:
-    """Paint each pixel in the colour of its class, ignored ones black.
+def colorize(labels: Labels, palette: ArrayLike, ignore_index: int = 255) -> Pixels:
+    """Paint each pixel in the color of its class, ignored ones black.
 
     Args:
         labels: (h, w) labels.
@@ -40,51 +40,51 @@ def colourise(labels: Labels, palette: ArrayLike, ignore_index: int = 255) -> Pi
         UserError: A label that is neither a class nor ignored, or what is given is no label map.
 
     Example:
-        >>> colourise(np.array([[0, 255]]), [[10, 20, 30]]).tolist()
+        >>> colorize(np.array([[0, 255]]), [[10, 20, 30]]).tolist()
         [[[10, 20, 30], [0, 0, 0]]]
     """
-    colours = np.asarray(palette, np.uint8).reshape(-1, 3)
+    colors = np.asarray(palette, np.uint8).reshape(-1, 3)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"labels are {labels.dtype} of shape {labels.shape}; expected integers of shape (h, w)")
     ignored = labels == ignore_index
-    unknown = ~ignored & ((labels < 0) | (labels >= len(colours)))
+    unknown = ~ignored & ((labels < 0) | (labels >= len(colors)))
     if unknown.any():
         raise UserError(
-            f"the label map holds {labels[unknown][0]}; the palette has colours for 0..{len(colours) - 1}, "
+            f"the label map holds {labels[unknown][0]}; the palette has colors for 0..{len(colors) - 1}, "
             f"and {ignore_index} is ignored"
         )
-    table = np.concatenate([colours, np.array([IGNORED], np.uint8)])
-    painted: Pixels = table[np.where(ignored, len(colours), labels)]
+    table = np.concatenate([colors, np.array([IGNORED], np.uint8)])
+    painted: Pixels = table[np.where(ignored, len(colors), labels)]
     return painted
 
 
 def overlay(image: Pixels, labels: Labels, palette: ArrayLike, alpha: float = 0.5, ignore_index: int = 255) -> Pixels:
-    """Lay the classes' colours over an image; ignored pixels show the image alone.
+    """Lay the classes' colors over an image; ignored pixels show the image alone.
 
     Args:
         image: (h, w, 3) uint8.
         labels: (h, w) labels.
         palette: (K, 3) RGB, 0..255.
-        alpha: Share of the colours, 0..1.
+        alpha: Share of the colors, 0..1.
         ignore_index: The label of ignored pixels.
 
     Returns:
         (h, w, 3) uint8.
 
     Raises:
-        UserError: Sizes differ, or as `colourise`.
+        UserError: Sizes differ, or as `colorize`.
     """
     _check_sizes(image, labels=labels)
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha is {alpha}; expected a share from 0 to 1")
     share = np.where(labels == ignore_index, 0.0, alpha)[..., None]
-    mixed = image * (1 - share) + colourise(labels, palette, ignore_index) * share
+    mixed = image * (1 - share) + colorize(labels, palette, ignore_index) * share
     rounded: Pixels = np.rint(mixed).astype(np.uint8)
     return rounded
 
 
 def error_map(image: Pixels, truth: Labels, prediction: Labels, ignore_index: int = 255) -> Pixels:
-    """Show where a prediction is wrong: red on the pale grey image, pixels without truth black.
+    """Show where a prediction is wrong: red on the pale gray image, pixels without truth black.
 
     Args:
         image: (h, w, 3) uint8.
@@ -96,8 +96,8 @@ def error_map(image: Pixels, truth: Labels, prediction: Labels, ignore_index: in
         (h, w, 3) uint8.
     """
     _check_sizes(image, truth=truth, prediction=prediction)
-    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-    shown = np.broadcast_to(110 + grey // 2, image.shape).astype(np.uint8)
+    gray = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    shown = np.broadcast_to(110 + gray // 2, image.shape).astype(np.uint8)
     shown[truth != prediction] = WRONG
     shown[truth == ignore_index] = IGNORED
     return shown
@@ -135,8 +135,8 @@ def panel(
     wrong = valid & (truth != prediction)
     tiles = {
         "image": image,
-        "truth": colourise(truth, palette, ignore_index),
-        "prediction": colourise(prediction, palette, ignore_index),
+        "truth": colorize(truth, palette, ignore_index),
+        "prediction": colorize(prediction, palette, ignore_index),
         f"errors: {100 * wrong.sum() / max(1, valid.sum()):.1f} % of the pixels": error_map(
             image, truth, prediction, ignore_index
         ),
@@ -185,15 +185,15 @@ def sheet(
 def _legend(
     label_maps: Sequence[Labels], palette: ArrayLike, class_names: Sequence[str], ignore_index: int
 ) -> list[tuple[str, Color]]:
-    """List name and colour of the classes that occur, and of ignored pixels where there are some."""
+    """List name and color of the classes that occur, and of ignored pixels where there are some."""
     occurring = {label for labels in label_maps for label in np.unique(labels).tolist()}
-    colours = np.asarray(palette, np.uint8).reshape(-1, 3)
-    legend = [(class_names[label], tuple(colours[label].tolist())) for label in sorted(occurring - {ignore_index})]
+    colors = np.asarray(palette, np.uint8).reshape(-1, 3)
+    legend = [(class_names[label], tuple(colors[label].tolist())) for label in sorted(occurring - {ignore_index})]
     return [*legend, ("ignored", IGNORED)] if ignore_index in occurring else legend
 
 
 def fit_tile(tile: Pixels) -> Pixels:
-    """Enlarge a small picture (h, w, 3) or thin out a large one, by a whole number and without mixing colours."""
+    """Enlarge a small picture (h, w, 3) or thin out a large one, by a whole number and without mixing colors."""
     longer = max(tile.shape[:2])
     if longer < SMALLEST_TILE:
         factor = -(-SMALLEST_TILE // longer)
@@ -220,9 +220,9 @@ def _compose(tiles: dict[str, Pixels], legend: Sequence[tuple[str, Color]], colu
         x, y = em + i % columns * step_x, i // columns * step_y + 2 * em
         draw.text((x, y - em // 3), title, INK, font, anchor="ls")
         paper.paste(Image.fromarray(np.ascontiguousarray(tile)), (x, y))
-    for i, (name, colour) in enumerate(legend):
+    for i, (name, color) in enumerate(legend):
         x, y = em + i % per_row * entry, top + i // per_row * 3 * em // 2
-        draw.rectangle((x, y, x + em - 1, y + em - 1), colour, INK)
+        draw.rectangle((x, y, x + em - 1, y + em - 1), color, INK)
         draw.text((x + 3 * em // 2, y + em - em // 6), name, INK, font, anchor="ls")
     return np.asarray(paper)
 

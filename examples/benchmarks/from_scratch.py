@@ -16,7 +16,7 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from heads import BATCH, WARMUP, WEIGHT_DECAY, K, Subset, WithEncoder, normalised, score, shuffled
+from heads import BATCH, WARMUP, WEIGHT_DECAY, K, Subset, WithEncoder, normalized, score, shuffled
 from measure import Peak, Row, options, publish, timed
 from networks import SMP
 from rich.progress import Progress
@@ -37,7 +37,7 @@ whose encoder is pretrained, and none is comparable with published ones of the t
 
 
 def make(name: str, seed: int, device: str) -> nn.Module:
-    """Build a network that takes normalised images (n, 3, h, w) from its seed."""
+    """Build a network that takes normalized images (n, 3, h, w) from its seed."""
     torch.manual_seed(seed)
     if name == "ours":
         encoder = FrozenEncoder("resnet50", weights="random", freeze=False)
@@ -55,7 +55,7 @@ def train(network: nn.Module, data: Any, chosen: Any, seed: int, tick: Callable[
         images, masks = (batch[name].to(chosen.device) for name in ("image", "mask"))
         optimizer.param_groups[0]["lr"] = RATE * lr_factor(step, len(order) // BATCH, WARMUP, "poly")
         with torch.autocast(torch.device(chosen.device).type, torch.bfloat16, enabled=chosen.bf16[-1]):
-            loss = cross_entropy(network(normalised(images, chosen.encoder)), masks)
+            loss = cross_entropy(network(normalized(images, chosen.encoder)), masks)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -57,7 +57,7 @@ from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet, Segm
 from early_fusion_seg.inference import upsampled_argmax
 from early_fusion_seg.losses import cross_entropy
 from early_fusion_seg.optim import lr_factor
-from early_fusion_seg.votes import Votes
+from early_fusion_seg.votes import LazyLogits
 
 K, BATCH, CROP, WARMUP, WEIGHT_DECAY = 11, 8, (128, 160), 50, 1e-2
 RATES = (5e-4, 2e-3, 8e-3)
@@ -153,7 +153,7 @@ def train(
             samples = [data[index] for index in order[first : first + BATCH]]
             images, masks = (torch.stack([s[name] for s in samples]) for name in ("image", "mask"))
             with torch.autocast("cpu", torch.bfloat16):
-                normal = normalised(images, encoder)
+                normal = normalized(images, encoder)
                 maps = encoder(normal)
             for head, optimizer, rate in zip(heads, optimizers, rates, strict=True):
                 torch.manual_seed(step)  # dropout must not depend on which heads are trained beside this one
@@ -174,23 +174,23 @@ def shuffled(data: Sequence[Any], epoch: int, seed: int) -> list[tuple[int, int]
     return [(epoch, i) for i in order[: len(data) // BATCH * BATCH]]
 
 
-def logits_of(head: nn.Module, maps: list[Tensor], images: Tensor) -> Tensor | Votes:
+def logits_of(head: nn.Module, maps: list[Tensor], images: Tensor) -> Tensor | LazyLogits:
     """Return what the loss takes: the logits, or, of ours, the votes that make them."""
     return head.votes(maps, images) if isinstance(head, ReverseHRNet) else head(maps, images)
 
 
 class WithEncoder(nn.Module):
-    """A head on an encoder: what the loss takes, of normalised images (n, 3, h, w)."""
+    """A head on an encoder: what the loss takes, of normalized images (n, 3, h, w)."""
 
     def __init__(self, encoder: FrozenEncoder, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def forward(self, images: Tensor) -> Tensor | Votes:
+    def forward(self, images: Tensor) -> Tensor | LazyLogits:
         return logits_of(self.head, self.encoder(images), images)
 
 
-def normalised(images: Tensor, encoder: FrozenEncoder) -> Tensor:
+def normalized(images: Tensor, encoder: FrozenEncoder) -> Tensor:
     """Map uint8 (n, 3, h, w) to what the encoder expects."""
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (encoder.mean, encoder.std))
     return (images / 255 - mean) / std
@@ -200,7 +200,7 @@ def normalised(images: Tensor, encoder: FrozenEncoder) -> Tensor:
 def score(
     network: nn.Module, encoder: FrozenEncoder, data: Sequence[Any], device: str = "cpu", bf16: bool = True
 ) -> dict[str, Any]:
-    """Score a network that takes images normalised for the encoder, at the size of the masks.
+    """Score a network that takes images normalized for the encoder, at the size of the masks.
 
     Images are padded to multiples of 32 for all networks alike.
     """
@@ -211,7 +211,7 @@ def score(
         images, masks = (torch.stack([s[name] for s in samples]).to(device) for name in ("image", "mask"))
         h, w = masks.shape[-2:]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-            normal = F.pad(normalised(images, encoder), (0, -w % 32, 0, -h % 32), mode="replicate")
+            normal = F.pad(normalized(images, encoder), (0, -w % 32, 0, -h % 32), mode="replicate")
             logits = network(normal)
         metrics.update(upsampled_argmax(logits, (normal.shape[2], normal.shape[3]))[:, :h, :w], masks)
     result = metrics.compute()
@@ -353,7 +353,7 @@ def train_encoder(data: Any, path: Path, epochs: int = 15, rate: float = 1e-3, s
         images, masks = (torch.stack([s[name] for s in samples]) for name in ("image", "mask"))
         optimizer.param_groups[0]["lr"] = rate * lr_factor(step, steps, WARMUP, "poly")
         with torch.autocast("cpu", torch.bfloat16):
-            loss = cross_entropy(model[1](encoder(normalised(images, encoder))[2:]), masks)
+            loss = cross_entropy(model[1](encoder(normalized(images, encoder))[2:]), masks)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -3,7 +3,7 @@
     python examples/benchmarks/inference.py      # writes inference.json, then docs/benchmarks.md
 
 1. A folder with a drawn image of 1024x2048: `Trainer.predict` with the data module and the writer of `early-fusion-seg
-   predict` (masks and overlays) against torchvision's fcn_resnet50 in a loop that does the least: decode, normalise,
+   predict` (masks and overlays) against torchvision's fcn_resnet50 in a loop that does the least: decode, normalize,
    forward, argmax, write the mask. Both read in the main process, 19 classes, random weights, made beforehand.
 2. `FrozenEncoder` against timm's model with the same weights, which is not folded and not in channels_last; and a
    matrix product of as many operations, which says what the processor could do at best.
@@ -39,7 +39,7 @@ K, SIZE, SMALL = 19, (1024, 2048), (128, 256)
 LARGEST_DIFFERENCE = 1e-4
 TEXT = """\
 Prediction of a folder with one image of 1024x2048, 19 classes: `Trainer.predict` as `early-fusion-seg predict` runs it
-(default network; masks and overlays) against torchvision's fcn_resnet50 in a plain loop (decode, normalise, forward,
+(default network; masks and overlays) against torchvision's fcn_resnet50 in a plain loop (decode, normalize, forward,
 argmax, mask). The encoder's forward of 2 images of 512x512: folded batch norms and channels_last (ResNet-50) against
 timm's model with the same weights, and against a matrix product of as many operations, which shows how much faster the
 processor could be at all. Resident memory is that of predicting 1,000 images of 128x256 with a ResNet-18, so small that

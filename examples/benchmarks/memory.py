@@ -133,9 +133,16 @@ def own_rows(chosen: Any, progress: Progress) -> list[Row]:
     ours = row("default", Ours(K, encoder), None, side, chosen.device)
     rows = [
         ours,
-        row("activation checkpointing", Ours(K, encoder, recompute=True), ours, side, chosen.device),
+        row("activation checkpointing", Ours(K, encoder, activation_checkpointing=True), ours, side, chosen.device),
         row("171 classes", Ours(171, encoder), ours, side, chosen.device, 171),
-        row("171 classes, checkpointing", Ours(171, encoder, recompute=True), ours, side, chosen.device, 171),
+        row(
+            "171 classes, checkpointing",
+            Ours(171, encoder, activation_checkpointing=True),
+            ours,
+            side,
+            chosen.device,
+            171,
+        ),
         row("bf16", Ours(K, encoder), ours, side, chosen.device, bf16=True),
         row("1 HR module, blocks 2", Ours(K, encoder, hr_modules=[1, 0, 0, 0, 0], blocks=2), ours, side, chosen.device),
         row("2 HR modules, blocks 2", Ours(K, encoder, blocks=2), ours, side, chosen.device),

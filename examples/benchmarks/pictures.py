@@ -38,7 +38,7 @@ def ratio_bars(rows: list[tuple[str, float]], title: str, path: Path) -> None:
     draw.line((one, top, one, bottom), LINE, 2)
     draw.text((one, bottom + EM), "1", INK, font, anchor="mm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    paper.quantize(32).save(path, optimize=True)  # few colours make a small file
+    paper.quantize(32).save(path, optimize=True)  # few colors make a small file
 
 
 def points(named: list[tuple[str, float, float]], axes: tuple[str, str], path: Path) -> None:
@@ -64,13 +64,13 @@ def points(named: list[tuple[str, float, float]], axes: tuple[str, str], path: P
         draw.text((left - EM // 2, y), f"{low + part * (high - low):.1f}", INK, font, anchor="rm")
     written: list[tuple[int, int]] = []  # left end and height of the names
     for name, x, y in sorted(named, key=lambda point: -point[2]):
-        centre = left + round(x / right * side), top + round((high - y) / ((high - low) or 1) * side)
-        line = centre[1]
-        while any(abs(line - other) < EM and abs(centre[0] - start) < side for start, other in written):
+        center = left + round(x / right * side), top + round((high - y) / ((high - low) or 1) * side)
+        line = center[1]
+        while any(abs(line - other) < EM and abs(center[0] - start) < side for start, other in written):
             line += 1
-        written.append((centre[0], line))
-        draw.ellipse((centre[0] - 5, centre[1] - 5, centre[0] + 5, centre[1] + 5), BAR)
-        draw.line((*centre, centre[0] + EM, line), LINE)
-        draw.text((centre[0] + EM, line), name, INK, font, anchor="lm")
+        written.append((center[0], line))
+        draw.ellipse((center[0] - 5, center[1] - 5, center[0] + 5, center[1] + 5), BAR)
+        draw.line((*center, center[0] + EM, line), LINE)
+        draw.text((center[0] + EM, line), name, INK, font, anchor="lm")
     path.parent.mkdir(parents=True, exist_ok=True)
     paper.quantize(32).save(path, optimize=True)

@@ -4,7 +4,7 @@
     python examples/benchmarks/street_scenes.py --device cuda       # writes street_scenes.json, then docs/benchmarks.md
 
 Ours and every peer, in float32 and bf16, as they are and with torch.compile, each in a process of its own. The peak is
-what PyTorch's allocator held at most, parameters, gradients and the optimiser's state included. The goals at 2 images
+what PyTorch's allocator held at most, parameters, gradients and the optimizer's state included. The goals at 2 images
 are 2.4 GB in float32 and 1.5 GB in bf16, and to be faster than every peer. Made for a GPU: on a processor memory is the
 process's, which is made to give back what is freed and so is slow.
 """

@@ -1,4 +1,4 @@
-"""Time of a training step against the peers: forward, loss, backward and optimiser, 2 images of 512x512, 19 classes.
+"""Time of a training step against the peers: forward, loss, backward and optimizer, 2 images of 512x512, 19 classes.
 
     pip install -e ".[bench]"
     python examples/benchmarks/train_step.py      # writes train_step.json, then docs/benchmarks.md
@@ -88,7 +88,7 @@ def make_work(name: str, side: int, device: str, bf16: bool) -> Callable[[], Any
     if name == FLOOR:
         return partial(encode, Ours(K).to(device), batch, bf16)
     if name in ("ours", CHECKPOINTING):
-        return Step(Ours(K, recompute=name == CHECKPOINTING), batch, bf16)
+        return Step(Ours(K, activation_checkpointing=name == CHECKPOINTING), batch, bf16)
     network = OnOurEncoder(name.removesuffix(ON_OURS), K) if name.endswith(ON_OURS) else Peer(name, K)
     return Step(network, batch, bf16)
 
@@ -122,7 +122,7 @@ def part_rows(chosen: Any) -> list[Row]:
                 loss = part("loss and its gradient", lambda votes=votes: cross_entropy(votes, batch[1]))
             del maps, votes  # else memory is held that a step gives back
             part("head, backward", loss.backward)
-            part("optimiser", optimizer.step)
+            part("optimizer", optimizer.step)
             optimizer.zero_grad()
         medians = {name: 1000 * statistics.median(s[1:]) for name, s in seconds.items()}
         total = sum(medians.values())
