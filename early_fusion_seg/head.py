@@ -1,22 +1,23 @@
-"""ReverseHRNet: all scales at once, then coarse streams leave (arXiv 2402.06091).
+"""ReverseHRNet: fuse all scales first, then drop the coarse streams one by one (arXiv 2402.06091).
 
-HRNet (arXiv 1908.07919) starts with one fine stream and adds coarser ones. The reverse starts with every scale of the
-encoder and an extra stream at stride 2, fuses all of them at once, and drops the coarsest stream after each stage.
+HRNet (arXiv 1908.07919) starts with one fine stream and adds coarser ones. The reverse HRNet starts with every scale of
+the encoder and an extra stream at stride 2, fuses all of them at once, and drops the coarsest stream after each stage.
 
-    E_2   E_4   E_8   E_16   E_32      the encoder's maps, C_s channels
-     |     |     |     |      |        adapt: 1x1 conv, norm, ReLU
+    E_2   E_4   E_8   E_16   E_32      feature maps of the encoder, C_s channels
+     |     |     |     |      |        adapt: 1x1 conv, batch norm, ReLU
      s2    s4    s8    s16    s32      streams, W_s = width * s / 4 channels
-     |=====|=====|=====|======|        stage 1: HR modules (residual blocks, then streams receive one another)
+     |=====|=====|=====|======|        stage 1: HR modules (residual blocks on each stream, then an exchange unit)
      |=====|=====|=====|      |        stage 2 without s32, and so on
-     +-----+-----+-----+------+        vote: 1x1 conv to K classes on each stream, upsampled and added
+     +-----+-----+-----+------+        classify: 1x1 conv to K classes on each stream, upsampled and added
 
-Every stream votes with its last state (`votes.py`); votes are upsampled to the next finer stream and added to its own.
-This equals HRNetV2's 1x1 conv on the concatenation of all streams at the finest resolution (a 1x1 conv commutes with
-bilinear upsampling), without that wide tensor.
+Every stream is classified from its last features, also a stream that was dropped. This equals HRNetV2's 1x1 conv on the
+concatenation of all streams at the finest resolution, because a 1x1 conv commutes with bilinear upsampling, and it
+never makes that wide tensor. `logits/lazy_logits.py` computes the sum.
 
 Shapes: n images, K classes, stream s is (n, W_s, ceil(h / s), ceil(w / s)) for h x w pixels.
 
-Our own choices where the published summary is silent: widths, blocks, votes, HR modules, and when nothing goes down.
+Our own choices, where the published summary is silent: widths, blocks, HR modules, one classifier per stream, and no
+downward connection to a stream that no later module uses.
 """
 
 from collections.abc import Iterator, Sequence, Set
@@ -25,38 +26,40 @@ from functools import partial
 from itertools import chain, pairwise
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.exchange import Exchange, Streams, conv_bn
-from early_fusion_seg.votes import LazyLogits
+from early_fusion_seg.logits import LazyLogits
 
 Plan = Literal["early", "progressive"]
+Streams = dict[int, Tensor]
+"""Stride -> stream."""
 
 
 class ReverseHRNet(nn.Module):
-    """Turn feature maps of several strides into logits at the finest one.
+    """Turn feature maps of several strides into logits at the finest stride.
 
     Args:
         channels: C_s of each feature map.
-        strides: Its stride, strictly increasing, each a power-of-two multiple of the one before.
+        strides: Stride of each feature map, strictly increasing, each a power-of-two multiple of the one before.
         num_classes: K.
-        plan: `"early"`: all streams first, the coarsest leaves after each stage. `"progressive"`: the coarsest first, a
-            finer one joins at each stage, as in usual decoders.
+        plan: Order in which streams are used. `"early"`: all streams from the start, the coarsest is dropped after each
+            stage. `"progressive"`: the coarsest first, a finer one joins at each stage, as in usual decoders.
         width: Channels of the stride-4 stream; W_s = width * s / 4.
-        blocks: Residual blocks on each stream in an HR module; a list has a number for each stream, finest first.
-            Default: `default_modules`.
-        hr_modules: HR modules in each stage, one number for each stream; 0 leaves a stage out. Default: likewise.
-        extra_stream: Use stride 2; where the encoder has no such map, a trainable stem makes it from the image.
-        activation_checkpointing: Keep no activations inside the HR modules in training, and compute them again in backward.
+        blocks: Residual blocks on each stream in an HR module; a list has one number per stream, finest first.
+            Default: see `default_modules`.
+        hr_modules: HR modules of each stage, one number per stage; 0 skips a stage. Default: see `default_modules`.
+        extra_stream: Use the stream at stride 2; where the encoder has no such map, a trainable stem makes it from the
+            image.
+        activation_checkpointing: Recompute the activations of HR modules in backward instead of storing them.
 
     Raises:
-        UserError: Numbers that make no head.
+        UserError: Settings that make no head.
 
     Example:
-        >>> import torch
         >>> head = ReverseHRNet((8, 16), (4, 8), num_classes=3, extra_stream=False)
         >>> maps = [torch.rand(2, 8, 16, 16), torch.rand(2, 16, 8, 8)]
         >>> head(maps, torch.rand(2, 3, 64, 64)).shape
@@ -92,46 +95,46 @@ class ReverseHRNet(nn.Module):
         stages = stage_strides(plan, self.strides)
         modules = [members for members, count in zip(stages, counts, strict=True) for _ in range(count)]
         self.stages = nn.ModuleList(
-            HRModule({s: widths[s] for s in members}, depth, onward=set(chain(*modules[i:])))
+            HRModule({s: widths[s] for s in members}, depth, used_later=set(chain(*modules[i:])))
             for i, members in enumerate(modules, start=1)
         )
-        self.vote = nn.ModuleDict({str(s): nn.Conv2d(widths[s], num_classes, kernel_size=1) for s in self.strides})
+        self.classifiers = nn.ModuleDict({str(s): nn.Conv2d(widths[s], num_classes, 1) for s in self.strides})
 
     def forward(self, features: Sequence[Tensor], images: Tensor, classify: bool = True) -> Tensor | tuple[Tensor, ...]:
         """Compute logits.
 
         Args:
-            features: The encoder's maps (n, C_s, ceil(h / s), ceil(w / s)); finer ones than the head's are left aside.
-            images: (n, 3, h, w) normalized images; only the stem reads them.
-            classify: False gives the last states of the streams instead, finest first.
+            features: The encoder's maps (n, C_s, ceil(h / s), ceil(w / s)); maps finer than the head's are not used.
+            images: (n, 3, h, w) normalized images; only the stem uses them.
+            classify: False returns the last features of the streams instead, finest first.
 
         Returns:
             (n, K, ceil(h / s), ceil(w / s)) float32 at the finest stride s.
         """
         if classify:
-            return self.votes(features, images).logits()
+            return self.lazy_logits(features, images).logits()
         inputs = list(features)[-len(self.adapt) :]
         streams = {int(s): adapt(x) for (s, adapt), x in zip(self.adapt.items(), inputs, strict=True)}
         if self.stem is not None:
             streams[2] = self.stem(images)
+        recompute_in_backward = self.activation_checkpointing and self.training
         for module in self.stages:
-            streams |= (
-                checkpointed(module, streams) if self.activation_checkpointing and self.training else module(streams)
-            )
+            streams |= checkpointed(module, streams) if recompute_in_backward else module(streams)
         return tuple(streams[s] for s in self.strides)
 
-    def votes(self, features: Sequence[Tensor], images: Tensor) -> LazyLogits:
-        """Compute what makes the logits, but not the logits: losses and label maps need a few rows at a time."""
-        states = self(features, images, classify=False)
-        parameters = dict(self.vote.named_parameters())
+    def lazy_logits(self, features: Sequence[Tensor], images: Tensor) -> LazyLogits:
+        """Compute lazy logits, of which losses and label maps take a few rows at a time; arguments as in `forward`."""
+        last = self(features, images, classify=False)
+        parameters = dict(self.classifiers.named_parameters())
         weights, biases = (tuple(parameters[f"{s}.{name}"] for s in self.strides) for name in ("weight", "bias"))
-        return LazyLogits(states, weights, biases, tuple(s // self.strides[0] for s in self.strides))
+        return LazyLogits(last, weights, biases, tuple(s // self.strides[0] for s in self.strides))
 
 
 def default_modules(plan: Plan, strides: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the HR modules of each stage and the residual blocks on each stream.
+    """Return the default HR modules of each stage and residual blocks on each stream.
 
-    Early fuses all streams twice, progressive once at each joining: docs/decisions/0005-default-head.md.
+    The early plan fuses all streams twice, the progressive plan once each time a stream joins; see
+    docs/decisions/0005-default-head.md.
 
     >>> default_modules("early", [2, 4, 8])
     ([2, 0, 0], [0, 0, 1])
@@ -156,24 +159,25 @@ def stage_strides(plan: Plan, strides: Sequence[int]) -> list[list[int]]:
 
 
 class HRModule(nn.Module):
-    """Residual blocks on each stream, then one exchange.
+    """HRNet's module: residual blocks on each stream, then one exchange unit.
 
     Args:
-        widths: Stride -> channels of each stream that takes part.
+        widths: Stride -> channels of each stream of the module.
         blocks: Stride -> residual blocks on it.
-        onward: Strides that a later module takes.
+        used_later: Strides that a later module uses.
     """
 
-    def __init__(self, widths: dict[int, int], blocks: dict[int, int], onward: Set[int]) -> None:
+    def __init__(self, widths: dict[int, int], blocks: dict[int, int], used_later: Set[int]) -> None:
         super().__init__()
         self.branches = nn.ModuleDict(
             {str(s): nn.Sequential(*(BasicBlock(w) for _ in range(blocks[s]))) for s, w in widths.items()}
         )
-        self.exchange = Exchange(widths, onward)
+        self.exchange_unit = ExchangeUnit(widths, used_later)
 
     def forward(self, streams: Streams) -> Streams:
-        """Return the new states of this module's streams (others in `streams` are not looked at)."""
-        fused: Streams = self.exchange({int(s): branch(streams[int(s)]) for s, branch in self.branches.items()})
+        """Return the new features of this module's streams; other streams in the dict are ignored."""
+        inputs = {int(s): branch(streams[int(s)]) for s, branch in self.branches.items()}
+        fused: Streams = self.exchange_unit(inputs)
         return fused
 
 
@@ -190,20 +194,97 @@ class BasicBlock(nn.Module):
         return F.relu(self.second(self.first(x)).add_(x), inplace=True)
 
 
+class ExchangeUnit(nn.Module):
+    """HRNet's exchange unit (its fuse layers): every stream becomes the sum of itself and all other streams.
+
+    A coarser stream is added through a 1x1 conv and bilinear upsampling, a finer one through a chain of strided 3x3
+    convs. One 1x1 conv per stream computes what all finer streams get from it; on the way up, each stream takes its own
+    channels and the rest is upsampled further, with that stream's contribution added. One strided conv per stream
+    computes the first step to all coarser streams. A stream that no later module uses gets nothing from finer streams:
+    these are classified themselves.
+
+    Args:
+        widths: Stride -> channels.
+        used_later: Strides that a later module uses.
+    """
+
+    def __init__(self, widths: dict[int, int], used_later: Set[int]) -> None:
+        super().__init__()
+        self.widths = widths
+        self.down_widths = {s: width for s, width in widths.items() if s in used_later}
+        self.up, self.down, self.further_down = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for source, width in widths.items():
+            if finer := sum(w for s, w in widths.items() if s < source):
+                self.up[str(source)] = conv_bn(width, finer, kernel=1, relu=False)
+            if first := self._first_down_widths(source):
+                self.down[str(source)] = conv_bn(width, sum(first.values()), kernel=3, stride=2, relu=False)
+            for target in (s for s in first if s > 2 * source):
+                steps = (target // source).bit_length() - 1
+                inner = [conv_bn(width, width, kernel=3, stride=2) for _ in range(steps - 2)]
+                last = conv_bn(width, widths[target], kernel=3, stride=2, relu=False)
+                self.further_down[f"{source}_to_{target}"] = nn.Sequential(nn.ReLU(), *inner, last)
+
+    def forward(self, streams: Streams) -> Streams:
+        """Map stride -> (n, W_s, ...) to the same strides and shapes."""
+        totals = dict(streams)
+        for target, x in chain(self._upward(streams), self._downward(streams)):
+            total = totals[target]
+            totals[target] = total + x if total is streams[target] else total.add_(x)
+        return {s: F.relu(total, inplace=total is not streams[s]) for s, total in totals.items()}
+
+    def _upward(self, streams: Streams) -> Iterator[tuple[int, Tensor]]:
+        """Yield each stride but the coarsest, with the sum of what all coarser streams add to it, in its shape."""
+        carried: Tensor | None = None
+        for target, source in reversed(list(pairwise(self.widths))):
+            x = self.up[str(source)](streams[source])
+            x = x if carried is None else x.add_(carried)
+            carried = upsample(x, source // target, streams[target].shape[-2:])
+            rest = carried.shape[1] - self.widths[target]
+            carried, own = torch.split(carried, [rest, self.widths[target]], 1) if rest else (carried, carried)
+            yield target, own
+
+    def _downward(self, streams: Streams) -> Iterator[tuple[int, Tensor]]:
+        """Yield pairs of a stride and what one finer stream adds to it, in its shape."""
+        for source, down in self.down.items():
+            first = self._first_down_widths(int(source))
+            for target, x in zip(first, down(streams[int(source)]).split(list(first.values()), 1), strict=True):
+                path = f"{source}_to_{target}"
+                yield target, self.further_down[path](x) if path in self.further_down else x
+
+    def _first_down_widths(self, source: int) -> dict[int, int]:
+        """Return the coarser streams that get something from this one, and the channels after the first step."""
+        return {s: w if s == 2 * source else self.widths[source] for s, w in self.down_widths.items() if s > source}
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
+    """Build a convolution ("same" padding, no bias), a batch norm and, unless `relu` is False, a ReLU."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if relu else []))
+
+
+def upsample(x: Tensor, ratio: int, size: Sequence[int]) -> Tensor:
+    """Upsample (n, c, h, w) bilinearly by a ratio of strides and crop to the size of the finer map.
+
+    A map of stride s covers s * ceil(h / s) pixels, more than the image where h is no multiple of s. Resizing it to the
+    size of the finer map instead would shift it, by up to s - 1 pixels at the far edges.
+    """
+    fine = F.interpolate(x, scale_factor=ratio, mode="bilinear", align_corners=False)
+    return fine[..., : size[0], : size[1]]
+
+
 def checkpointed(module: nn.Module, streams: Streams) -> Streams:
-    """Apply a module whose activations are computed again in backward, when its norms must not count a second time."""
-    contexts = partial(_contexts, module)
-    fused: Streams = checkpoint(module, dict(streams), use_reentrant=False, context_fn=contexts)
+    """Apply a module with activation checkpointing; the second forward does not update running statistics again."""
+    fused: Streams = checkpoint(module, dict(streams), use_reentrant=False, context_fn=partial(_contexts, module))
     return fused
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _statistics_kept(module)
+    return nullcontext(), _frozen_running_stats(module)
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let batch norms normalize by the batch and leave their running statistics as they are."""
+def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
+    """Let batch norms normalize with batch statistics but keep their running statistics."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -220,14 +301,16 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 def _check(
     strides: list[int], widths: dict[int, int], width: int, blocks: list[int], counts: list[int], plan: str
 ) -> None:
-    """Refuse numbers that make no head, saying which and why."""
+    """Raise a UserError for settings that make no head."""
     ratios = [b / a for a, b in pairwise(strides)]
     if not strides or any(r < 2 or r != int(r) or int(r) & (int(r) - 1) for r in ratios):
         raise UserError(f"streams have the strides {strides}; each must be 2, 4, 8, ... times the one before")
     if plan not in ("early", "progressive"):
         raise UserError(f'plan is {plan!r}; expected "early" or "progressive"')
     if min(widths.values()) < 1 or any(w * 4 != width * s for s, w in widths.items()):
-        raise UserError(f"width={width} gives the streams {widths} channels; take a positive multiple of 2")
+        raise UserError(f"width={width} gives the streams {widths} channels; expected a positive multiple of 2")
     for name, numbers in (("hr_modules", counts), ("blocks", blocks)):
         if len(numbers) != len(strides) or min(numbers) < 0:
-            raise UserError(f"{name}={numbers}; expected {len(strides)} numbers from 0 up, one for each of {strides}")
+            raise UserError(
+                f"{name}={numbers}; expected {len(strides)} numbers of at least 0, one for each of {strides}"
+            )

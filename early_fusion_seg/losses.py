@@ -1,73 +1,28 @@
-"""Losses on low-resolution logits: upsampled and reduced a few rows at a time.
+"""Losses on low-resolution logits, upsampled to the label size and reduced a few rows at a time.
 
-Values and gradients equal the plain computation on `F.interpolate(logits, (H, W))` in float32, but logits at full
-resolution never exist as a whole; given as `LazyLogits`, not even those at the finest stream's do. A batch with no valid
-pixel gives 0 with a gradient of 0.
+Values and gradients equal the plain computation on `F.interpolate(logits, (H, W))` in float32, but full-resolution
+logits never exist as a whole; with `LazyLogits`, the logits at the finest stream do not either. A batch without a valid
+pixel gives 0 with a gradient of 0. Cross-entropy and the sum over chunks are in `logits/chunked_loss.py`.
 
-Cross-entropy is linear in the pixels' losses, so its gradient is made in the same pass as its value, chunk by chunk.
-
-Shapes: n images, K classes, logits (n, K, h, w), target (n, H, W) of train ids with `ignore_index` where no truth is;
-a chunk has R rows, with the classes last.
+Shapes: n images, K classes, logits (n, K, h, w), target (n, H, W) of train ids, `ignore_index` where there is no label;
+a chunk has R rows, classes last.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from early_fusion_seg.chunks import size_of, sum_of_chunks, summed_cross_entropy
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.votes import LazyLogits, as_lazy_logits
-
-Term = Literal["cross_entropy", "ohem", "dice"]
-
-
-def cross_entropy(
-    logits: Tensor | LazyLogits,
-    target: Tensor,
-    class_weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int = 255,
-) -> Tensor:
-    """Compute the mean cross-entropy, weighted as in `torch.nn.functional.cross_entropy`.
-
-    Args:
-        logits: (n, K, h, w), or the votes that make them.
-        target: (n, H, W) integers.
-        class_weights: (K,) factors, or None.
-        label_smoothing: In 0..1, as in `torch.nn.functional.cross_entropy`.
-        ignore_index: Target value of pixels that are left out.
-
-    Returns:
-        Scalar float32.
-    """
-    valid = target != ignore_index
-    total = summed_cross_entropy(logits, target, valid, class_weights, label_smoothing)
-    return total / _at_least_one(_weight(target, valid, class_weights))
-
-
-@torch.no_grad()
-def pixel_cross_entropy(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int = 255) -> Tensor:
-    """Compute the cross-entropy of each pixel, without a gradient.
-
-    Args:
-        logits: (n, K, h, w), or the votes that make them.
-        target: (n, H, W) integers.
-        ignore_index: Target value of pixels that get 0.
-
-    Returns:
-        (n, H, W) float32.
-    """
-    votes, size = as_lazy_logits(logits), size_of(target)
-    pixels = torch.empty(target.shape, dtype=torch.float32, device=target.device)
-    for images, start, stop in votes.chunks(size):
-        rows, labels = votes.upsampled(size, (images, start, stop)), target[images, start:stop]
-        valid = labels != ignore_index
-        true = rows.gather(-1, labels.long().where(valid, 0)[..., None])[..., 0]
-        pixels[images, start:stop] = (rows.logsumexp(-1) - true) * valid
-    return pixels
+from early_fusion_seg.logits import LazyLogits
+from early_fusion_seg.logits.chunked_loss import (
+    at_least_one,
+    cross_entropy,
+    pixel_cross_entropy,
+    pixel_weight,
+    sum_over_chunks,
+)
 
 
 def ohem_cross_entropy(
@@ -84,7 +39,7 @@ def ohem_cross_entropy(
     with the highest loss is kept.
 
     Args:
-        logits: (n, K, h, w), or the votes that make them.
+        logits: (n, K, h, w), or lazy logits.
         target: (n, H, W) integers.
         threshold: Probability in 0..1.
         min_kept: Share of the batch's pixels, in 0..1.
@@ -99,8 +54,7 @@ def ohem_cross_entropy(
     hardness = pixels.where(valid, -1.0).flatten()
     kept_at_least = hardness.topk(max(1, round(min_kept * hardness.numel()))).values[-1]
     hard = valid & (pixels >= kept_at_least.clamp(max=-math.log(threshold)))
-    total = summed_cross_entropy(logits, target, hard, class_weights)
-    return total / _at_least_one(_weight(target, hard, class_weights))
+    return cross_entropy(logits, target, class_weights, kept=hard)
 
 
 def dice(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int = 255) -> Tensor:
@@ -109,7 +63,7 @@ def dice(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int = 255) -
     Dice of class c is 2 * sum(p_c * y_c) / (sum(p_c) + sum(y_c)) over the batch's valid pixels.
 
     Args:
-        logits: (n, K, h, w), or the votes that make them.
+        logits: (n, K, h, w), or lazy logits.
         target: (n, H, W) integers.
         ignore_index: Target value of pixels that are left out.
 
@@ -120,13 +74,15 @@ def dice(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int = 255) -
     def rows_sums(rows: Tensor, labels: Tensor) -> Tensor:  # (n, R, W, K), (n, R, W) -> (3, K)
         valid = (labels != ignore_index)[..., None]
         true = labels.long()[..., None].where(valid, 0)
-        truth = torch.zeros_like(rows, dtype=torch.bool).scatter_(-1, true, valid)  # a quarter of one-hot floats
+        truth = torch.zeros_like(rows, dtype=torch.bool).scatter_(
+            -1, true, valid
+        )  # a quarter of the memory of one-hot floats
         probability = rows.softmax(-1) * valid
         return torch.stack([x.sum((0, 1, 2), dtype=rows.dtype) for x in (probability * truth, probability, truth)])
 
-    overlap, predicted, true = sum_of_chunks(logits, target, rows_sums)  # (K,) each
+    overlap, predicted, true = sum_over_chunks(logits, target, rows_sums)  # (K,) each
     occurs = true > 0
-    scores = 2 * overlap / _at_least_one(predicted + true)
+    scores = 2 * overlap / at_least_one(predicted + true)
     loss: Tensor = ((1 - scores) * occurs).sum() / occurs.sum().clamp(min=1)
     return loss
 
@@ -151,15 +107,14 @@ class SegmentationLoss(nn.Module):
 
     def __init__(
         self,
-        terms: dict[Term, float],
+        terms: Mapping[str, float],
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
-        unknown = set(terms) - {"cross_entropy", "ohem", "dice"}
-        if unknown or not terms:
-            raise UserError(f"loss={dict(terms)}; expected weights for some of cross_entropy, ohem and dice")
+        if not terms or not terms.keys() <= LOSSES.keys():
+            raise UserError(f"loss={dict(terms)}; expected weights for some of {', '.join(LOSSES)}")
         self.terms = dict(terms)
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
@@ -169,30 +124,20 @@ class SegmentationLoss(nn.Module):
 
     def weight(self, target: Tensor) -> Tensor:
         """Return the sum of the class weights of the labeled pixels of target (n, H, W), a float32 scalar."""
-        return _weight(target, target != self.ignore_index, self.class_weights)
+        return pixel_weight(target, target != self.ignore_index, self.class_weights)
 
     def forward(self, logits: Tensor | LazyLogits, target: Tensor) -> Tensor:
-        """Map logits (n, K, h, w), or the votes that make them, and target (n, H, W) to a scalar."""
-        weights, ignored = self.class_weights, self.ignore_index
+        """Map logits (n, K, h, w), or lazy logits, and target (n, H, W) to a scalar."""
         total = torch.zeros((), dtype=torch.float32, device=target.device)
         for term, factor in self.terms.items():
-            if term == "cross_entropy":
-                value = cross_entropy(logits, target, weights, self.label_smoothing, ignored)
-            elif term == "ohem":
-                value = ohem_cross_entropy(logits, target, class_weights=weights, ignore_index=ignored)
-            else:
-                value = dice(logits, target, ignored)
-            total = total + factor * value
+            total = total + factor * LOSSES[term](logits, target, self)
         return total
 
 
-def _weight(target: Tensor, kept: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Sum the class weights of the pixels where `kept` (n, H, W) says so; without any, count them."""
-    if class_weights is None:
-        return kept.sum().float()
-    return (class_weights[target.long().where(kept, 0)] * kept).sum()
+LossTerm = Callable[[Tensor | LazyLogits, Tensor, SegmentationLoss], Tensor]
 
-
-def _at_least_one(x: Tensor) -> Tensor:
-    """Replace zeros, which only an empty sum has, by ones."""
-    return x.where(x > 0, 1)
+LOSSES: dict[str, LossTerm] = {  # name in `--model.loss` -> function of (logits, target, the SegmentationLoss)
+    "cross_entropy": lambda x, y, o: cross_entropy(x, y, o.class_weights, o.label_smoothing, o.ignore_index),
+    "ohem": lambda x, y, o: ohem_cross_entropy(x, y, class_weights=o.class_weights, ignore_index=o.ignore_index),
+    "dice": lambda x, y, o: dice(x, y, o.ignore_index),
+}

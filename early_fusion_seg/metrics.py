@@ -1,40 +1,22 @@
-"""Scores from one confusion matrix over the whole split, as the benchmarks' own evaluators count.
+"""Scores from one confusion matrix over the whole split, counted as in the benchmarks' official evaluators.
 
 IoU of class c is TP / (TP + FP + FN) of pixel counts summed over all images and all ranks; mIoU is the mean over
-classes. Evaluators differ in two things alone: what a class that is absent counts, and what a prediction of "void"
-counts. Both are options, so one implementation serves all.
+classes. Official evaluators differ only in two rules, which are options here; see `labels.evaluator_rules`.
 
 Shapes: K classes; a confusion matrix is (K, K + 1) int64, rows truth, columns prediction, the last column void.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from early_fusion_seg.errors import UserError
-
-AbsentClassRule = Literal["nan-skip", "gt-only", "zero", "strict-nan"]
-"""What a class absent from the truth counts in the mean.
-
-nan-skip: 0 if it was predicted somewhere, left out if not (Cityscapes, Mapillary Vistas, mmsegmentation).
-gt-only: always left out (COCO-Stuff, detectron2). zero: always 0 (SegNet's CamVid). strict-nan: 0 if it was
-predicted; if not, the mean is nan (PASCAL VOC).
-"""
-
-VoidPredictionRule = Literal["fn", "drop", "error"]
-"""What a valid pixel predicted as void counts: a false negative, nothing at all, or it is refused."""
+from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, VoidPredictionRule
 
 CHUNK = 2**18
-"""Pixels that are counted at a time: few enough for the processor's cache."""
-
-
-class Rule(NamedTuple):
-    """The two things in which official evaluators differ."""
-
-    absent: AbsentClassRule
-    pred_void: VoidPredictionRule
+"""Pixels counted at a time: few enough for the cache of the processor."""
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
@@ -50,21 +32,21 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
         (K + 1, K + 2) int64: the (K, K + 1) matrix, and a last row and column that count values that are neither.
     """
     k = num_classes
-    # pairs of bytes can be counted before they are sorted out: 8 times as fast where pixels are many
-    early = prediction.dtype == target.dtype == torch.uint8 and target.is_cpu and target.numel() > 256**2
-    side = 256 if early else k + 2
+    # pairs of bytes are counted first and mapped to classes afterwards: 8 times as fast for many pixels
+    as_bytes = prediction.dtype == target.dtype == torch.uint8 and target.is_cpu and target.numel() > 256**2
+    side = 256 if as_bytes else k + 2
     counts = torch.zeros(side**2, dtype=torch.int64, device=target.device)
-    # deterministic algorithms fill whatever is allocated, so these two are allocated once
-    buffers = torch.zeros(2, min(CHUNK, target.numel()) if early else 0, dtype=torch.int32, device=target.device)
+    # deterministic algorithms fill every new tensor, so these two are allocated once
+    buffers = torch.zeros(2, min(CHUNK, target.numel()) if as_bytes else 0, dtype=torch.int32, device=target.device)
     for truth, predicted in zip(*(torch.split(x.flatten(), CHUNK) for x in (target, prediction)), strict=True):
-        if early:
+        if as_bytes:
             pairs, low = buffers[:, : len(truth)]
             pairs.copy_(truth).mul_(side).add_(low.copy_(predicted))
         else:
             pairs = _bins(truth, k, ignore_index).mul_(side).add_(_bins(predicted, k, ignore_index))
         counts += torch.bincount(pairs, minlength=side**2)
     counts = counts.view(side, side)
-    if early:
+    if as_bytes:
         bins = _bins(torch.arange(side, device=target.device), k, ignore_index)
         counts = torch.zeros(k + 2, side, dtype=torch.int64).index_add_(0, bins, counts)
         counts = torch.zeros(k + 2, k + 2, dtype=torch.int64).index_add_(1, bins, counts)
@@ -119,7 +101,7 @@ class SegmentationMetrics(Metric):
         num_classes: K.
         ignore_index: Truth value of pixels that are not scored.
         absent: Rule for absent classes; see `AbsentClassRule`.
-        pred_void: Rule for void predictions, which only folders of predictions from elsewhere can hold; see `VoidPredictionRule`.
+        pred_void: Rule for void predictions; only external folders of predictions have any. See `VoidPredictionRule`.
 
     Attributes:
         confusion: (K, K + 1) int64.
@@ -186,8 +168,8 @@ class SegmentationMetrics(Metric):
         self.confusion += counts[:k, : k + 1]
         self.images += len(target)
         self.invalid += counts[k].sum() + counts[:k, k + 1].sum()
-        if target.device.type == "cpu":  # elsewhere it would stall the device, so compute() says it
-            self._refuse_invalid()
+        if target.device.type == "cpu":  # on other devices the check would stall them, so compute() does it
+            self._check_labels()
 
     def compute(self) -> dict[str, Tensor]:
         """Compute the scores, fractions in 0..1.
@@ -196,7 +178,7 @@ class SegmentationMetrics(Metric):
             `miou`, `pixel_accuracy`, `mean_accuracy` (over classes in the truth) and `fw_iou` (IoU weighted by the
             share of truth pixels), float64 scalars, nan where nothing was counted; `per_class` (K,), nan where absent.
         """
-        self._refuse_invalid()
+        self._check_labels()
         counted = self.confusion if self.pred_void == "fn" else self.confusion[:, :-1]
         truth = counted.sum(1).double()  # (K,)
         hit = self.confusion.diagonal().double()
@@ -210,7 +192,7 @@ class SegmentationMetrics(Metric):
             "per_class": iou,
         }
 
-    def _refuse_invalid(self) -> None:
+    def _check_labels(self) -> None:
         if self.invalid:
             raise UserError(
                 f"{int(self.invalid)} pixels have a label that is neither in 0..{self.num_classes - 1} nor "
@@ -221,10 +203,10 @@ class SegmentationMetrics(Metric):
 
 
 class MeanLoss(Metric):
-    """Mean loss of a split's labeled pixels.
+    """Mean loss over the labeled pixels of a split.
 
-    Cross-entropy's is the same however they are divided into batches and ranks. With class weights it is the weighted
-    mean, that of `torch.nn.functional.cross_entropy` on the whole split at once.
+    For cross-entropy, it does not depend on how the split is divided into batches and ranks. With class weights it is
+    the weighted mean, equal to `torch.nn.functional.cross_entropy` on the whole split at once.
     """
 
     is_differentiable = False
@@ -244,5 +226,5 @@ class MeanLoss(Metric):
         self.weight += weight
 
     def compute(self) -> Tensor:
-        """Return the mean, a float64 scalar, nan where no pixel has a label."""
+        """Return the mean, a float64 scalar, nan if no pixel is labeled."""
         return self.total / self.weight

@@ -14,7 +14,7 @@ from typing import Any, SupportsFloat, TypedDict
 
 from rich.table import Table
 
-from early_fusion_seg.writing import replace_file
+from early_fusion_seg.io.atomic import replace_file
 
 SCHEMA = 1
 HEADLINES = {

@@ -1,10 +1,9 @@
-"""ReverseHRNetSeg, the LightningModule: steps, optimizer and what a checkpoint holds.
+"""ReverseHRNetSeg, the LightningModule: steps, optimizer, checkpoint contents.
 
 Shapes: n images of h x w pixels, K classes. A batch is a dict: `image` (n, 3, h, w) uint8 (or floats in 0..1), `mask`
-(n, h, w) train ids with `ignore_index` where no truth is, `key` the names of the images.
+(n, h, w) train ids, `ignore_index` where there is no label, `key` the names of the images.
 """
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, cast
@@ -12,26 +11,26 @@ from typing import Any, Self, TypedDict, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from early_fusion_seg.checkpoint import read_checkpoint, restore_encoder, store_encoder
-from early_fusion_seg.distributed import StepLoss, average_batch_norm_stats, check_equal_across_ranks, ddp_ignored_names
+from early_fusion_seg.distributed import average_batch_norm_stats, check_equal_across_ranks, ddp_ignored_names
 from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
+from early_fusion_seg.encoder.encoder_checkpoint import read_checkpoint, restore_encoder, store_encoder
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.folding import warn_of_slow_bfloat16
 from early_fusion_seg.head import Plan, ReverseHRNet
-from early_fusion_seg.images import Picture, read_image, to_rgb_array
 from early_fusion_seg.inference import upsampled_argmax
+from early_fusion_seg.io.images import Picture, read_image, to_rgb_array
 from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
-from early_fusion_seg.losses import SegmentationLoss, Term
-from early_fusion_seg.metrics import AbsentClassRule, MeanLoss, SegmentationMetrics, VoidPredictionRule
+from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, VoidPredictionRule
+from early_fusion_seg.losses import SegmentationLoss
+from early_fusion_seg.metrics import MeanLoss, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
 from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule
+from early_fusion_seg.step_loss import StepLoss
 
 
 class Batch(TypedDict):
@@ -46,34 +45,39 @@ class ReverseHRNetSeg(LightningModule):
     """Segment images with a frozen timm encoder and a reverse HRNet head.
 
     Args:
-        num_classes: K, at most 255; may be left out where `class_names` is given.
+        num_classes: Number of classes K, at most 255; not needed if `class_names` is given.
         class_names: K names in the order of the train ids.
         palette: K RGB colors, each three numbers in 0..255; default: the colors of PASCAL VOC.
-        ignore_index: Mask value of pixels without truth.
-        absent: How a class that is absent counts in the mIoU; see `metrics.AbsentClassRule`.
-        pred_void: How a void prediction counts; see `metrics.VoidPredictionRule`. The network makes none.
-        encoder: Name of a timm model with feature maps at strictly increasing strides.
-        encoder_weights: `"hub"` (timm's pretrained ones), `"random"`, or the path of a file in timm's keys.
-        freeze_encoder: False trains the encoder too.
-        save_encoder: Store the encoder's weights in checkpoints even where they can be fetched again.
-        plan: `"early"` or `"progressive"`; see `ReverseHRNet`.
-        width: Channels of the stride-4 stream.
-        blocks: Residual blocks on each stream in an HR module, or a list with a number for each stream, finest first.
-        hr_modules: HR modules in each stage.
-        extra_stream: Use the stream at stride 2.
-        activation_checkpointing: Activation checkpointing: the head's activations are computed again in backward, to save memory.
-        compile: Let torch.compile translate encoder and head for the training.
-        loss: Weight of each term: cross_entropy, ohem, dice. Default: cross-entropy alone.
+        ignore_index: Mask value of pixels without a label.
+        absent: How a class that is absent counts in the mIoU; see `labels.evaluator_rules.AbsentClassRule`.
+        pred_void: How a void prediction counts; see `labels.evaluator_rules.VoidPredictionRule`. This network predicts
+            no void.
+        encoder: Name of a timm model with feature maps at strictly increasing strides, such as `resnet50.a1_in1k`.
+        encoder_weights: `"hub"` (timm's pretrained weights, downloaded once), `"random"`, or a file in timm's keys.
+        freeze_encoder: Keep the encoder frozen; False fine-tunes it, which needs several times the memory.
+        save_encoder: Store the encoder's weights in checkpoints even if they can be fetched again.
+        plan: Order in which the head uses its streams: `"early"` starts with all of them and drops the coarsest after
+            each stage; `"progressive"` starts with the coarsest and adds a finer one at each stage.
+        width: Channels of the stride-4 stream; the stream of stride s has width * s / 4. More is slower and larger.
+        blocks: Residual blocks per stream in each HR module: one number for all streams, or a list with one per
+            stream, finest first, such as `[0,0,1,1,1]` (the default with five streams).
+        hr_modules: HR modules in each stage, one number per stage, such as `[2,0,0,0,0]` (the default with five
+            streams): each module is residual blocks, then one exchange between all streams of its stage.
+        extra_stream: Use the stream at stride 2, twice HRNet's finest resolution; False saves memory.
+        activation_checkpointing: Recompute the head's activations in backward: less memory, more time.
+        compile: Compile encoder and head with torch.compile in training.
+        loss: Weight of each term, such as `{"cross_entropy": 1.0, "dice": 0.5}`; terms are cross_entropy, ohem, dice.
+            Default: cross_entropy alone.
         class_weights: K factors for cross-entropy and OHEM, such as a data module's `class_weights("median")`.
-        label_smoothing: Of cross-entropy, in 0..1.
-        optimizer: `"adamw"` or `"sgd"` (with momentum 0.9).
+        label_smoothing: Label smoothing of cross-entropy, 0..1.
+        optimizer: `"adamw"` or `"sgd"` (momentum 0.9).
         lr: Highest learning rate.
-        weight_decay: Of convolution weights; norms and biases have none.
-        schedule: `"poly"` (power 0.9) or `"cosine"`, down to 0 at the last step.
-        warmup_steps: Steps in which the learning rate rises from near 0.
+        weight_decay: Weight decay of convolution weights; norms and biases have none.
+        schedule: Learning rate schedule down to 0 at the last step: `"poly"` (power 0.9) or `"cosine"`.
+        warmup_steps: Steps of linear learning rate warmup.
 
     Raises:
-        UserError: Values that make no network, or encoder weights that cannot be had.
+        UserError: Settings that make no network, or encoder weights that cannot be loaded.
 
     Example:
         >>> model = ReverseHRNetSeg(num_classes=11, encoder="resnet18", encoder_weights="random").eval()
@@ -100,7 +104,7 @@ class ReverseHRNetSeg(LightningModule):
         extra_stream: bool = True,
         activation_checkpointing: bool = False,
         compile: bool = False,
-        loss: dict[Term, float] | None = None,
+        loss: dict[str, float] | None = None,
         class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
         optimizer: OptimizerName = "adamw",
@@ -168,19 +172,20 @@ class ReverseHRNetSeg(LightningModule):
 
     def _segment(self, images: Tensor, size: tuple[int, ...]) -> Tensor:
         """Give the labels (n, H, W) uint8 of images (n, 3, h, w) at another size."""
-        return upsampled_argmax(self.network.votes(images), (size[0], size[1]))
+        return upsampled_argmax(self.network.lazy_logits(images), (size[0], size[1]))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Compute the loss of a batch, or its share where several batches make a step; see `StepLoss`."""
+        """Compute the loss of a batch; with several batches per step, see `StepLoss`."""
         images, mask = batch["image"], batch["mask"]
         if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
-            raise UserError("one crop so small has one value at the coarsest stride; raise crop_size or batch_size")
-        loss = self.step_loss.add(self.loss(self.network.votes(images), mask), self.loss.weight(mask), batch["key"])
+            raise UserError("batch norm needs more than one value per channel: raise crop_size or batch_size")
+        loss = self.loss(self.network.lazy_logits(images), mask)
+        loss = self.step_loss.add(loss, self.loss.weight(mask), batch["key"])
         self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]  # one optimizer
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the gradients those of the whole step; a loss that is not finite stops training and names its images."""
+        """Correct the gradients for the whole step; a loss that is not finite raises an error that names the images."""
         loss = self.step_loss.finish(self.parameters(), self.global_step)
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
         average_batch_norm_stats(self.network)
@@ -201,25 +206,25 @@ class ReverseHRNetSeg(LightningModule):
         return {"prediction": self._segment(images, images.shape[-2:])}
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
-        """Score at the size of the truth; None for the one batch of a process that has no images."""
+        """Score at the size of the label map; None for the one empty batch of a process without images."""
         metrics, losses = cast(SegmentationMetrics, self.metrics[split]), cast(MeanLoss, self.losses[split])
         if not batch["key"]:
             none = torch.empty(0, 1, 1, dtype=torch.uint8, device=self.device)
-            metrics.update(none, none)  # which marks it as ready to be summed
+            metrics.update(none, none)  # torchmetrics sums only metrics that were updated
             losses.update(none.sum(), none.sum())
             return None
-        votes, mask = self.network.votes(batch["image"]), batch["mask"]
-        prediction = upsampled_argmax(votes, (mask.shape[-2], mask.shape[-1]))
+        lazy_logits, mask = self.network.lazy_logits(batch["image"]), batch["mask"]
+        prediction = upsampled_argmax(lazy_logits, (mask.shape[-2], mask.shape[-1]))
         metrics.update(prediction, mask)
-        losses.update(self.loss(votes, mask), self.loss.weight(mask))
+        losses.update(self.loss(lazy_logits, mask), self.loss.weight(mask))
         return {"prediction": prediction}
 
     def on_validation_epoch_start(self) -> None:
-        """Start the matrix anew."""
+        """Reset the metrics."""
         self._reset("val")
 
     def on_test_epoch_start(self) -> None:
-        """Start the matrix anew."""
+        """Reset the metrics."""
         self._reset("test")
 
     def on_validation_epoch_end(self) -> None:
@@ -242,18 +247,14 @@ class ReverseHRNetSeg(LightningModule):
         self.log_dict(values, prog_bar=True, sync_dist=True, reduce_fx="max")  # of equal values the maximum is exact
 
     def setup(self, stage: str) -> None:
-        """Compare the encoder over the ranks: one that differs would train a head on two kinds of features."""
-        if stage == "fit" and self.network.head.training:  # what is in eval mode then is the frozen encoder alone
-            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", PossibleUserWarning)
+        """Check that all ranks have the same encoder, compile if asked, and set up the loss of a step."""
         if stage == "fit" and self.hparams["compile"]:
             self.network.encoder.compile()
             self.network.head.compile()
-        if self.trainer.is_global_zero:
-            warn_of_slow_bfloat16(self.trainer.precision, self.trainer.strategy.root_device)
         check_equal_across_ranks(self.network.encoder.fingerprint(), "encoders")
-        others = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        self.step_loss = StepLoss(others > 1, others)
-        self._ddp_params_and_buffers_to_ignore = ddp_ignored_names(self)  # where DistributedDataParallel looks for them
+        batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        self.step_loss = StepLoss(batches > 1, batches)
+        self._ddp_params_and_buffers_to_ignore = ddp_ignored_names(self)  # read by DistributedDataParallel
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer and its schedule, stepped with each batch."""
@@ -265,22 +266,22 @@ class ReverseHRNetSeg(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the encoder as name and fingerprint where it can be fetched again, else whole in timm's keys."""
+        """Store the encoder: name and fingerprint if it can be fetched again, else all weights in timm's keys."""
         store_encoder(checkpoint, self.network.encoder, whole=self.hparams["save_encoder"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Bring the encoder's weights where the checkpoint has them; refuse another encoder (UserError)."""
+        """Load the encoder's weights if the checkpoint has them; another encoder raises a UserError."""
         restore_encoder(checkpoint, self.network.encoder)
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's would fetch remote addresses, and unpickle
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's downloads remote addresses, and unpickles
         cls, checkpoint_path: str | Path, map_location: str | torch.device | None = None, **overrides: Any
     ) -> Self:
-        """Make the model that a checkpoint holds.
+        """Load the model of a checkpoint.
 
         Args:
             checkpoint_path: A local file.
-            map_location: Where its tensors go; default: the CPU.
+            map_location: Device of its tensors; default: the CPU.
             **overrides: Constructor arguments that replace the stored ones, e.g. `encoder_weights=FILE`.
 
         Returns:
@@ -289,12 +290,27 @@ class ReverseHRNetSeg(LightningModule):
         Raises:
             UserError: No such file, a remote address, a damaged file, or another encoder or head.
         """
-        checkpoint = read_checkpoint(checkpoint_path)
+        return cls.from_checkpoint(read_checkpoint(checkpoint_path), checkpoint_path, **overrides).to(
+            map_location or "cpu"
+        )
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **overrides: Any) -> Self:
+        """Build the model of a checkpoint that has been read already.
+
+        Args:
+            checkpoint: From `read_checkpoint`; changed in place.
+            path: Its file, for messages.
+            **overrides: Constructor arguments that replace the stored ones.
+
+        Raises:
+            UserError: Another encoder or head.
+        """
         stored = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
         model = cls(**(stored | overrides))
         model.on_load_checkpoint(checkpoint)
         try:
             model.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
-            raise UserError(f"{checkpoint_path} does not fit the model: {error}") from error
-        return model.to(map_location or "cpu")
+            raise UserError(f"{path} does not fit the model: {error}") from error
+        return model

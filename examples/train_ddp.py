@@ -13,7 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from early_fusion_seg import ReverseHRNetSeg, SyntheticDataModule
 from early_fusion_seg.callbacks import ResultsWriter
-from early_fusion_seg.checkpointing import AtomicCheckpointIO, LastCheckpoint
+from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
+from early_fusion_seg.io.atomic import AtomicCheckpointIO
 
 BATCH = 8  # of all processes together, so that the number of processes changes the time and not the training
 

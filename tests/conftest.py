@@ -12,7 +12,7 @@ from cli_runs import SIZE, fit_args
 
 from early_fusion_seg.__main__ import main
 from early_fusion_seg.data import class_pixel_counts
-from early_fusion_seg.data.fake import fake_camvid_segnet
+from early_fusion_seg.data.camvid import fake_camvid_segnet
 
 SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by Lightning
 

@@ -17,8 +17,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from early_fusion_seg import ReverseHRNetSeg
 from early_fusion_seg.callbacks import PanelLogger
-from early_fusion_seg.checkpointing import LastCheckpoint
-from early_fusion_seg.data.base import SegmentationDataModule, Split
+from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
+from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import Source
 from early_fusion_seg.labels import LabelSet
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from early_fusion_seg import FrozenEncoder, ReverseHRNet
-from early_fusion_seg.folding import lacks_bfloat16
+from early_fusion_seg.encoder.onednn_blocks import lacks_bfloat16
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 PICTURED = ("train_step", "memory", "inference", "evaluation")

@@ -27,9 +27,9 @@ from early_fusion_seg.callbacks import (
 )
 from early_fusion_seg.callbacks.class_iou import names_for_loggers
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.metrics import SegmentationMetrics
 from early_fusion_seg.visualize import overlay
-from early_fusion_seg.writing import replace_file
 
 PALETTE = [[200, 0, 0], [0, 0, 200]]
 

@@ -7,8 +7,13 @@ import pytest
 from PIL import Image
 
 import early_fusion_seg.data.camvid as camvid
-from early_fusion_seg.data.camvid import CamVidDataModule, original_split, read_color_mask
-from early_fusion_seg.data.fake import fake_camvid_original, fake_camvid_segnet
+from early_fusion_seg.data.camvid import (
+    CamVidDataModule,
+    fake_camvid_original,
+    fake_camvid_segnet,
+    original_split,
+    read_color_mask,
+)
 from early_fusion_seg.errors import MissingFileError, UserError
 
 COLORS = {  # three of the 32, and one that is none of them

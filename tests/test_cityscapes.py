@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from samples import SAMPLES, needs_samples
 
-from early_fusion_seg.data import CityscapesDataModule
-from early_fusion_seg.data.fake_benchmarks import fake_cityscapes
+from early_fusion_seg import CityscapesDataModule
+from early_fusion_seg.data.cityscapes import fake_cityscapes
 from early_fusion_seg.errors import MissingFileError, UserError
 
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # cityscapesScripts, labels.py

@@ -10,8 +10,8 @@ from cli_runs import QUICK, TINY_MODEL
 from torch.utils.data import DataLoader, Dataset
 
 from early_fusion_seg.__main__ import main, plain_message
-from early_fusion_seg.commands.loading import check_classes_match
-from early_fusion_seg.data.fake import fake_folder
+from early_fusion_seg.cli.load_model import check_classes_match
+from early_fusion_seg.data.folder import fake_folder
 from early_fusion_seg.errors import MissingFileError, UserError
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -36,7 +36,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[list[str]] = []
     demo = SimpleNamespace(main=lambda args: given.append(args) or 7)
-    monkeypatch.setitem(sys.modules, "early_fusion_seg.commands.demo", demo)
+    monkeypatch.setitem(sys.modules, "early_fusion_seg.cli.demo", demo)
     assert main(["demo", "--output", "x"]) == 7
     assert given == [["--output", "x"]]
 

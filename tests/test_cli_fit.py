@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from early_fusion_seg import ReverseHRNetSeg
 from early_fusion_seg.__main__ import main
 from early_fusion_seg.cli.output import best_and_last
-from early_fusion_seg.data.fake import fake_camvid_segnet
+from early_fusion_seg.data.camvid import fake_camvid_segnet
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

@@ -7,8 +7,8 @@ from PIL import Image
 from samples import SAMPLES, needs_samples
 from scipy.io import loadmat
 
-from early_fusion_seg.data import COCODataModule
-from early_fusion_seg.data.fake_benchmarks import fake_coco_panoptic, fake_coco_stuff, fake_coco_stuff10k
+from early_fusion_seg import COCODataModule
+from early_fusion_seg.data.coco.replica import fake_coco_panoptic, fake_coco_stuff, fake_coco_stuff10k
 from early_fusion_seg.errors import MissingFileError, UserError
 
 NEVER = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # COCO ids that no image has, from the README of cocostuff

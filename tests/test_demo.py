@@ -8,10 +8,10 @@ import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from early_fusion_seg.__main__ import main as command_line
-from early_fusion_seg.commands import demo
+from early_fusion_seg.cli import demo
 from early_fusion_seg.data.synthetic import SyntheticDataModule
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.images import read_image
+from early_fusion_seg.io.images import read_image
 from early_fusion_seg.segmenter import ReverseHRNetSeg
 
 

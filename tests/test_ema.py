@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from test_segmenter import SMALL, loader, trainer
 
-from early_fusion_seg.checkpointing import LastCheckpoint
-from early_fusion_seg.ema import HeadEMA
+from early_fusion_seg.callbacks.ema import HeadEMA
+from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.segmenter import ReverseHRNetSeg
 

@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from early_fusion_seg.encoder import FrozenEncoder, _noise_images
+from early_fusion_seg.encoder.fold_batch_norm import fold_batch_norms
+from early_fusion_seg.encoder.onednn_blocks import lacks_bfloat16
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.folding import fold_batch_norms, lacks_bfloat16
 
 FAMILIES = [
     "resnet18",

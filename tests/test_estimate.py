@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from early_fusion_seg import ReverseHRNetSeg
 from early_fusion_seg.__main__ import USAGE, main
-from early_fusion_seg.cli import timing
+from early_fusion_seg.callbacks import step_timer as timing
+from early_fusion_seg.callbacks.step_timer import TimedBatch
+from early_fusion_seg.callbacks.validate_at_end import ValidateAtEnd
 from early_fusion_seg.cli.estimate import EstimateCLI
-from early_fusion_seg.cli.estimate_figures import (
+from early_fusion_seg.cli.estimate.figures import (
     Rate,
     Saved,
-    TimedBatch,
     batches_and_steps,
     duration,
     largest_that_fits,
@@ -28,9 +29,8 @@ from early_fusion_seg.cli.estimate_figures import (
     rate,
     validations,
 )
-from early_fusion_seg.cli.output import ValidateAtEnd
+from early_fusion_seg.data.camvid import fake_camvid_segnet
 from early_fusion_seg.data.dataset import SegmentationDataset
-from early_fusion_seg.data.fake import fake_camvid_segnet
 from early_fusion_seg.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from early_fusion_seg import CityscapesDataModule, COCODataModule, MapillaryVistasDataModule, VOCDataModule
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.commands.evaluate import find_predictions, score_folder
-from early_fusion_seg.data import (
-    CityscapesDataModule,
-    COCODataModule,
-    MapillaryVistasDataModule,
-    SegmentationDataModule,
-    VOCDataModule,
-)
-from early_fusion_seg.data.fake import fake_folder
-from early_fusion_seg.data.fake_benchmarks import fake_cityscapes, fake_coco_stuff, fake_mapillary, fake_voc
+from early_fusion_seg.cli.evaluate import find_predictions, score_folder
+from early_fusion_seg.data import SegmentationDataModule
+from early_fusion_seg.data.cityscapes import fake_cityscapes
+from early_fusion_seg.data.coco.replica import fake_coco_stuff
+from early_fusion_seg.data.folder import fake_folder
+from early_fusion_seg.data.mapillary import fake_mapillary
+from early_fusion_seg.data.voc import fake_voc
 from early_fusion_seg.errors import MissingFileError, UserError
 
 Masks = dict[str, np.ndarray]

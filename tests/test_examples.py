@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.commands.datasets import DATASETS
-from early_fusion_seg.data.fake import fake_camvid_segnet, fake_folder
+from early_fusion_seg.cli.datasets import DATASETS
+from early_fusion_seg.data.camvid import fake_camvid_segnet
+from early_fusion_seg.data.folder import fake_folder
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--model.encoder", "resnet18", "--model.encoder_weights", "random", "--model.width", "8"]

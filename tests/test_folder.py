@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from early_fusion_seg.data.fake import fake_folder
-from early_fusion_seg.data.folder import FolderDataModule, validation_keys
+from early_fusion_seg.data.folder import FolderDataModule, fake_folder, validation_keys
 from early_fusion_seg.errors import MissingFileError, UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.exchange import Exchange
-from early_fusion_seg.head import BasicBlock, ReverseHRNet, default_modules, stage_strides
+from early_fusion_seg.head import BasicBlock, Exchange, ReverseHRNet, default_modules, stage_strides
 
 CHANNELS, STRIDES = (6, 8, 12, 16, 20), (2, 4, 8, 16, 32)
 

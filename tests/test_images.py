@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.images import image_size, read_image, read_mask, to_rgb_array, write_indexed_png
+from early_fusion_seg.io.images import image_size, read_image, read_mask, to_rgb_array, write_indexed_png
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (11, 14, 3), np.uint8)

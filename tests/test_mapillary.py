@@ -6,9 +6,8 @@ import pytest
 from PIL import Image
 from samples import SAMPLES, needs_samples
 
-from early_fusion_seg.data import MapillaryVistasDataModule
-from early_fusion_seg.data.fake_benchmarks import fake_mapillary
-from early_fusion_seg.data.mapillary import read_config
+from early_fusion_seg import MapillaryVistasDataModule
+from early_fusion_seg.data.mapillary import fake_mapillary, read_config
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import load_label_set
 

@@ -5,7 +5,7 @@ import pytest
 from cli_runs import LOOK, QUICK, TINY_MODEL, epochs_logged
 
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.commands.fake_data import KINDS
+from early_fusion_seg.cli.fake_data import KINDS
 
 
 @pytest.mark.usefixtures("elsewhere")

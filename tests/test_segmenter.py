@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from early_fusion_seg.checkpoint import ENCODER_PREFIX, read_checkpoint
+from early_fusion_seg.encoder.encoder_checkpoint import ENCODER_PREFIX, read_checkpoint
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.optim import lr_factor
 from early_fusion_seg.segmenter import ReverseHRNetSeg
@@ -510,8 +510,10 @@ def test_the_same_weights_score_the_same_in_low_precision(well_trained, tmp_path
     ("precision", "lacking", "warned"), [("bf16-mixed", True, 1), ("bf16-true", False, 0), ("32-true", True, 0)]
 )
 def test_bfloat16_on_a_processor_without_it_is_warned_of(tmp_path, precision, lacking, warned, monkeypatch):
-    monkeypatch.setattr("early_fusion_seg.folding.lacks_bfloat16", lambda: lacking)
-    monkeypatch.setattr("early_fusion_seg.folding._fusible", lambda _: False)  # which would ask the same
+    monkeypatch.setattr("early_fusion_seg.encoder.fold_batch_norm.lacks_bfloat16", lambda: lacking)
+    monkeypatch.setattr(
+        "early_fusion_seg.encoder.fold_batch_norm._fusible", lambda _: False
+    )  # which would ask the same
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(tmp_path, precision=precision).validate(ReverseHRNetSeg(**SMALL), loader(2, 1), verbose=False)

@@ -11,18 +11,21 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from pycocotools import mask as coder
 
-from early_fusion_seg import ReverseHRNetSeg
-from early_fusion_seg.__main__ import main
-from early_fusion_seg.commands.evaluate import score_folder
-from early_fusion_seg.commands.submit import FORMATS, pack, problems, stuff_entries, write_labels
-from early_fusion_seg.data import (
+from early_fusion_seg import (
     CityscapesDataModule,
     COCODataModule,
     MapillaryVistasDataModule,
-    SegmentationDataModule,
+    ReverseHRNetSeg,
     VOCDataModule,
 )
-from early_fusion_seg.data.fake_benchmarks import fake_cityscapes, fake_coco_stuff, fake_mapillary, fake_voc
+from early_fusion_seg.__main__ import main
+from early_fusion_seg.cli.evaluate import score_folder
+from early_fusion_seg.cli.submit import FORMATS, pack, problems, stuff_entries, write_labels
+from early_fusion_seg.data import SegmentationDataModule
+from early_fusion_seg.data.cityscapes import fake_cityscapes
+from early_fusion_seg.data.coco.replica import fake_coco_stuff
+from early_fusion_seg.data.mapillary import fake_mapillary
+from early_fusion_seg.data.voc import fake_voc
 
 MAKE = {
     "cityscapes": (fake_cityscapes, CityscapesDataModule),

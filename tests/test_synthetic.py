@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import PCG64, Generator
 
-from early_fusion_seg.data import street
-from early_fusion_seg.data.street import scene
-from early_fusion_seg.data.street_parts import band, disc, fraction, grain, limb, stripes
-from early_fusion_seg.data.synthetic import SceneSource, SyntheticDataModule
+from early_fusion_seg.data.synthetic import SceneSource, SyntheticDataModule, street
+from early_fusion_seg.data.synthetic.street import scene
+from early_fusion_seg.data.synthetic.street_parts import band, disc, fraction, grain, limb, stripes
 from early_fusion_seg.errors import UserError
 
 HASH = "d20b8602e9341a06bf18665b6ecacb14fcf0bbe4be500a650c13ca25c3f783f5"  # of scene(2024, 96, 128)

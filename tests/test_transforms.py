@@ -25,7 +25,7 @@ from early_fusion_seg.data.transforms import (
     snapped,
 )
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.images import read_image
+from early_fusion_seg.io.images import read_image
 from early_fusion_seg.labels import LabelSet
 
 RNG = np.random.default_rng(0)

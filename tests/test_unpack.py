@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from archives import pack
 
-from early_fusion_seg.data.unpack import unpack
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.io.unpack import unpack
 
 NOISE = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 SUFFIXES = ("zip", "tar", "tgz")

@@ -14,7 +14,7 @@ from cli_runs import LOOK, QUICK, SIZE, command, fit_args
 
 from early_fusion_seg import __main__
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.data.fake import fake_camvid_segnet
+from early_fusion_seg.data.camvid import fake_camvid_segnet
 from early_fusion_seg.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -8,9 +8,8 @@ from PIL import Image
 from samples import SAMPLES, needs_samples
 from scipy.io import loadmat
 
-from early_fusion_seg.data import VOCDataModule
-from early_fusion_seg.data.fake_benchmarks import fake_voc
-from early_fusion_seg.data.voc import read_ids
+from early_fusion_seg import VOCDataModule
+from early_fusion_seg.data.voc import fake_voc, read_ids
 from early_fusion_seg.errors import MissingFileError, UserError
 
 VOC = "VOCdevkit/VOC2012"

@@ -12,8 +12,8 @@ from PIL import Image
 from early_fusion_seg.callbacks.files import inside, pixels
 from early_fusion_seg.callbacks.loggers import send_pictures
 from early_fusion_seg.distributed import all_gather_object
+from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.visualize import Pixels, panel
-from early_fusion_seg.writing import replace_file
 
 
 class PanelLogger(Callback):

@@ -9,9 +9,9 @@ from PIL import Image
 
 from early_fusion_seg.callbacks.files import inside, pixels
 from early_fusion_seg.distributed import all_gather_object
-from early_fusion_seg.images import write_indexed_png
+from early_fusion_seg.io.atomic import replace_file
+from early_fusion_seg.io.images import write_indexed_png
 from early_fusion_seg.visualize import Pixels, overlay
-from early_fusion_seg.writing import replace_file
 
 
 class PredictionWriter(Callback):

@@ -11,9 +11,9 @@ from PIL import Image
 
 from early_fusion_seg.callbacks.loggers import send_pictures, send_results
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.report import EncoderFacts, Results, RunFacts, build_results, score_table, write_json
 from early_fusion_seg.visualize import Pixels, confusion_picture
-from early_fusion_seg.writing import replace_file
 
 Split = Literal["val", "test"]
 

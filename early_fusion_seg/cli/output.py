@@ -4,40 +4,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml  # type: ignore[import-untyped]  # PyYAML comes without types
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from early_fusion_seg.callbacks import PredictionWriter, send_config
-from early_fusion_seg.checkpointing import LastCheckpoint
+from early_fusion_seg.callbacks import PredictionWriter
+from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.writing import replace_file
+from early_fusion_seg.io.atomic import last_number
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 CHECKPOINTS = "checkpoints"
-
-
-class RunConfig(SaveConfigCallback):
-    """Save the resolved configuration in the folder of the run, and hand it to the loggers."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write or replace the file."""
-        text = self.parser.dump(self.config)
-        path = Path(trainer.default_root_dir, self.config_filename)
-        replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
-        config = yaml.safe_load(text)
-        for logger in trainer.loggers:
-            send_config(logger, config)
-
-
-def next_folder(parent: Path) -> Path:
-    """Return the `version_N` that comes after all that exist below a folder."""
-    return parent / f"version_{_last_number(parent, 'version_') + 1}"
 
 
 def run_folder(checkpoint: str | None) -> Path | None:
@@ -53,18 +33,6 @@ def best_and_last(folder: Path, every_n_steps: int) -> list[Checkpoint]:
     return [best, LastCheckpoint(folder, every_n_steps)]
 
 
-class ValidateAtEnd(Callback):
-    """Validate after the last step too, wherever it falls between two validations: each run ends with a score."""
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Ask for a validation where training ends here."""
-        epochs = trainer.max_epochs or -1  # -1: no limit
-        last_batch = trainer.is_last_batch and trainer.current_epoch + 1 == epochs
-        if (last_batch or trainer.global_step == trainer.max_steps) and trainer.check_val_every_n_epoch is not None:
-            trainer.check_val_every_n_epoch = 1
-            trainer.should_stop = True  # with it, Lightning validates in the middle of an epoch
-
-
 @contextmanager
 def preserve_metrics_csv(folder: Path) -> Iterator[None]:
     """Set the scores of an earlier run in the same folder aside, which the CSV logger would delete.
@@ -75,18 +43,12 @@ def preserve_metrics_csv(folder: Path) -> Iterator[None]:
     if getattr(rank_zero_only, "rank", 0) or not scores.is_file():
         yield
         return
-    aside = scores.replace(folder / f"metrics_{max(0, _last_number(folder, 'metrics_')) + 1}.csv")
+    aside = scores.replace(folder / f"metrics_{max(0, last_number(folder, 'metrics_')) + 1}.csv")
     try:
         yield
     finally:
         if not scores.exists():
             aside.replace(scores)
-
-
-def _last_number(folder: Path, prefix: str) -> int:
-    """Return the highest N of what is named `prefixN` in a folder, -1 where there is none."""
-    names = [path.name.removesuffix(".csv").removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
-    return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
 def make_loggers(names: LoggerName | list[LoggerName], folder: Path) -> list[Logger]:

@@ -15,8 +15,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
-from early_fusion_seg.commands.wording import one_sentence
-from early_fusion_seg.data import SegmentationDataModule
+from early_fusion_seg.cli.messages import one_sentence
+from early_fusion_seg.data import SegmentationDataModule, built_in_datasets
 from early_fusion_seg.data.frequencies import Weighting
 from early_fusion_seg.errors import UserError
 
@@ -47,6 +47,7 @@ def add_data(parser: LightningArgumentParser, default: dict[str, str] | None = N
 
     As Lightning adds it, it may be None too, and what its constructor says of a wrong value drowns among alternatives.
     """
+    built_in_datasets()  # imports them, so that their short names are known
     parser.add_argument(
         "--data",
         type=SegmentationDataModule,
@@ -103,16 +104,21 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
         print(without_defaults(printed.getvalue(), parser.get_defaults()["trainer"].as_dict()), end="")
 
 
+def recipe_names() -> dict[str, str]:
+    """Return the files of the packaged recipes by name."""
+    folder = files("early_fusion_seg") / "recipes"
+    return {Path(file.name).stem: str(file) for file in folder.iterdir() if file.name.endswith(".yaml")}
+
+
 def recipe_path(name: str) -> str:
-    """Return the file that `--config NAME` means: a file, or else a packaged recipe.
+    """Return the file that `--config NAME` means: an existing file, or else a packaged recipe.
 
     Raises:
-        UserError: There is neither such a file nor such a recipe.
+        UserError: Neither exists.
     """
-    folder = files("early_fusion_seg") / "recipes"
-    recipes = {Path(file.name).stem: str(file) for file in folder.iterdir() if file.name.endswith(".yaml")}
     if Path(name).is_file():
         return name
+    recipes = recipe_names()
     if name not in recipes:
         raise UserError(f"--config {name}: there is no such file, and the recipes are {', '.join(sorted(recipes))}")
     return recipes[name]
@@ -147,5 +153,5 @@ def _hint(prog: str, message: str) -> str:
     """Say where to look: the data class has its own settings."""
     if not re.match(r'Parser key "data|.*required: data', message):
         return f"{prog} --help lists the settings"
-    names = sorted(kind.__name__ for kind in SegmentationDataModule.__subclasses__())
+    names = sorted(kind.__name__ for kind in built_in_datasets().values())
     return f"the data classes are {', '.join(names)}, and --data.help CLASS lists the settings of one"

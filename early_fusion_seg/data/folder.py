@@ -6,10 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from early_fusion_seg.data.base import SegmentationDataModule, Split
+import numpy as np
+
+from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, Source
-from early_fusion_seg.data.files import require_folder
+from early_fusion_seg.data.layout import Layout
+from early_fusion_seg.data.listing import require_folder
+from early_fusion_seg.data.replica import Replica, Size, block_scene, save_lines, save_pixels
 from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.io.images import write_indexed_png
 from early_fusion_seg.labels import LabelSet
 
 TREE = """  labels.csv              one line per class: raw_id,train_id,name,color
@@ -36,6 +41,9 @@ class FolderDataModule(SegmentationDataModule):
         kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
     """
 
+    layouts = (Layout("a folder with a label CSV", ("labels.csv",), {}),)
+    fix_for_no_images = "there must be at least 2 in images/, or 1 in each of images/train/ and images/val/"
+
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -53,6 +61,11 @@ class FolderDataModule(SegmentationDataModule):
     def label_set(self) -> LabelSet:
         """Read the label CSV, at its first use."""
         return LabelSet.from_csv(self.labels)
+
+    @classmethod
+    def replicas(cls) -> dict[str, Replica]:
+        """Return the fake replica with folders train/ and val/."""
+        return {"": Replica(fake_folder)}
 
     def source(self, split: Split) -> Source:
         """Return the images of a split."""
@@ -102,3 +115,31 @@ def validation_keys(keys: list[str], fraction: float) -> set[str]:
     """Return a share of the keys, at least one, chosen by their SHA-256."""
     ordered = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
     return set(ordered[: max(1, round(len(keys) * fraction))])
+
+
+def fake_folder(root: str | Path, images: int = 4, size: Size = (36, 48), splits: bool = True, seed: int = 0) -> Path:
+    """Write a fake replica with three classes, and raw id 9 ignored.
+
+    Args:
+        root: Folder to write to.
+        images: Images in each split, or in all.
+        size: Height and width.
+        splits: Whether there are folders train/ and val/.
+        seed: Seed of the pixels.
+
+    Returns:
+        The root.
+    """
+    root, rng = Path(root), np.random.default_rng(seed)
+    rows = ["1,0,ground,#804000", "2,1,plant,#00a000", "5,2,sky,#60a0ff", "9,255,void,#000000"]
+    save_lines(root / "labels.csv", ["raw_id,train_id,name,color", *rows])
+    raw_ids = np.array([1, 2, 5, 9], np.uint8)
+    palette = np.zeros((10, 3), np.uint8)
+    colors = np.array([[128, 64, 0], [0, 160, 0], [96, 160, 255], [0, 0, 0]], np.uint8)
+    palette[raw_ids] = colors
+    for split in ("train", "val") if splits else ("",):
+        for number in range(images):
+            image, labels = block_scene(rng, size, colors)
+            save_pixels(root / "images" / split / f"{number:03}.jpg", image)
+            write_indexed_png(root / "masks" / split / f"{number:03}.png", raw_ids[labels], palette)
+    return root

@@ -7,15 +7,23 @@ github.com/mapillary/mapillary_vistas.
 import json
 import os
 import warnings
-from functools import cached_property
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-from early_fusion_seg.data.base import SegmentationDataModule, Split
+import numpy as np
+
+from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, Source
-from early_fusion_seg.data.files import files_below, matched
+from early_fusion_seg.data.layout import Layout
+from early_fusion_seg.data.listing import files_below, matched
+from early_fusion_seg.data.replica import Replica, Size, block_scene, row_colors, save_json, save_pixels
+from early_fusion_seg.data.submission import SubmissionFormat
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.labels import IGNORE_INDEX, LabelRow, LabelSet, load_label_set
+from early_fusion_seg.io.images import write_indexed_png
+from early_fusion_seg.labels import IGNORE_INDEX, LabelRow, LabelSet, load_label_set, packaged_rows
 
 Version = Literal["v1.1", "v1.2", "v2.0"]
 
@@ -31,6 +39,12 @@ TREE = """  {training,validation}/images/KEY.jpg and testing/images/KEY.jpg
 WHERE = """Mapillary Vistas needs an e-mail address, so it cannot be fetched from here. Ask for the research edition at
   www.mapillary.com/dataset/vistas
 and unpack the zip file of the link that comes by mail."""
+
+NAMES: dict[Version, str] = {"v2.0": "v2.0", "v1.2": "v1.2", "v1.1": "1.0 or 1.1"}
+
+
+def _labels_folder(folder: str, version: Version) -> str:
+    return f"{folder}/labels" if version == "v1.1" else f"{folder}/{version}/labels"
 
 
 class MapillaryVistasDataModule(SegmentationDataModule):
@@ -51,6 +65,16 @@ class MapillaryVistasDataModule(SegmentationDataModule):
 
     pred_void = "drop"
     license = "Mapillary Vistas Research Edition: non-commercial use."
+    layouts = tuple(
+        Layout(
+            f"Mapillary Vistas {name}",
+            tuple(_labels_folder(folder, version) for folder in ("training", "validation")),
+            {"version": version},
+        )
+        for version, name in NAMES.items()
+    )
+    fixes: ClassVar[Mapping[str, str]] = {"": "unpack or download the zip file of Mapillary Vistas again"}
+    masks_match_images = True
 
     def __init__(self, root: str | os.PathLike[str], version: Version | None = None, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
@@ -64,7 +88,7 @@ class MapillaryVistasDataModule(SegmentationDataModule):
         if self.version is not None:
             return self.version
         for version in reversed(get_args(Version)):
-            if any((self.root / self._labels(folder, version)).is_dir() for folder in ("training", "validation")):
+            if any((self.root / _labels_folder(folder, version)).is_dir() for folder in ("training", "validation")):
                 found: Version = version
                 return found
         raise self._missing("training and validation")
@@ -97,7 +121,7 @@ class MapillaryVistasDataModule(SegmentationDataModule):
             raise self._missing(folder)
         if folder == "testing":
             return FileSource([Item(key, image) for key, image in images.items()])
-        labels = self._labels(folder, self.found_version)
+        labels = _labels_folder(folder, self.found_version)
         masks = files_below(self.root, labels, ".png")
         expected = f"{self.root / labels}/*.png; unpack or download the zip file again"
         return FileSource([Item(*i) for i in matched(images, masks, expected)], self.label_set)
@@ -105,9 +129,25 @@ class MapillaryVistasDataModule(SegmentationDataModule):
     def _missing(self, what: str) -> MissingFileError:
         return MissingFileError(f"{self.root} does not hold Mapillary Vistas' {what}. Expected there:\n{TREE}\n{WHERE}")
 
-    @staticmethod
-    def _labels(folder: str, version: Version) -> str:
-        return f"{folder}/labels" if version == "v1.1" else f"{folder}/{version}/labels"
+    @property
+    def submission(self) -> SubmissionFormat:
+        """Return the format of the test server: gray PNGs of raw ids in a zip file."""
+        return SubmissionFormat("mapillary.zip", "the Mapillary Vistas benchmark's server")
+
+    @classmethod
+    def replicas(cls) -> dict[str, Replica]:
+        """Return the fake replicas: the download of version 2.0, and that of 1.1."""
+        return {"": Replica(fake_mapillary), "v1.1": Replica(partial(fake_mapillary, version="v1.1"))}
+
+    def diagnose_raw_ids(self, raw_ids: Counter[int], fix: str) -> str | None:
+        """Recognize masks of version 2.0 in the folders of version 1."""
+        unknown = self.label_set.unknown_ids(raw_ids)
+        if self.found_version == "v2.0" or not unknown or unknown[0] <= 65:
+            return None
+        return (
+            f"the masks are of version 2.0 (version 1 has the labels 0..65, not {unknown[0]}): {fix}, "
+            "or move them to training/v2.0/labels and validation/v2.0/labels"
+        )
 
 
 def read_config(path: Path, name: str) -> LabelSet:
@@ -136,3 +176,44 @@ def read_config(path: Path, name: str) -> LabelSet:
             f"{path} is not a config file of Mapillary Vistas ({type(error).__name__}: {error}); "
             "unpack or download the zip file again"
         ) from None
+
+
+def fake_mapillary(
+    root: str | Path, images: int = 3, size: Size = (60, 80), seed: int = 0, version: str = "v2.0"
+) -> Path:
+    """Write a fake replica.
+
+    Args:
+        root: Folder to write to.
+        images: Images in each split.
+        size: Height and width.
+        seed: Seed of the pixels.
+        version: "v1.1" for its own download; anything else for the download of 2.0, which holds v1.2 and v2.0.
+
+    Returns:
+        The root.
+    """
+    root, rng = Path(root), np.random.default_rng(seed)
+    versions = {"": "mapillary_v1.2"} if version == "v1.1" else {f"{v}/": f"mapillary_{v}" for v in ("v1.2", "v2.0")}
+    for place, table in versions.items():
+        labels = [
+            {
+                "name": row.name.lower().replace(" ", "-"),
+                "readable": row.name,
+                "color": row.color,
+                "evaluate": row.train_id < 255,
+            }
+            for row in packaged_rows(table)
+        ]
+        name = f"config_{place[:-1]}.json" if place else "config.json"
+        save_json(root / name, {"version": place[1:-1] or "1.1", "mapping": "public", "labels": labels})
+    colors = row_colors(packaged_rows("mapillary_v1.2"))
+    for split in FOLDERS.values():
+        for number in range(images):
+            key = f"{split[:2]}{number:020}"
+            image, raw = block_scene(rng, size, colors)
+            save_pixels(root / split / "images" / f"{key}.jpg", image)
+            for place in versions if split != "testing" else ():
+                shift = 58 if place == "v2.0/" else 0  # up to its highest label, 123
+                write_indexed_png(root / split / f"{place}labels" / f"{key}.png", raw + np.uint8(shift), colors)
+    return root

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from early_fusion_seg.data.files import File
+from early_fusion_seg.data.listing import File
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.images import open_file
+from early_fusion_seg.io.images import open_file
 
 
 def read_mat(file: File, name: str) -> Any:

@@ -5,22 +5,26 @@ val: 10,582 of them. SBD's own train list holds images of VOC's val, which must 
 """
 
 import os
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from early_fusion_seg.data.base import SegmentationDataModule, Split
+from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, Source
-from early_fusion_seg.data.download import download as fetch
-from early_fusion_seg.data.files import File, files_below
+from early_fusion_seg.data.layout import Layout
+from early_fusion_seg.data.listing import File, files_below
 from early_fusion_seg.data.matlab import read_mat
-from early_fusion_seg.data.unpack import unpack
+from early_fusion_seg.data.replica import Replica, Size, block_scene, row_colors, save_lines, save_pixels
+from early_fusion_seg.data.submission import SubmissionFormat
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.images import read_mask
-from early_fusion_seg.labels import LabelSet, load_label_set
+from early_fusion_seg.io.download import download as fetch
+from early_fusion_seg.io.images import read_mask, write_indexed_png
+from early_fusion_seg.io.unpack import unpack
+from early_fusion_seg.labels import LabelSet, load_label_set, packaged_rows
 
 TrainSplit = Literal["train", "trainval"]
 
@@ -59,6 +63,23 @@ class VOCDataModule(SegmentationDataModule):
     absent = "strict-nan"
     pred_void = "error"
     license = "PASCAL VOC: the images have the terms of Flickr; research use."
+    layouts = (
+        Layout(
+            "SegmentationClassAug beside VOC", tuple(f"{folder}/SegmentationClassAug" for folder in VOC_FOLDERS), {}
+        ),
+        Layout("SBD (masks of more images for VOC)", tuple(f"{folder}/cls" for folder in SBD_FOLDERS), {}),
+        Layout(
+            "PASCAL VOC 2012",
+            tuple(f"{folder}/ImageSets/Segmentation" for folder in VOC_FOLDERS),
+            {"augmented": False},  # readable without the two above
+        ),
+    )
+    fixes: ClassVar[Mapping[str, str]] = {
+        ".mat": f"unpack or download SBD's {SBD_URL.rpartition('/')[2]} again",
+        "SegmentationClassAug": "get SegmentationClassAug again",
+        "test:": "unpack or download VOC2012test.tar again",
+        "": f"unpack or download {VOC_URL.rpartition('/')[2]} again",
+    }
 
     def __init__(
         self,
@@ -94,6 +115,21 @@ class VOCDataModule(SegmentationDataModule):
             unpack(fetch(VOC_URL, self.root, md5=VOC_MD5), self.root / "VOCdevkit")
         if self.augmented and not self._extra_masks():
             unpack(fetch(SBD_URL, self.root, md5=SBD_MD5), self.root / "benchmark_RELEASE")
+
+    @property
+    def submission(self) -> SubmissionFormat:
+        """Return the format of the test server: indexed PNGs in the folders of comp6."""
+        server = "host.robots.ox.ac.uk:8080 (comp6)"
+        return SubmissionFormat("results.tgz", server, "results/VOC2012/Segmentation/comp6_test_cls", indexed=True)
+
+    @classmethod
+    def replicas(cls) -> dict[str, Replica]:
+        """Return the fake replicas: with SBD's .mat files, with SegmentationClassAug, and with a part of the latter."""
+        return {
+            "": Replica(fake_voc),
+            "aug": Replica(partial(fake_voc, extra="aug")),
+            "aug-only": Replica(partial(fake_voc, extra="aug_only")),
+        }
 
     def source(self, split: Split) -> Source:
         """Return the images of a split; "test" and "predict" are the same, without labels."""
@@ -145,3 +181,43 @@ def read_ids(voc: Path, name: str) -> list[str]:
 def _read_labels(file: File) -> NDArray[Any]:
     """Read a PNG of VOC or a .mat of SBD."""
     return np.asarray(read_mat(file, "GTcls").Segmentation) if str(file).endswith(".mat") else read_mask(file)
+
+
+def fake_voc(root: str | Path, images: int = 3, size: Size = (50, 60), seed: int = 0, extra: str = "sbd") -> Path:
+    """Write a fake replica with additional training images.
+
+    Args:
+        root: Folder to write to.
+        images: Images in each of train, val, test and the additional ones.
+        size: Height and width.
+        seed: Seed of the pixels.
+        extra: "sbd": .mat files, of images of train and val too, as SBD has; "aug": SegmentationClassAug with those of
+            train and val (DrSleep's); "aug_only": with the additional ones alone (mmsegmentation's); "none".
+
+    Returns:
+        The root.
+    """
+    from scipy.io import savemat  # slow to import
+
+    root, rng = Path(root), np.random.default_rng(seed)
+    voc = root / "VOCdevkit" / "VOC2012"
+    rows = packaged_rows("voc2012")
+    colors, raw_ids = row_colors(rows), np.array([row.raw_id for row in rows])
+    keys = {s: [f"20{7 + i:02}_{n:06}" for n in range(images)] for i, s in enumerate(("train", "val", "test", "extra"))}
+    for split, names in keys.items():
+        for key in names:
+            image, labels = block_scene(rng, size, colors)
+            raw = raw_ids[labels].astype(np.uint8)
+            save_pixels(voc / "JPEGImages" / f"{key}.jpg", image)
+            if split in ("train", "val"):
+                write_indexed_png(voc / "SegmentationClass" / f"{key}.png", raw, colors[:21])
+            if extra == "sbd" and split != "test":
+                folder = root / "benchmark_RELEASE" / "dataset" / "cls"
+                folder.mkdir(parents=True, exist_ok=True)
+                savemat(folder / f"{key}.mat", {"GTcls": {"Segmentation": np.where(raw == 255, 0, raw)}})
+            if split in {"aug": ("train", "val", "extra"), "aug_only": ("extra",)}.get(extra, ()):
+                save_pixels(voc / "SegmentationClassAug" / f"{key}.png", raw)
+    for name in ("train", "val", "test"):
+        save_lines(voc / "ImageSets" / "Segmentation" / f"{name}.txt", keys[name])
+    save_lines(voc / "ImageSets" / "Segmentation" / "trainval.txt", keys["train"] + keys["val"])
+    return root

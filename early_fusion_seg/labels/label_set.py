@@ -109,6 +109,15 @@ class LabelSet:
         same = (*((i, i) for i in range(self.num_classes)), (self.ignore_index, self.ignore_index))
         return replace(self, name=f"{self.name}_train_ids", raw_to_train=same)
 
+    def has_class(self, raw_ids: Iterable[int]) -> bool:
+        """Return whether any of the raw ids is a class that is not ignored."""
+        to_train = dict(self.raw_to_train)
+        return any(to_train.get(raw_id, self.ignore_index) != self.ignore_index for raw_id in raw_ids)
+
+    def unknown_ids(self, raw_ids: Iterable[int]) -> list[int]:
+        """Return the raw ids that are not in the table, sorted."""
+        return sorted(set(raw_ids) - {raw_id for raw_id, _ in self.raw_to_train})
+
     @classmethod
     def from_csv(cls, path: str | Path) -> "LabelSet":
         """Read a label CSV.

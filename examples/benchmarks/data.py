@@ -22,9 +22,10 @@ from heads_table import read_results, write_table
 from PIL import Image
 
 import early_fusion_seg
-from early_fusion_seg.data import COCODataModule, SegmentationDataModule
+from early_fusion_seg import COCODataModule
+from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.data.dataset import FileSource, Item
-from early_fusion_seg.data.street import scene
+from early_fusion_seg.data.synthetic.street import scene
 
 HERE = Path(__file__).parent
 RECIPES = Path(early_fusion_seg.__file__).parent / "recipes"

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet
-from early_fusion_seg.data.fake import fake_camvid_segnet
+from early_fusion_seg.data.camvid import fake_camvid_segnet
 from early_fusion_seg.losses import cross_entropy
 from early_fusion_seg.optim import lr_factor
 

@@ -55,9 +55,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet, SegmentationMetrics
 from early_fusion_seg.inference import upsampled_argmax
+from early_fusion_seg.logits.lazy_logits import LazyLogits
 from early_fusion_seg.losses import cross_entropy
 from early_fusion_seg.optim import lr_factor
-from early_fusion_seg.votes import LazyLogits
 
 K, BATCH, CROP, WARMUP, WEIGHT_DECAY = 11, 8, (128, 160), 50, 1e-2
 RATES = (5e-4, 2e-3, 8e-3)

@@ -33,7 +33,7 @@ from torchvision.transforms.functional import normalize
 
 from early_fusion_seg import FolderDataModule, FrozenEncoder, ReverseHRNetSeg
 from early_fusion_seg.callbacks import PredictionWriter
-from early_fusion_seg.data.street import scene
+from early_fusion_seg.data.synthetic.street import scene
 
 K, SIZE, SMALL = 19, (1024, 2048), (128, 256)
 LARGEST_DIFFERENCE = 1e-4

@@ -27,7 +27,7 @@ from pictures import ratio_bars
 from rich.progress import Progress
 from rich.table import Table
 
-from early_fusion_seg.folding import lacks_bfloat16
+from early_fusion_seg.encoder.onednn_blocks import lacks_bfloat16
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parents[1] / "docs" / "images"

@@ -1,0 +1,67 @@
+"""CheckpointCLI: what `validate`, `test` and `predict` share, the model from a checkpoint."""
+
+import abc
+import json
+
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+
+from early_fusion_seg.callbacks import ClassIoU, PanelLogger, ResultsWriter
+from early_fusion_seg.cli.command_cli import CommandCLI
+from early_fusion_seg.cli.load_model import check_classes_match, is_plain_folder, load_model
+from early_fusion_seg.cli.output import preserve_metrics_csv, start_wandb
+from early_fusion_seg.cli.parsing import add_data, add_trainer
+from early_fusion_seg.errors import UserError
+
+
+class CheckpointCLI(CommandCLI, abc.ABC):
+    """Use a trained model. Model and classes come from the checkpoint; results go to the folder of the run."""
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add trainer and data; of the model, only what may differ from the checkpoint."""
+        add_trainer(parser)
+        parser.add_argument(
+            "--model",
+            type=dict[str, object],
+            default={},
+            help="--model.encoder_weights FILE: where the encoder's weights are now, if not where the checkpoint says "
+            "(default: as in the checkpoint); every other setting comes from the checkpoint and may not differ",
+        )
+        add_data(parser, {"class_path": "early_fusion_seg.FolderDataModule"} if self.command == "predict" else None)
+
+    def instantiate_classes(self) -> None:
+        """Make the data from the configuration, the model from the checkpoint, and the trainer."""
+        path = self.config["ckpt_path"]
+        if path is None:
+            raise UserError(f"{self.command} needs --ckpt_path FILE, the checkpoint of a trained model")
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule = self.config_init["data"]
+        self.model = load_model(path, self.config["model"])
+        if not is_plain_folder(self.datamodule, self.command):
+            check_classes_match(self.datamodule.class_names, self.model.class_names, path)
+        self.config["model"] = dict(self.model.hparams)
+        self.run_callbacks = self.result_callbacks()
+        self.trainer = self.instantiate_trainer()
+
+    @abc.abstractmethod
+    def result_callbacks(self) -> list[Callback]:
+        """Return the callbacks that write the results."""
+
+    @abc.abstractmethod
+    def run_trainer(self) -> int:
+        """Run the trainer and return the exit code."""
+
+    def run_command(self) -> int:
+        """Run the command and return the exit code."""
+        start_wandb(self.trainer.loggers)
+        with preserve_metrics_csv(self.folder):
+            return self.run_trainer()
+
+
+class ScoreCLI(CheckpointCLI, abc.ABC):
+    """Score a trained model. Model and classes come from the checkpoint; results go to the folder of the run."""
+
+    def result_callbacks(self) -> list[Callback]:
+        """Return the callbacks that log the scores and write `results.json`."""
+        config = json.loads(self.parser.dump(self.config, format="json"))
+        return [ClassIoU(), PanelLogger(), ResultsWriter(self.folder, self.config["ckpt_path"], config)]

@@ -1,0 +1,39 @@
+"""`early-fusion-seg predict`: segment a folder of images with a trained model."""
+
+from lightning.pytorch import Callback
+
+from early_fusion_seg.callbacks import PredictionWriter
+from early_fusion_seg.cli.checkpoint_cli import CheckpointCLI
+from early_fusion_seg.cli.output import report_predictions
+from early_fusion_seg.cli.quiet_lightning import quiet_lightning
+
+
+def main(args: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: What follows `predict` on the command line.
+
+    Returns:
+        0; 1 if some files could not be read.
+
+    Raises:
+        UserError: Anything that the user can fix.
+    """
+    with quiet_lightning():
+        return PredictCLI("predict", args).run_command()
+
+
+class PredictCLI(CheckpointCLI):
+    """Segment the images of a folder with a trained model; the checkpoint has model and classes. Writes masks/."""
+
+    def result_callbacks(self) -> list[Callback]:
+        """Return the callback that writes masks and overlays."""
+        self.predictions = PredictionWriter(self.folder)
+        return [self.predictions]
+
+    def run_trainer(self) -> int:
+        """Segment every image that can be read."""
+        self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
+        report_predictions(self.predictions)
+        return 1 if self.predictions.unreadable else 0

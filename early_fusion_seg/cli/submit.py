@@ -1,0 +1,151 @@
+"""`early-fusion-seg submit DATASET`: write, or check, what the benchmark's test server takes.
+
+The format of each server is the `submission` of its data module.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import rich
+import torch
+from PIL import Image
+from rich.progress import track
+
+from early_fusion_seg.cli.datasets import dataset_name, dataset_parser, datasets, parse
+from early_fusion_seg.cli.evaluate import find_predictions
+from early_fusion_seg.cli.load_model import check_classes_match, load_model
+from early_fusion_seg.cli.messages import say
+from early_fusion_seg.data import FileSource, SegmentationDataModule, SubmissionFormat
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.io.images import image_size, read_image, read_mask
+
+
+def main(args: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: What follows `submit` on the command line.
+
+    Returns:
+        0; 1 if something is wrong with the submission.
+
+    Raises:
+        UserError: There is no such server, data or checkpoint.
+    """
+    description = "Write what the benchmark's test server takes, or check it."
+    kind, parser, rest = dataset_parser("submit", description, args)
+    parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of the model")
+    parser.add_argument("--encoder_weights", type=str | None, help="file of the encoder's weights, if they have moved")
+    parser.add_argument("--output", type=str | None, help="folder to write to; images that it already has are kept")
+    parser.add_argument("--check", type=str | None, help="folder or archive to check instead; needs no checkpoint")
+    parser.add_argument(
+        "--split", type=Literal["train", "val", "test"], default="test", help="images to segment (default: test)"
+    )
+    data, options = parse(kind, parser, rest)
+    form = data.submission
+    if form is None:
+        known = ", ".join(name for name, other in datasets().items() if _has_server(other))
+        raise UserError(f"{dataset_name(kind)} has no test server; those that have one are {known}")
+    source = data.source("predict" if options.split == "test" else options.split)
+    assert isinstance(source, FileSource)  # data sets with a server read files
+    if options.check is not None:
+        return report(list(problems(form, data, source, Path(options.check))), options.check)
+    if options.ckpt_path is None or options.output is None:
+        raise UserError("submit needs --ckpt_path FILE and --output FOLDER, or --check FOLDER")
+    given = {"encoder_weights": options.encoder_weights} if options.encoder_weights else {}
+    model = load_model(options.ckpt_path, given)
+    check_classes_match(data.class_names, model.class_names, options.ckpt_path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    output = Path(options.output)
+    claim(output, Path(options.ckpt_path))
+    keys = [item.key for item in source.items]
+    kept = sum(form.path(output, key).exists() for key in keys)
+    for item in track(source.items, "segmenting", console=rich.get_console(), transient=True):
+        path = form.path(output, item.key)
+        if not path.exists():
+            labels = model.predict(read_image(item.image))
+            assert isinstance(labels, np.ndarray)  # one image gives one label map
+            form.write(path, labels, data.label_set)
+    if found := list(png_problems(form, data, source, output / form.folder)):
+        return report([*found, "delete these and run the command again"], str(output))
+    archive = form.write_archive(output, keys)
+    say(f"{len(source)} images, of which {kept} were there already")
+    to_upload = f", to be uploaded to {form.server}" if options.split == "test" else ""
+    say(f"written: {archive}{to_upload}")
+    return 0
+
+
+def _has_server(kind: type[SegmentationDataModule]) -> bool:
+    return kind.submission is not SegmentationDataModule.submission
+
+
+def claim(output: Path, checkpoint: Path) -> None:
+    """Record in a folder which checkpoint fills it, so that no submission mixes two.
+
+    Raises:
+        UserError: Another checkpoint fills it, or another command wrote to it.
+    """
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    note = output / "checkpoint.sha256"
+    known = note.read_text(encoding="utf-8") if note.is_file() else ""
+    if known != digest and output.is_dir() and any(output.iterdir()):
+        whose = "another checkpoint" if known else "something else"
+        raise UserError(f"{output} holds files of {whose}; give another --output, or delete it")
+    output.mkdir(parents=True, exist_ok=True)
+    note.write_text(digest, encoding="utf-8")
+
+
+def problems(form: SubmissionFormat, data: SegmentationDataModule, source: FileSource, place: Path) -> Iterator[str]:
+    """Yield what is wrong with a submission: names, count, size, mode and ids."""
+    if form.check_archive is not None:
+        yield from form.check_archive(source, place if place.is_file() else place / form.archive)
+    else:
+        yield from png_problems(form, data, source, place)
+
+
+def png_problems(
+    form: SubmissionFormat, data: SegmentationDataModule, source: FileSource, place: Path
+) -> Iterator[str]:
+    """Yield what is wrong with the PNGs below a folder."""
+    mode_expected = "P" if form.indexed else "L"
+    allowed = {raw for raw, train in data.label_set.raw_to_train if data.pred_void != "error" or train != 255}
+    try:
+        found = find_predictions(place, [item.key for item in source.items])
+    except UserError as error:
+        yield str(error)
+        return
+    occurring: set[int] = set()
+    for item in track(source.items, "checking", console=rich.get_console(), transient=True):
+        path = found[item.key]
+        try:
+            values = np.flatnonzero(np.bincount(read_mask(path).ravel())).tolist()
+            with Image.open(path) as image:
+                mode, size = image.mode, image.size
+        except UserError as error:
+            yield str(error)
+            continue
+        expected = image_size(item.image)
+        if size != expected:
+            yield f"{path} is {size[0]}x{size[1]} pixels (width x height); its image is {expected[0]}x{expected[1]}"
+        if mode != mode_expected:
+            kind = "indexed" if mode_expected == "P" else "gray"
+            yield f"{path} has the mode {mode}; expected {mode_expected} ({kind})"
+        if wrong := [value for value in values if value not in allowed]:
+            yield f"{path} holds the labels {', '.join(map(str, wrong[:5]))}, which the server does not know"
+        occurring.update(values)
+    if form.check_raw_ids is not None and (wrong_ids := form.check_raw_ids(occurring)):
+        yield f"{place}: {wrong_ids}"
+
+
+def report(found: list[str], place: str) -> int:
+    """Print the problems found; 1 if there are any, else 0."""
+    for line in found[:20]:
+        print(line)
+    if len(found) > 20:
+        print(f"and {len(found) - 20} more")
+    print(f"{place}: {len(found)} problem(s)" if found else f"{place} is fit to be submitted")
+    return 1 if found else 0

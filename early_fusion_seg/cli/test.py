@@ -1,0 +1,29 @@
+"""`early-fusion-seg test`: score a trained model on the test split."""
+
+from early_fusion_seg.cli.checkpoint_cli import ScoreCLI
+from early_fusion_seg.cli.quiet_lightning import quiet_lightning
+
+
+def main(args: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: What follows `test` on the command line.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: Anything that the user can fix.
+    """
+    with quiet_lightning():
+        return TestCLI("test", args).run_command()
+
+
+class TestCLI(ScoreCLI):
+    """Score a trained model on the test split; the checkpoint has model and classes. Writes results.json."""
+
+    def run_trainer(self) -> int:
+        """Score every image once."""
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        return 0

@@ -1,0 +1,81 @@
+"""TrainingCLI: what `fit` and `estimate` share, model and data from the configuration."""
+
+from abc import ABC
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import LightningArgumentParser
+
+from early_fusion_seg.callbacks import ClassIoU, PanelLogger, Throughput
+from early_fusion_seg.callbacks.ema import KEY, HeadEMA
+from early_fusion_seg.callbacks.validate_at_end import ValidateAtEnd
+from early_fusion_seg.cli.command_cli import CommandCLI
+from early_fusion_seg.cli.load_model import check_classes_match, check_hparams_match
+from early_fusion_seg.cli.output import best_and_last
+from early_fusion_seg.cli.parsing import add_data, add_trainer, fill_class_weights
+from early_fusion_seg.encoder.encoder_checkpoint import read_checkpoint
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.segmenter import ReverseHRNetSeg
+
+LINKED = ("class_names", "num_classes", "palette", "ignore_index", "absent", "pred_void")
+
+
+class TrainingCLI(CommandCLI, ABC):
+    """What `fit` takes, and the trainer that it uses."""
+
+    def __init__(self, command: str, args: list[str]) -> None:
+        self.stored: dict[str, Any] | None = None  # hyperparameters of the checkpoint to go on from
+        super().__init__(command, args)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add trainer, model and data; the data tells the model the classes."""
+        add_trainer(parser)
+        parser.add_lightning_class_args(ReverseHRNetSeg, "model")
+        add_data(parser)
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Read the checkpoint before anything costs time."""
+        super().before_instantiate_classes()
+        path, epochs = self.config["ckpt_path"], self.config["trainer"]["max_epochs"]
+        if path is None:
+            return
+        checkpoint = read_checkpoint(path)
+        self.stored = checkpoint["hyper_parameters"]
+        if (KEY in checkpoint) != (self.config["ema_decay"] is not None):
+            has = "holds an average of weights" if KEY in checkpoint else "holds no average of weights"
+            raise UserError(f"{path} {has}; give --ema_decay to go on where it was given before, and only there")
+        if epochs is not None and 0 <= epochs <= checkpoint["epoch"]:
+            raise UserError(
+                f"trainer.max_epochs is {epochs}, but {path} is from epoch {checkpoint['epoch'] + 1}; raise max_epochs"
+            )
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer, after the class weights that follow from the data."""
+        fill_class_weights(self.config)
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer with what training needs beside."""
+        trainer = self.config["trainer"]
+        self.run_callbacks = [Throughput(), ClassIoU(), PanelLogger(), ValidateAtEnd()]
+        if self.config["ema_decay"] is not None:
+            self.run_callbacks.insert(0, HeadEMA(self.config["ema_decay"]))
+        if trainer["logger"] is not False:
+            self.run_callbacks.append(LearningRateMonitor("step"))
+        if trainer["enable_checkpointing"] is not False:
+            self.run_callbacks += best_and_last(self.folder, self.config["save_every_n_steps"])
+        return super().instantiate_trainer(**kwargs)
+
+    def check_resumable(self) -> None:
+        """Check that the checkpoint to go on from, if any, has the classes of the data and the settings of the model.
+
+        Raises:
+            UserError: Names the first difference.
+        """
+        if self.stored is not None:
+            path = self.config["ckpt_path"]
+            check_classes_match(self.datamodule.class_names, self.stored["class_names"], path)
+            check_hparams_match(dict(self.model.hparams), self.stored, path)

@@ -1,1 +1,0 @@
-"""One file for each command that is not a Trainer method."""

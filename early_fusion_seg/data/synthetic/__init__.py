@@ -1,0 +1,5 @@
+"""Synthetic street scenes: the data module, and the painter of the scenes."""
+
+from early_fusion_seg.data.synthetic.datamodule import SceneSource, SyntheticDataModule
+
+__all__ = ["SceneSource", "SyntheticDataModule"]

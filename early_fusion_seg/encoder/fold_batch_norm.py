@@ -1,0 +1,68 @@
+"""Fold batch norms into the convolutions before them: the same maps in fewer steps, and no statistics that can move."""
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from early_fusion_seg.encoder.onednn_blocks import fuse_residual_blocks
+
+
+@torch.no_grad()
+def fold_batch_norms(model: nn.Module, example: Tensor) -> None:
+    """Fold every batch norm that directly follows a convolution into it, then fuse residual blocks, in place.
+
+    Pairs are found by running `example` through the model: a norm whose input is the very tensor that a convolution
+    returned. The activation inside timm's BatchNormAct2d stays. Other norms stay unchanged.
+
+    Args:
+        model: A network in eval mode that returns a list of maps.
+        example: (n, 3, h, w) floats.
+
+    Raises:
+        RuntimeError: The folded maps differ from the original ones (for example, a second module reads a convolution).
+    """
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holds each output tensor, so that its id stays unique
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def after_conv(conv: nn.Module, _: object, output: Tensor) -> None:
+        outputs[id(output)] = (conv, output)  # type: ignore[assignment]  # hooked on convolutions alone
+
+    def before_norm(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if id(args[0]) in outputs:
+            pairs.append((outputs[id(args[0])][0], norm))  # type: ignore[arg-type]  # hooked on norms alone
+
+    hooks = [m.register_forward_hook(after_conv) for m in model.modules() if type(m) in (nn.Conv2d, Conv2dSame)]
+    hooks += [
+        m.register_forward_pre_hook(before_norm) for m in model.modules() if type(m) in (nn.BatchNorm2d, BatchNormAct2d)
+    ]
+    example = example.to(next(model.parameters()).device)
+    before = model(example)
+    for hook in hooks:
+        hook.remove()
+
+    replaced: dict[nn.Module, nn.Module] = {}
+    for conv, norm in pairs:
+        conv.weight, conv.bias = _folded(conv, norm)
+        replaced[norm] = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    for parent in list(model.modules()):
+        for child_name, child in list(parent.named_children()):
+            if child in replaced:
+                setattr(parent, child_name, replaced[child])
+    fuse_residual_blocks(model)
+    for a, b in zip(before, model(example), strict=True):
+        if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())):
+            raise RuntimeError("folding the batch norms changed the maps; use freeze_encoder=False with this encoder")
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
+    """Compute weight and bias of `norm(conv(x))` in float64 and return them in the dtype of the convolution."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    bias = None if conv.bias is None else conv.bias.double()
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight.double(), bias, norm.running_mean.double(), norm.running_var.double(), norm.eps,
+        norm.weight.double(), norm.bias.double(),
+    )  # fmt: skip
+    dtype = conv.weight.dtype
+    return nn.Parameter(weight.to(dtype), requires_grad=False), nn.Parameter(bias.to(dtype), requires_grad=False)

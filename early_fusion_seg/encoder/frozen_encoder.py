@@ -1,0 +1,187 @@
+"""FrozenEncoder: a timm classifier, used for its feature maps at every scale.
+
+Frozen means: no gradient, eval mode that `train()` cannot undo, and batch norms folded into the convolutions before
+them, so that no running statistic can move. Channels, strides, mean and std are read from timm.
+
+Shapes: n images, h x w pixels, C_s channels of the map at stride s.
+
+Our own choices, where the paper (arXiv 2402.06091) is silent: how a random encoder is made (`weights.randomize`), the
+folding, and the fingerprint.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from early_fusion_seg.encoder.fold_batch_norm import fold_batch_norms
+from early_fusion_seg.encoder.weights import (
+    Weights,
+    create_timm_model,
+    load_weights_file,
+    noise_images,
+    randomize,
+    state_hash,
+)
+from early_fusion_seg.errors import UserError
+
+DEFAULT_ENCODER = "resnet50.fb_ssl_yfcc100m_ft_in1k"
+"""Semi-supervised ResNet-50 of the paper. Its weights are CC-BY-NC-4.0."""
+
+
+class FrozenEncoder(nn.Module):
+    """Compute the feature maps of a timm classifier, finest first.
+
+    Args:
+        name: A timm model whose `features_only` maps have strictly increasing strides and which takes any image size.
+        weights: `"hub"` (timm's pretrained weights), `"random"` (always the same ones), the path of a `.safetensors`
+            or `.pth` file in timm's keys, or `"checkpoint"`: none yet, `load_timm_state_dict` loads them.
+        freeze: Freeze and fold; False makes an ordinary trainable encoder.
+
+    Attributes:
+        channels: C_s of each map.
+        strides: Stride s of each map, in input pixels.
+        mean: RGB mean that the weights expect, for pixels in 0..1.
+        std: RGB standard deviation that the weights expect.
+        source: Where the weights come from: the argument `weights`, or the source stored in a checkpoint.
+        license: License of timm's pretrained weights; None where timm states none or the weights are not timm's.
+
+    Raises:
+        UserError: Unknown model, unfit maps, weights that cannot be loaded or do not fit.
+
+    Example:
+        >>> encoder = FrozenEncoder("resnet18", weights="random")
+        >>> [tuple(m.shape) for m in encoder(torch.rand(1, 3, 64, 96))][-1]
+        (1, 512, 2, 3)
+    """
+
+    def __init__(self, name: str = DEFAULT_ENCODER, weights: str = "hub", freeze: bool = True) -> None:
+        super().__init__()
+        self.name = name
+        self.weights = weights
+        self.source = weights
+        self.frozen = freeze
+        self.model = create_timm_model(name, pretrained=weights == "hub")
+        config = self.model.model.pretrained_cfg
+        self.mean: tuple[float, ...] = tuple(config["mean"])
+        self.std: tuple[float, ...] = tuple(config["std"])
+        self.license: str | None = config.get("license") if weights == "hub" else None
+        self.channels: tuple[int, ...] = tuple(self.model.feature_info.channels())
+        self.strides: tuple[int, ...] = tuple(self.model.feature_info.reduction())
+        self._needs_padding = _needs_padding(self.model, name, self.strides)
+        self._unfolded_state: Weights | None = None  # kept only if the weights cannot be loaded again
+        self._fingerprint: str | None = None
+        if weights == "random":
+            randomize(self.model, self.mean, self.std)
+        elif weights not in ("hub", "checkpoint"):
+            load_weights_file(self.model.model, name, Path(weights))
+        if weights != "checkpoint":
+            self._freeze_and_fold(keep_state=weights == "random")
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the feature maps.
+
+        Args:
+            images: (n, 3, h, w) floats, normalized with `mean` and `std`.
+
+        Returns:
+            One (n, C_s, ceil(h / s), ceil(w / s)) map per stride, finest first, in channels_last memory format.
+        """
+        if self._fingerprint is None:
+            raise UserError(f"the encoder {self.name} has no weights yet: load them from its checkpoint")
+        h, w = images.shape[-2:]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            images = images.contiguous(memory_format=torch.channels_last)
+            if self._needs_padding:
+                coarsest = self.strides[-1]
+                images = F.pad(images, (0, -w % coarsest, 0, -h % coarsest), mode="replicate")
+            maps = self.model(images)
+        # crops only where the images were padded
+        return [m[..., : -(-h // s), : -(-w // s)] for m, s in zip(maps, self.strides, strict=True)]
+
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        """Set training mode; a frozen encoder stays in eval mode."""
+        return super().train(mode and not self.frozen)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of timm's state dict in float32, before folding and casting."""
+        if self.frozen and self._fingerprint is not None:
+            return self._fingerprint
+        return state_hash(self.model.model.state_dict())
+
+    def state_hash(self) -> str:
+        """Return the SHA-256 (hex) of the live tensors: equal before and after `fit` if the encoder is frozen."""
+        return state_hash(self.state_dict())
+
+    def timm_state_dict(self) -> Weights:
+        """Return the weights in timm's own, unfolded keys, on the CPU, as `safetensors.torch.save_file` takes them."""
+        if not self.frozen:
+            return _copied(self.model.model.state_dict())
+        if self._unfolded_state is None:  # from the hub or a file: load them again
+            fresh = FrozenEncoder(self.name, self.weights, freeze=False)
+            if fresh.fingerprint() != self.fingerprint():
+                raise UserError(f"{self.weights} no longer holds the weights that this {self.name} was made from")
+            return fresh.timm_state_dict()
+        return dict(self._unfolded_state)
+
+    def load_timm_state_dict(self, weights: Weights) -> None:
+        """Replace all weights by `weights` (timm's unfolded keys, strict both ways)."""
+        if self.frozen and self._fingerprint is not None:
+            device = next(self.parameters()).device
+            self.model = create_timm_model(self.name, pretrained=False).to(device)  # the present one is folded
+        self.model.model.load_state_dict(weights)
+        self.license = None
+        self._freeze_and_fold(keep_state=True)
+
+    def _freeze_and_fold(self, keep_state: bool) -> None:
+        """Compute the fingerprint; then freeze and fold, unless the encoder is trainable."""
+        state = self.model.model.state_dict()
+        self._fingerprint = state_hash(state)
+        if self.frozen:
+            if keep_state:
+                self._unfolded_state = _copied(state)
+            self.model.eval().requires_grad_(False)
+            side = 2 * self.strides[-1]
+            fold_batch_norms(self.model, noise_images()[:1, :, :side, :side])
+            self.eval()
+        else:
+            self.model.train()
+        self.model.to(memory_format=torch.channels_last)
+
+
+def _copied(state: Weights) -> Weights:
+    """Copy tensors to the CPU and out of channels_last memory format, which safetensors refuses."""
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+
+
+def _needs_padding(model: FeatureGetterNet, name: str, strides: tuple[int, ...]) -> bool:
+    """Return whether images must be padded to a multiple of the coarsest stride to get maps of ceil(size / stride).
+
+    Raises:
+        UserError: The strides do not increase (a ViT), or the model takes one size only.
+    """
+    if any(b <= a for a, b in pairwise(strides)):
+        raise UserError(
+            f"{name} cannot be the encoder: its feature maps have the strides {strides}, and early fusion needs a "
+            "finer and a coarser map of each scale (strictly increasing strides). Take a ResNet, ConvNeXt, "
+            "EfficientNet, MobileNetV3 or RegNet"
+        )
+    h, w = strides[-1] + 1, 2 * strides[-1] + 1
+    try:
+        if _map_sizes(model, h, w) == [(-(-h // s), -(-w // s)) for s in strides]:
+            return False
+    except (RuntimeError, AssertionError):  # odd sizes do not add up inside, or the model takes one size only
+        pass
+    try:
+        _map_sizes(model, strides[-1] * 2, strides[-1] * 3)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"{name} cannot be the encoder: it does not take images of any size ({error})") from error
+    return True
+
+
+@torch.no_grad()
+def _map_sizes(model: FeatureGetterNet, h: int, w: int) -> list[tuple[int, int]]:
+    return [(m.shape[-2], m.shape[-1]) for m in model.eval()(torch.zeros(1, 3, h, w))]

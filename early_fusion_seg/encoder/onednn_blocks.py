@@ -1,0 +1,91 @@
+"""Folded residual blocks as fused oneDNN calls on the CPU: convolution, sum and ReLU in one pass over memory."""
+
+from typing import Any
+
+import torch
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+CONVOLUTIONS: dict[type[nn.Module], tuple[str, ...]] = {
+    Bottleneck: ("conv1", "conv2", "conv3"),
+    BasicBlock: ("conv1", "conv2"),
+}
+"""The blocks of timm's ResNets that can be fused: convolutions with ReLU between them, a sum and ReLU."""
+
+# The operators that torch.compile emits for such convolutions. They have no public name; builds without oneDNN lack
+# them, hence getattr.
+_conv: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+_conv_into: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None)
+
+
+class FusedBlock(nn.Module):
+    """A folded residual block that uses one oneDNN call per convolution where possible, else timm's own forward.
+
+    The sum is written into the shortcut tensor. For a block without a convolution in its shortcut that is the input
+    itself, which must then have no other reader.
+
+    Args:
+        block: The folded block.
+    """
+
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+        super().__init__()
+        self.block: BasicBlock | Bottleneck = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, C, h, w) to (n, C', h', w'), without gradients."""
+        if not _can_fuse(x):
+            plain: Tensor = self.block(x)
+            return plain
+        shortcut = x if self.block.downsample is None else self.block.downsample(x)
+        *inner, last = (getattr(self.block, name) for name in CONVOLUTIONS[type(self.block)])
+        for conv in inner:
+            x = _conv(x, *_arguments(conv, x), "relu", [], None)
+        total: Tensor = _conv_into(shortcut, x, *_arguments(last, x), "add", 1.0, "relu", [], None)
+        return total
+
+
+def fuse_residual_blocks(model: nn.Module) -> None:
+    """Wrap the residual blocks that consist of nothing but what `CONVOLUTIONS` lists, in place.
+
+    The input of the first block of a stage may be a feature map that is returned, so that block is wrapped only if its
+    shortcut has a convolution.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) in CONVOLUTIONS and _is_plain(child) and (name != "0" or child.downsample is not None):
+                setattr(parent, name, FusedBlock(child))
+
+
+def lacks_bfloat16() -> bool:
+    """Return whether oneDNN exists but has no bfloat16 convolution on this processor; PyTorch's own is very slow."""
+    supported: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and not supported()
+
+
+def _is_plain(block: BasicBlock | Bottleneck) -> bool:
+    """Return whether the convolutions are plain, the activations ReLU, and all other modules (folded norms) nothing."""
+    children = dict(block.named_children())
+    children.pop("downsample", None)
+    convs = [children.pop(name) for name in CONVOLUTIONS[type(block)]]
+    return all(
+        type(conv) is nn.Conv2d and conv.bias is not None and conv.padding_mode == "zeros" for conv in convs
+    ) and all(type(m) is (nn.ReLU if name.startswith("act") else nn.Identity) for name, m in children.items())
+
+
+def _can_fuse(x: Tensor) -> bool:
+    """Return whether oneDNN can be used for a tensor.
+
+    Compilers, exporters and FLOP counters inspect the operators, so they get the block as timm wrote it.
+    """
+    available = _conv is not None and _conv_into is not None and bool(torch.backends.mkldnn.enabled)
+    inspected = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    if not available or x.device.type != "cpu" or inspected:
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not lacks_bfloat16())
+
+
+def _arguments(conv: nn.Conv2d, x: Tensor) -> tuple[object, ...]:
+    """Return the arguments of oneDNN's operators; autocast does not know these operators, so weights are cast here."""
+    assert conv.bias is not None
+    return conv.weight.to(x.dtype), conv.bias.to(x.dtype), conv.padding, conv.stride, conv.dilation, conv.groups

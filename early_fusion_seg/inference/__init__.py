@@ -1,0 +1,5 @@
+"""From logits to label maps, in bounded memory."""
+
+from early_fusion_seg.inference.label_map import upsampled_argmax
+
+__all__ = ["upsampled_argmax"]

@@ -1,0 +1,1 @@
+"""Files: images and masks, atomic writing, downloads, archives."""

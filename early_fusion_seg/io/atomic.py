@@ -1,0 +1,97 @@
+"""Files, checkpoints and run folders that are written completely or not at all."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from early_fusion_seg.errors import UserError
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name, then rename it, so that an interruption leaves no partial file.
+
+    Args:
+        path: The file; its folder is created.
+        write: Called with the temporary path.
+
+    Raises:
+        OSError: With the name of the file, which the operating system leaves out for a full disk.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".part-{path.name}")
+        write(part)
+        part.replace(path)
+    except OSError as error:
+        if error.errno is not None:  # the others do not come from the operating system
+            error.filename = str(path)
+        raise
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint to a temporary file in its own folder, then rename it.
+
+    The file is always the old checkpoint or the new one. Lightning's plugin writes through the system's temporary
+    folder, which may be on another, smaller disk. Give this one to a Trainer as `plugins=[AtomicCheckpointIO()]`; the
+    command line does.
+
+    Raises:
+        UserError: The checkpoint cannot be written; the message says why, and the old file is intact.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file, flush it to the disk, then give it its name."""
+        path = Path(path)
+        part = path.with_name(f".part-{path.name}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter after a short write
+            _remove(part)
+            cause = error if isinstance(error, OSError) else error.__context__
+            reason = cause.strerror if isinstance(cause, OSError) else None
+            raise UserError(
+                f"the checkpoint {path} could not be written ({reason or error}); what was saved before is intact. "
+                "Free space or fix the permissions, then resume with --ckpt_path"
+            ) from error
+
+
+def next_run_folder(parent: Path) -> Path:
+    """Return the `version_N` that follows all existing ones in a folder."""
+    return parent / f"version_{last_number(parent, 'version_') + 1}"
+
+
+def last_number(folder: Path, prefix: str) -> int:
+    """Return the highest N of the files and folders named `prefixN` or `prefixN.csv` in a folder, -1 if none exist."""
+    names = [path.name.removesuffix(".csv").removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the new name to the disk, where folders can be synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove(part: Path) -> None:
+    """Remove a partial file, if it exists."""
+    try:
+        part.unlink(missing_ok=True)
+    except OSError:  # the folder itself cannot be written
+        return
