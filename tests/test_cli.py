@@ -119,10 +119,10 @@ def test_data_classes_go_by_short_and_by_full_name(name: str, capsys: pytest.Cap
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(command: str, args: list[str]) -> int:
+    def broken(args: list[str]) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("early_fusion_seg.cli.run", broken)
+    monkeypatch.setattr("early_fusion_seg.cli.fit.main", broken)
     with pytest.raises(ZeroDivisionError):
         main(["fit"])
 

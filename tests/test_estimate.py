@@ -14,10 +14,11 @@ from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
 from early_fusion_seg import ReverseHRNetSeg
-from early_fusion_seg.__main__ import USAGE, main
+from early_fusion_seg.__main__ import main
 from early_fusion_seg.callbacks import step_timer as timing
 from early_fusion_seg.callbacks.step_timer import TimedBatch
 from early_fusion_seg.callbacks.validate_at_end import ValidateAtEnd
+from early_fusion_seg.cli import usage
 from early_fusion_seg.cli.estimate import EstimateCLI
 from early_fusion_seg.cli.estimate.figures import (
     Rate,
@@ -212,7 +213,7 @@ def test_no_logger_is_used(data: Path) -> None:
 
 
 def test_it_is_among_the_commands_and_has_the_options_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "\n  estimate " in USAGE
+    assert "\n  estimate " in usage()
     with pytest.raises(SystemExit):
         main(["estimate", "--help"])
     text = capsys.readouterr().out

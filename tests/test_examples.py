@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.cli.datasets import DATASETS
+from early_fusion_seg.data import built_in_datasets
 from early_fusion_seg.data.camvid import fake_camvid_segnet
 from early_fusion_seg.data.folder import fake_folder
 
@@ -61,7 +61,7 @@ def test_train_ddp(tmp_path):
 def test_the_data_modules_serve_torchvisions_network(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["fake-data", kind, "data", "--images", "2", "--size", "48", "64"]) == 0
-    run_script("torchvision_fcn.py", DATASETS[kind].__name__, "data", "64", "1")
+    run_script("torchvision_fcn.py", built_in_datasets()[kind].__name__, "data", "64", "1")
     assert list(tmp_path.rglob("*.ckpt"))
 
 

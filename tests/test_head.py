@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.head import BasicBlock, Exchange, ReverseHRNet, default_modules, stage_strides
+from early_fusion_seg.head import BasicBlock, ExchangeUnit, ReverseHRNet, default_modules, stage_strides
 
 CHANNELS, STRIDES = (6, 8, 12, 16, 20), (2, 4, 8, 16, 32)
 
@@ -73,9 +73,9 @@ def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h
     streams = {s: x[None, None] for s, x in ramps(h, w).items()}
     head = small(hr_modules=[0] * 5)
     head.adapt = nn.ModuleDict({str(s): nn.Identity() for s in STRIDES})
-    head.vote = nn.ModuleDict({str(s): nn.Conv2d(1, 1, 1) for s in STRIDES})
-    for vote in head.vote.values():
-        nn.init.ones_(vote.weight), nn.init.zeros_(vote.bias)
+    head.classifiers = nn.ModuleDict({str(s): nn.Conv2d(1, 1, 1) for s in STRIDES})
+    for classifier in head.classifiers.values():
+        nn.init.ones_(classifier.weight), nn.init.zeros_(classifier.bias)
     logits = head(list(streams.values()), torch.rand(1, 3, h, w))
     part = inside(2, h, w)
     assert logits[part].numel() > 0
@@ -85,14 +85,14 @@ def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h
 @pytest.mark.parametrize(("h", "w"), [(180, 240), (101, 99), (96, 128)])
 def test_the_exchange_leaves_streams_aligned(h, w):
     streams = {s: x[None, None] for s, x in ramps(h, w).items()}
-    exchange = Exchange(dict.fromkeys(STRIDES, 1), onward=set(STRIDES))
+    exchange = ExchangeUnit(dict.fromkeys(STRIDES, 1), used_later=set(STRIDES))
     for i, name in enumerate(exchange.up, start=1):
         exchange.up[name] = Copies(i)
     for i, name in enumerate(exchange.down):
         exchange.down[name] = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), Copies(4 - i))
-    for name in exchange.further:
+    for name in exchange.further_down:
         source, target = map(int, name.split("_to_"))
-        exchange.further[name] = nn.AvgPool2d(target // source // 2, ceil_mode=True)
+        exchange.further_down[name] = nn.AvgPool2d(target // source // 2, ceil_mode=True)
     for s, fused in exchange(streams).items():
         part = inside(s, h, w)
         assert fused[part].numel() > 0
@@ -118,8 +118,8 @@ def test_votes_equal_a_convolution_on_the_concatenated_last_states(plan):
     with torch.no_grad():
         logits = head(features, torch.rand(2, 3, 64, 64))
         wide = torch.cat([risen(last[s], s) for s in STRIDES], 1)
-        kernel = torch.cat([head.vote[str(s)].weight for s in STRIDES], 1)
-        bias = sum(head.vote[str(s)].bias for s in STRIDES)
+        kernel = torch.cat([head.classifiers[str(s)].weight for s in STRIDES], 1)
+        bias = sum(head.classifiers[str(s)].bias for s in STRIDES)
         torch.testing.assert_close(logits, F.conv2d(wide, kernel, bias), rtol=1e-4, atol=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_exchange_is_relu_of_the_sum_of_all_streams():
     """Each path by itself, with its share of the convolution that it leaves by."""
     torch.manual_seed(0)
     widths = {4: 3, 8: 6, 16: 12}
-    exchange = Exchange(widths, onward=set(widths)).eval()
+    exchange = ExchangeUnit(widths, used_later=set(widths)).eval()
     for norm in exchange.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight), nn.init.normal_(norm.bias), nn.init.normal_(norm.running_mean)
@@ -156,7 +156,7 @@ def test_exchange_is_relu_of_the_sum_of_all_streams():
 
     with torch.no_grad():
         strided = {"stride": 2, "padding": 1}
-        conv, norm = exchange.further["4_to_16"][-1]
+        conv, norm = exchange.further_down["4_to_16"][-1]
         twice = share(exchange.down["4"], streams[4], 6, 9, **strided).clamp(min=0)
         twice = norm(F.conv2d(twice, conv.weight, **strided))
         expected = {
@@ -165,16 +165,16 @@ def test_exchange_is_relu_of_the_sum_of_all_streams():
             16: streams[16] + twice + share(exchange.down["8"], streams[8], 0, 12, **strided),
         }
         fused = exchange({s: x.clone() for s, x in streams.items()})
-    assert list(exchange.further) == ["4_to_16"]
+    assert list(exchange.further_down) == ["4_to_16"]
     for s in widths:
         torch.testing.assert_close(fused[s], expected[s].clamp(min=0))
 
 
 def test_a_path_of_several_steps_has_a_norm_and_relu_after_each_but_the_last():
     torch.manual_seed(0)
-    exchange = Exchange({2: 3, 16: 8}, onward={2, 16}).eval()
+    exchange = ExchangeUnit({2: 3, 16: 8}, used_later={2, 16}).eval()
     x, coarse = torch.randn(1, 3, 16, 16), torch.randn(1, 8, 2, 2)
-    path = exchange.further["2_to_16"]
+    path = exchange.further_down["2_to_16"]
     with torch.no_grad():
         moved = x
         for conv, norm in (exchange.down["2"][:2], path[1][:2], path[2][:2]):
@@ -187,13 +187,13 @@ def test_a_path_of_several_steps_has_a_norm_and_relu_after_each_but_the_last():
 def test_a_stream_alone_exchanges_nothing_and_is_not_written_over():
     stream = torch.randn(1, 3, 4, 4)
     before = stream.clone()
-    torch.testing.assert_close(Exchange({4: 3}, onward={4})({4: stream})[4], before.clamp(min=0))
+    torch.testing.assert_close(ExchangeUnit({4: 3}, used_later={4})({4: stream})[4], before.clamp(min=0))
     assert torch.equal(stream, before)
 
 
 def test_a_stream_that_nobody_takes_gets_nothing_from_finer_ones():
     torch.manual_seed(0)
-    exchange = Exchange({4: 4, 8: 8, 16: 16}, onward={4, 8}).eval()
+    exchange = ExchangeUnit({4: 4, 8: 8, 16: 16}, used_later={4, 8}).eval()
     streams = {s: torch.randn(1, s, 32 // s, 32 // s) for s in (4, 8, 16)}
     with torch.no_grad():
         before, after = exchange(streams), exchange(streams | {4: torch.randn(1, 4, 8, 8)})
@@ -214,7 +214,7 @@ def test_a_stream_that_nobody_takes_gets_nothing_from_finer_ones():
 def test_downward_goes_what_a_later_module_takes(options, downward):
     head = small(**options)
     for module, expected in zip(head.stages, downward, strict=True):
-        widths = module.exchange.widths
+        widths = module.exchange_unit.widths
         streams = {s: torch.randn(1, width, 64 // s, 64 // s) for s, width in widths.items()}
         reached = set()
         with torch.no_grad():
@@ -239,7 +239,7 @@ def test_a_block_adds_its_convolutions_to_its_input():
 def test_widths_double_with_the_stride_with_or_without_the_extra_stream():
     for extra_stream, expected in ((True, [4, 8, 16, 32, 64]), (False, [8, 16, 32, 64])):
         head = small(extra_stream=extra_stream, hr_modules=None)
-        assert [head.vote[str(s)].in_channels for s in head.strides] == expected
+        assert [head.classifiers[str(s)].in_channels for s in head.strides] == expected
         assert len(head.stages) == 2
 
 

@@ -24,14 +24,14 @@ def example(low: tuple[int, int], n: int = 3) -> LazyLogits:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).requires_grad_()
 
-    states = tuple(draw(n, c, -(-low[0] // r), -(-low[1] // r)) for c, r in zip(WIDTHS, RATIOS, strict=True))
-    return LazyLogits(states, tuple(draw(K, c, 1, 1) for c in WIDTHS), tuple(draw(K) for _ in WIDTHS), RATIOS)
+    features = tuple(draw(n, c, -(-low[0] // r), -(-low[1] // r)) for c, r in zip(WIDTHS, RATIOS, strict=True))
+    return LazyLogits(features, tuple(draw(K, c, 1, 1) for c in WIDTHS), tuple(draw(K) for _ in WIDTHS), RATIOS)
 
 
-def plain(votes: LazyLogits) -> torch.Tensor:
+def plain(lazy: LazyLogits) -> torch.Tensor:
     """Convolve each state as a whole and upsample what there is to the next finer one, from the coarsest on."""
     total, ratio = torch.zeros(()), RATIOS[-1]
-    for x, weight, bias, finer in reversed(list(zip(*votes, strict=True))):
+    for x, weight, bias, finer in reversed(list(zip(*lazy, strict=True))):
         if ratio > finer:
             total = F.interpolate(total, scale_factor=ratio // finer, mode="bilinear")[..., : x.shape[2], : x.shape[3]]
         total, ratio = total + F.conv2d(x, weight, bias), finer
@@ -47,94 +47,94 @@ def labels(n: int, size: tuple[int, int]) -> torch.Tensor:
 
 @pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize(("low", "high"), SIZES)
-def test_counted_votes_are_the_sum_of_upsampled_convolutions(low, high):
-    votes = example(low)
-    assert votes.shape == (3, K, *low)
-    torch.testing.assert_close(votes.logits(), plain(votes))
-    up = F.interpolate(plain(votes), size=high, mode="bilinear")
-    for images, start, stop in votes.chunks(high):
-        rows = votes.upsampled(high, (images, start, stop))
+def test_logits_are_the_sum_of_upsampled_convolutions(low, high):
+    lazy = example(low)
+    assert lazy.shape == (3, K, *low)
+    torch.testing.assert_close(lazy.logits(), plain(lazy))
+    up = F.interpolate(plain(lazy), size=high, mode="bilinear")
+    for images, start, stop in lazy.chunks(high):
+        rows = lazy.upsampled(high, (images, start, stop))
         torch.testing.assert_close(rows.movedim(-1, 1), up[images, :, start:stop], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize(("low", "high"), SIZES)
 @pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy, dice])
-def test_losses_reach_states_and_classifiers_as_plain_logits_do(low, high, loss):
-    votes, target = example(low), labels(3, high)
-    ours = torch.autograd.grad(loss(votes, target), votes.tensors)
-    logits = plain(votes)
-    torch.testing.assert_close(loss(votes, target), loss(logits, target), rtol=1e-5, atol=1e-6)
+def test_losses_reach_features_and_classifiers_as_plain_logits_do(low, high, loss):
+    lazy, target = example(low), labels(3, high)
+    ours = torch.autograd.grad(loss(lazy, target), lazy.tensors)
+    logits = plain(lazy)
+    torch.testing.assert_close(loss(lazy, target), loss(logits, target), rtol=1e-5, atol=1e-6)
     if loss is cross_entropy:
         up = F.interpolate(logits, size=high, mode="bilinear")
-        theirs = torch.autograd.grad(F.cross_entropy(up, target.long(), ignore_index=255), votes.tensors)
+        theirs = torch.autograd.grad(F.cross_entropy(up, target.long(), ignore_index=255), lazy.tensors)
     else:
-        theirs = torch.autograd.grad(loss(logits, target), votes.tensors)
+        theirs = torch.autograd.grad(loss(logits, target), lazy.tensors)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_without_gradients_only_the_value_is_made():
-    votes, target = example((12, 16)), labels(3, (24, 32))
-    expected = cross_entropy(votes, target).detach()
+    lazy, target = example((12, 16)), labels(3, (24, 32))
+    expected = cross_entropy(lazy, target).detach()
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            torch.testing.assert_close(cross_entropy(votes, target), expected)
+            torch.testing.assert_close(cross_entropy(lazy, target), expected)
 
 
 def test_a_factor_of_the_loss_is_a_factor_of_its_gradient():
-    votes, target = example((12, 16)), labels(3, (24, 32))
-    once = torch.autograd.grad(cross_entropy(votes, target), votes.tensors)
-    scaled = torch.autograd.grad(2**16 * cross_entropy(votes, target), votes.tensors)
+    lazy, target = example((12, 16)), labels(3, (24, 32))
+    once = torch.autograd.grad(cross_entropy(lazy, target), lazy.tensors)
+    scaled = torch.autograd.grad(2**16 * cross_entropy(lazy, target), lazy.tensors)
     for a, b in zip(once, scaled, strict=True):
         torch.testing.assert_close(2**16 * a, b)
 
 
-def test_one_stream_alone_votes():
-    states, weights, biases, ratios = (x[:1] for x in example((12, 16)))
+def test_one_stream_alone():
+    features, weights, biases, ratios = (x[:1] for x in example((12, 16)))
     torch.testing.assert_close(
-        LazyLogits(states, weights, biases, ratios).logits(), F.conv2d(*states, *weights, *biases)
+        LazyLogits(features, weights, biases, ratios).logits(), F.conv2d(*features, *weights, *biases)
     )
 
 
 def test_a_graph_that_is_kept_gives_the_same_gradients_again():
-    votes, target = example((12, 16)), labels(3, (24, 32))
-    loss = cross_entropy(votes, target)
-    first = torch.autograd.grad(4 * loss, votes.tensors, retain_graph=True)
+    lazy, target = example((12, 16)), labels(3, (24, 32))
+    loss = cross_entropy(lazy, target)
+    first = torch.autograd.grad(4 * loss, lazy.tensors, retain_graph=True)
     kept = [x.clone() for x in first]
-    second = torch.autograd.grad(loss, votes.tensors)
+    second = torch.autograd.grad(loss, lazy.tensors)
     for a, b, c in zip(first, second, kept, strict=True):
         torch.testing.assert_close(a, 4 * b)
         assert torch.equal(a, c)
 
 
-def test_low_precision_states_are_counted_in_float32():
-    votes = example((12, 16))
-    low = votes._replace(states=tuple(x.detach().bfloat16().requires_grad_() for x in votes.states))
+def test_low_precision_features_are_summed_in_float32():
+    lazy = example((12, 16))
+    low = lazy._replace(features=tuple(x.detach().bfloat16().requires_grad_() for x in lazy.features))
     with torch.autocast("cpu", torch.bfloat16):
         loss = cross_entropy(low, labels(3, (24, 32)))
         logits = low.logits()
-    exact = plain(low._replace(states=tuple(x.float() for x in low.states)))
+    exact = plain(low._replace(features=tuple(x.float() for x in low.features)))
     torch.testing.assert_close(logits, exact)
     torch.testing.assert_close(loss, cross_entropy(exact, labels(3, (24, 32))))
     loss.backward()
-    assert [x.grad.dtype for x in low.states] == [torch.bfloat16] * 3
+    assert [x.grad.dtype for x in low.features] == [torch.bfloat16] * 3
 
 
 def test_no_logits_are_kept_for_backward():
-    votes, target = example((32, 32)), labels(3, (64, 64))
+    lazy, target = example((32, 32)), labels(3, (64, 64))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        cross_entropy(votes, target)
-    assert {t.numel() for t in saved} <= {1, *(x.numel() for x in votes.tensors)}
+        cross_entropy(lazy, target)
+    assert {t.numel() for t in saved} <= {1, *(x.numel() for x in lazy.tensors)}
 
 
 @pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize(("low", "high"), SIZES)
 def test_label_maps_of_votes(low, high):
-    votes = example(low)
-    up = F.interpolate(plain(votes), size=high, mode="bilinear")
+    lazy = example(low)
+    up = F.interpolate(plain(lazy), size=high, mode="bilinear")
     first, second = up.topk(2, dim=1).values.unbind(1)
     clear = first - second > 1e-4  # rounding may decide a tie either way
-    assert torch.equal(upsampled_argmax(votes, high)[clear].long(), up.argmax(1)[clear])
+    assert torch.equal(upsampled_argmax(lazy, high)[clear].long(), up.argmax(1)[clear])
     assert clear.float().mean() > 0.9

@@ -52,7 +52,7 @@ def test_a_network_in_low_precision_takes_images_of_any_type(network):
         EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).bfloat16().eval()
     )
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-    assert [x.dtype for x in low.votes(images).states] == [torch.bfloat16] * 5
+    assert [x.dtype for x in low.lazy_logits(images).features] == [torch.bfloat16] * 5
     assert low(images).dtype == torch.float32  # votes are added in it, as low-precision sums lose what is small
 
 

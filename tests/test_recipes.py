@@ -5,14 +5,14 @@ import pytest
 from cli_runs import LOOK, QUICK, TINY_MODEL, epochs_logged
 
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.cli.fake_data import KINDS
+from early_fusion_seg.cli.fake_data import replicas
 
 
 @pytest.mark.usefixtures("elsewhere")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", replicas())
 def test_fit_runs_on_every_fake_data_set(kind: str, tmp_path: Path) -> None:
     assert main(["fake-data", kind, "data", "--images", "2", "--size", "48", "64"]) == 0
-    data = shlex.split(KINDS[kind][1])
+    data = shlex.split(replicas()[kind][1])
     batch = ["--data.root=data", "--data.crop_size=32", "--data.batch_size=2", "--trainer.fast_dev_run=true"]
     assert main(["fit", *data, *batch, *TINY_MODEL, *QUICK, *LOOK]) == 0
 

@@ -200,7 +200,7 @@ def test_predict_step_passes_over_files_that_are_no_images(fitted_random):
 def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(tmp_path):
     model = ReverseHRNetSeg(**SMALL)
     with torch.no_grad():
-        model.network.head.vote["2"].bias.fill_(torch.nan)
+        model.network.head.classifiers["2"].bias.fill_(torch.nan)
     with pytest.raises(UserError, match=r"loss is nan at step 0, on the images stripes-0, .*stripes-3"):
         trainer(tmp_path).fit(model, loader(), loader(2, 1))
 
@@ -301,14 +301,14 @@ def test_a_trained_encoder_is_stored_whole_and_can_be_saved_again(tmp_path):
     model, path = fitted(tmp_path, freeze_encoder=False)
     loaded = ReverseHRNetSeg.load_from_checkpoint(path)
     assert same_output(loaded, model)
-    assert loaded.network.encoder.source == "trained from random"
+    assert loaded.network.encoder.source == "fine-tuned from random"
     again = tmp_path / "again.ckpt"
     engine = trainer(tmp_path)
     engine.strategy.connect(loaded)
     engine.save_checkpoint(again, weights_only=True)
     again_loaded = ReverseHRNetSeg.load_from_checkpoint(again)
     assert same_output(again_loaded, model)
-    assert again_loaded.network.encoder.source == "trained from random"
+    assert again_loaded.network.encoder.source == "fine-tuned from random"
 
 
 def test_an_encoder_trained_from_a_file_is_stored_whole_and_resumed(tmp_path, encoder_file):
@@ -320,7 +320,7 @@ def test_an_encoder_trained_from_a_file_is_stored_whole_and_resumed(tmp_path, en
     assert start.network.encoder.fingerprint() == fingerprint
     encoder_file.unlink()
     loaded = ReverseHRNetSeg.load_from_checkpoint(path)
-    assert loaded.network.encoder.source == f"trained from {encoder_file}"
+    assert loaded.network.encoder.source == f"fine-tuned from {encoder_file}"
 
 
 def test_a_model_from_a_whole_checkpoint_writes_whole_ones_with_license_and_source(fitted_random, tmp_path):
@@ -377,13 +377,13 @@ def test_head_keys_are_strict_both_ways(fitted_random, tmp_path, change):
     _, path = fitted_random
     stored = torch.load(path, weights_only=True)
     if change == "missing":
-        del stored["state_dict"]["network.head.vote.2.bias"]
+        del stored["state_dict"]["network.head.classifiers.2.bias"]
     else:
         stored["state_dict"]["network.head.stranger"] = torch.zeros(1)
     torch.save(stored, tmp_path / "changed.ckpt")
     with pytest.raises(UserError, match=r"changed\.ckpt does not fit the model"):
         ReverseHRNetSeg.load_from_checkpoint(tmp_path / "changed.ckpt")
-    with pytest.raises(RuntimeError, match=r"network\.head\.(vote\.2\.bias|stranger)"):
+    with pytest.raises(RuntimeError, match=r"network\.head\.(classifiers\.2\.bias|stranger)"):
         trainer(tmp_path).validate(ReverseHRNetSeg(**SMALL), loader(2, 1), ckpt_path=tmp_path / "changed.ckpt")
 
 
@@ -510,10 +510,7 @@ def test_the_same_weights_score_the_same_in_low_precision(well_trained, tmp_path
     ("precision", "lacking", "warned"), [("bf16-mixed", True, 1), ("bf16-true", False, 0), ("32-true", True, 0)]
 )
 def test_bfloat16_on_a_processor_without_it_is_warned_of(tmp_path, precision, lacking, warned, monkeypatch):
-    monkeypatch.setattr("early_fusion_seg.encoder.fold_batch_norm.lacks_bfloat16", lambda: lacking)
-    monkeypatch.setattr(
-        "early_fusion_seg.encoder.fold_batch_norm._fusible", lambda _: False
-    )  # which would ask the same
+    monkeypatch.setattr("early_fusion_seg.callbacks.slow_bfloat16.lacks_bfloat16", lambda: lacking)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(tmp_path, precision=precision).validate(ReverseHRNetSeg(**SMALL), loader(2, 1), verbose=False)

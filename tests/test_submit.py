@@ -20,10 +20,11 @@ from early_fusion_seg import (
 )
 from early_fusion_seg.__main__ import main
 from early_fusion_seg.cli.evaluate import score_folder
-from early_fusion_seg.cli.submit import FORMATS, pack, problems, stuff_entries, write_labels
+from early_fusion_seg.cli.submit import problems
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.data.cityscapes import fake_cityscapes
 from early_fusion_seg.data.coco.replica import fake_coco_stuff
+from early_fusion_seg.data.coco.submission import stuff_entries
 from early_fusion_seg.data.mapillary import fake_mapillary
 from early_fusion_seg.data.voc import fake_voc
 
@@ -46,8 +47,8 @@ def write_truth(name: str, data: SegmentationDataModule, output: Path) -> Path:
     for i in range(len(source)):
         truth = source.read_labels(i)
         truth = np.where(truth == 255, 0, truth).astype(np.uint8) if name == "voc" else truth
-        write_labels(name, data, truth, output / FORMATS[name].folder / f"{source.key(i)}.png")
-    return pack(name, source, output)
+        data.submission.write(data.submission.path(output, source.key(i)), truth, data.label_set)
+    return data.submission.write_archive(output, [item.key for item in source.items])
 
 
 def checkpoint(path: Path, names: list[str]) -> Path:
@@ -66,16 +67,16 @@ def check(name: str, root: Path, place: Path, *more: str) -> int:
     return main(["submit", name, "--data.root", str(root), "--check", str(place), *more])
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", MAKE)
 def test_a_submission_is_written_checked_and_resumed(name: str, tmp_path: Path, capsys, monkeypatch) -> None:
     data = make(name, tmp_path / "data")
     ckpt, output = checkpoint(tmp_path / "model.ckpt", data.class_names), tmp_path / "out"
     assert run(name, tmp_path / "data", ckpt, output) == 0
-    assert f"written: {output / FORMATS[name].archive}" in "".join(capsys.readouterr().out.splitlines())
+    assert f"written: {output / data.submission.archive}" in "".join(capsys.readouterr().out.splitlines())
     assert check(name, tmp_path / "data", output) == 0
     assert "is fit to be submitted" in capsys.readouterr().out
     source = data.source("predict")
-    paths = sorted((output / FORMATS[name].folder).iterdir())
+    paths = sorted((output / data.submission.folder).iterdir())
     assert [path.name for path in paths] == [f"{source.key(i)}.png" for i in range(2)]
     model = ReverseHRNetSeg.load_from_checkpoint(ckpt).eval()
     expected = data.label_set.decode(model.predict(source.items[1].image))
@@ -165,7 +166,7 @@ def test_what_is_wrong_with_a_folder_is_told(name: str, spoil, message: str, tmp
     data = make(name, tmp_path / "data")
     write_truth(name, data, tmp_path / "out")
     assert check(name, data.root, tmp_path / "out", "--split", "val") == 0
-    spoil(sorted((tmp_path / "out" / FORMATS[name].folder).iterdir())[1])
+    spoil(sorted((tmp_path / "out" / data.submission.folder).iterdir())[1])
     capsys.readouterr()
     assert check(name, data.root, tmp_path / "out", "--split", "val") == 1
     printed = capsys.readouterr().out
@@ -186,7 +187,7 @@ def test_what_is_wrong_with_coco_results_is_told(change, message: str, tmp_path:
     entries = json.loads(archive.read_text())
     change(entries)
     archive.write_text(json.dumps(entries))
-    found = list(problems("coco", data, data.source("val"), tmp_path / "out"))
+    found = list(problems(data.submission, data, data.source("val"), tmp_path / "out"))
     assert found
     assert any(message in line for line in found)
 
@@ -230,18 +231,18 @@ def test_files_of_another_checkpoint_are_not_mixed_in(tmp_path: Path, capsys) ->
     assert f"{output} holds files of something else" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", MAKE)
 def test_a_spoilt_file_is_not_packed(name: str, tmp_path: Path, capsys) -> None:
     data = make(name, tmp_path / "data")
     ckpt, output = checkpoint(tmp_path / "model.ckpt", data.class_names), tmp_path / "out"
     assert run(name, data.root, ckpt, output) == 0
-    spoilt = sorted((output / FORMATS[name].folder).iterdir())[0]
+    spoilt = sorted((output / data.submission.folder).iterdir())[0]
     spoilt.write_bytes(b"no image")
-    (output / FORMATS[name].archive).unlink()
+    (output / data.submission.archive).unlink()
     capsys.readouterr()
     assert run(name, data.root, ckpt, output) == 1
     assert f"{spoilt} is not an image" in capsys.readouterr().out
-    assert not (output / FORMATS[name].archive).exists()
+    assert not (output / data.submission.archive).exists()
 
 
 def test_train_ids_are_not_fit_to_be_submitted(tmp_path: Path, capsys) -> None:

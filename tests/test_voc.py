@@ -32,7 +32,7 @@ def plain(root: Path, **options) -> VOCDataModule:
 def test_facts_need_no_disk() -> None:
     dm = VOCDataModule("nowhere")
     assert (dm.num_classes, dm.class_names[0], dm.class_names[-1]) == (21, "background", "tvmonitor")
-    assert (dm.palette[15], dm.rule) == ([192, 128, 128], ("strict-nan", "error"))
+    assert (dm.palette[15], dm.rules) == ([192, 128, 128], ("strict-nan", "error"))
 
 
 @pytest.mark.parametrize("parent", ["VOCdevkit/VOC2012", "VOC2012", "."])
