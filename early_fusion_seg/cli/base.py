@@ -27,6 +27,7 @@ UNHELPFUL = (  # warnings that a user need do nothing about
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
     r"Found \d+ module\(s\) in eval mode",  # the frozen encoder is meant to be
     r"predict returned None",  # a file that is no image; it is reported at the end
+    r"\s*Dump of a value that does not round-trip: a tuple",  # albumentations takes the list that comes back
 )
 
 
