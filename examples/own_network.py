@@ -1,4 +1,4 @@
-"""Use a data module of this library with another network: here three convolutions and a plain Lightning module.
+"""Use a data module of this library with your own network, here three convolutions in a plain LightningModule.
 
 python examples/own_network.py [--max_steps N]
 """
@@ -14,7 +14,7 @@ from early_fusion_seg import SegmentationMetrics, SyntheticDataModule
 
 
 class TinyNetwork(LightningModule):
-    """Three convolutions; the batch's images are uint8, masks hold 255 where nothing is to be learned."""
+    """Three convolutions. Images of a batch are uint8; masks are 255 where a pixel is ignored."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -27,25 +27,25 @@ class TinyNetwork(LightningModule):
         return self.layers(images / 255)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        """Compute the loss of a batch."""
+        """Return the loss of a batch."""
         return F.cross_entropy(self(batch["image"]), batch["mask"].long(), ignore_index=255)
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
-        """Count the pixels of a batch."""
+        """Add a batch to the confusion matrix."""
         self.metrics.update(self(batch["image"]).argmax(1), batch["mask"])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mIoU over the whole split."""
+        """Log the mIoU of the whole split."""
         self.log("val/mIoU", self.metrics.compute()["miou"].float())
         self.metrics.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Take AdamW."""
+        """Return AdamW."""
         return torch.optim.AdamW(self.parameters(), 3e-3)
 
 
 def main() -> None:
-    """Train and score."""
+    """Train and validate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_steps", type=int, default=200)
     seed_everything(0)

@@ -1,4 +1,4 @@
-"""Any data module with torchvision's FCN: python examples/torchvision_fcn.py VOCDataModule ROOT [CROP STEPS]."""
+"""Train torchvision's FCN with any data module: python examples/torchvision_fcn.py VOCDataModule ROOT [CROP STEPS]."""
 
 import sys
 
@@ -16,7 +16,7 @@ class FCN(LightningModule):
         self.network = fcn_resnet50(weights=None, weights_backbone=None, num_classes=num_classes)
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
-        logits = self.network(batch["image"] / 255)["out"]  # images are uint8, masks hold 255 where nothing is known
+        logits = self.network(batch["image"] / 255)["out"]  # images are uint8; masks are 255 where ignored
         return F.cross_entropy(logits, batch["mask"].long(), ignore_index=255)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,8 +1,8 @@
-"""Train on synthetic street scenes in several processes, from Python: what `fit --trainer.devices N` does.
+"""Train with DDP in Python, on synthetic street scenes: what `fit --trainer.devices N` does.
 
 python examples/train_ddp.py [--devices N] [--accelerator cpu|gpu] [--max_steps N] [--output DIR] [--scenes N]
 
-Lightning starts this script again for each further process, so everything that all of them run is in `main`.
+Lightning starts this script again for each further process, so all code is in `main`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from early_fusion_seg.callbacks import ResultsWriter
 from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
 from early_fusion_seg.io.atomic import AtomicCheckpointIO
 
-BATCH = 8  # of all processes together, so that the number of processes changes the time and not the training
+BATCH = 8  # of all processes together: the number of processes does not change the training
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--max_steps", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("runs/train_ddp"))
-    parser.add_argument("--scenes", type=int, default=100, help="to validate on")
+    parser.add_argument("--scenes", type=int, default=100, help="scenes to validate on")
     args = parser.parse_args()
     seed_everything(0)
 
@@ -39,7 +39,7 @@ def main() -> None:
         accelerator=args.accelerator,
         devices=args.devices,
         strategy=DDPStrategy(gradient_as_bucket_view=True, static_graph=True) if several else "auto",
-        sync_batchnorm=several and args.accelerator == "gpu",  # there is no form for the CPU
+        sync_batchnorm=several and args.accelerator == "gpu",  # CUDA only
         callbacks=[LastCheckpoint(args.output), writer],
         plugins=[AtomicCheckpointIO()],
         max_steps=args.max_steps,

@@ -1,4 +1,4 @@
-"""Train on synthetic street scenes from Python, look at one prediction, and load the model again.
+"""Train in Python on synthetic street scenes, load the checkpoint, and draw one prediction.
 
 python examples/train_in_python.py [--max_steps N] [--output DIR]
 """
@@ -14,7 +14,7 @@ from early_fusion_seg.visualize import panel
 
 
 def main() -> None:
-    """Train, predict, load."""
+    """Train, save, load, predict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_steps", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("runs/train_in_python"))
@@ -26,7 +26,7 @@ def main() -> None:
         class_names=data.class_names,
         palette=data.palette,
         encoder="resnet18",
-        encoder_weights="random",  # "hub" fetches the pretrained weights
+        encoder_weights="random",  # "hub" downloads the pretrained weights
         lr=3e-3,
     )
     trainer = Trainer(max_steps=args.max_steps, default_root_dir=args.output, logger=False, enable_checkpointing=False)
