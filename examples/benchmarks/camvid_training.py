@@ -1,6 +1,7 @@
-"""Training on CamVid: what heads.py and from_scratch.py share."""
+"""Training on CamVid: the shared parts of heads.py and from_scratch.py."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from early_fusion_seg import FrozenEncoder, ReverseHRNet, SegmentationMetrics
 from early_fusion_seg.inference import upsampled_argmax
+from early_fusion_seg.losses import cross_entropy
+from early_fusion_seg.optim import lr_factor
 from early_fusion_seg.votes import LazyLogits
 
 K, BATCH, WARMUP, WEIGHT_DECAY = 11, 8, 50, 1e-2
@@ -17,12 +20,12 @@ CROP = (256, 320)
 
 
 def logits_of(head: nn.Module, maps: list[Tensor], images: Tensor) -> Tensor | LazyLogits:
-    """Return what the loss takes: logits, or the lazy logits of our head."""
+    """Return the input of the loss: logits, or the lazy logits of our head."""
     return head.votes(maps, images) if isinstance(head, ReverseHRNet) else head(maps, images)
 
 
 class WithEncoder(nn.Module):
-    """A head on an encoder; maps normalized images (n, 3, h, w) to what the loss takes."""
+    """A head on an encoder; maps normalized images (n, 3, h, w) to the input of the loss."""
 
     def __init__(self, encoder: FrozenEncoder, head: nn.Module) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class WithEncoder(nn.Module):
 
 
 def normalized(images: Tensor, encoder: FrozenEncoder) -> Tensor:
-    """Map uint8 (n, 3, h, w) to what the encoder expects."""
+    """Normalize uint8 images (n, 3, h, w) for the encoder."""
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (encoder.mean, encoder.std))
     return (images / 255 - mean) / std
 
@@ -48,6 +51,30 @@ def batch_of(samples: Sequence[Any], device: str) -> tuple[Tensor, Tensor]:
     """Stack samples to images (n, 3, h, w) and masks (n, h, w)."""
     images, masks = (torch.stack([sample[name] for sample in samples]).to(device) for name in ("image", "mask"))
     return images, masks
+
+
+def train_heads(
+    heads: list[nn.Module], rates: list[float], encoder: FrozenEncoder, data: Any, order: list[Any], device: str,
+    bf16: bool, tick: Callable[[], None],
+) -> None:  # fmt: skip
+    """Train heads side by side on the samples of `order`; `tick` is called after each step of each head."""
+    optimizers = [torch.optim.AdamW(h.parameters(), r, weight_decay=WEIGHT_DECAY)
+                  for h, r in zip(heads, rates, strict=True)]  # fmt: skip
+    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=bf16)
+    for step, first in enumerate(range(0, len(order), BATCH)):
+        images, masks = batch_of([data[index] for index in order[first : first + BATCH]], device)
+        with autocast():
+            images = normalized(images, encoder)
+            maps = encoder(images)
+        for head, optimizer, rate in zip(heads, optimizers, rates, strict=True):
+            torch.manual_seed(step)  # dropout does not depend on the other heads
+            optimizer.param_groups[0]["lr"] = rate * lr_factor(step, len(order) // BATCH, WARMUP, "poly")
+            with autocast():
+                loss = cross_entropy(logits_of(head, maps, images), masks)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            tick()
 
 
 @torch.no_grad()

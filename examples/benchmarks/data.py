@@ -47,7 +47,7 @@ def write_files(folder: Path, size: tuple[int, int], suffix: str, kilobytes: int
     for i, item in enumerate(items):
         image, mask = scene(i, min(size[0], 750), min(size[1], 1000))
         image, mask = (cv2.resize(x, size[::-1], interpolation=cv2.INTER_NEAREST) for x in (image, mask))
-        image = cv2.GaussianBlur(image, (0, 0), 1.0)  # enlarged blocks are no edges
+        image = cv2.GaussianBlur(image, (0, 0), 1.0)  # smooths the edges of enlarged pixels
         Image.fromarray(mask).save(item.mask)
         noise = np.random.default_rng(i).normal(0, 1, image.shape)
         for strength in (0.0, 0.3, 0.6, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 15):

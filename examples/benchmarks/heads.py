@@ -17,26 +17,14 @@ peers.py.
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from camvid_training import (
-    BATCH,
-    CROP,
-    WARMUP,
-    WEIGHT_DECAY,
-    K,
-    WithEncoder,
-    batch_of,
-    logits_of,
-    normalized,
-    score,
-    shuffled,
-)
+from camvid_training import BATCH, CROP, K, WithEncoder, score, shuffled, train_heads
 from measure import Row, options, publish
 from peers import PEERS, make_peer
 from rich.progress import Progress
@@ -45,8 +33,6 @@ from torch import nn
 
 from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet
 from early_fusion_seg.data.fake import fake_camvid_segnet
-from early_fusion_seg.losses import cross_entropy
-from early_fusion_seg.optim import lr_factor
 
 HEADS: dict[str, dict[str, Any]] = {  # name -> settings of ReverseHRNet that differ from its defaults
     "default": {},
@@ -73,28 +59,6 @@ def make_head(name: str, encoder: FrozenEncoder, seed: int) -> nn.Module:
     if name in PEERS:
         return make_peer(name, K, encoder.name)
     return ReverseHRNet(encoder.channels, encoder.strides, K, **HEADS[name])
-
-
-def train(
-    heads: list[nn.Module], rates: list[float], encoder: FrozenEncoder, data: Any, order: list[Any], chosen: Any,
-    tick: Callable[[], None],
-) -> None:  # fmt: skip
-    """Train heads side by side on the samples of `order`; `tick` is called after each step of each head."""
-    optimizers = [torch.optim.AdamW(h.parameters(), r, weight_decay=WEIGHT_DECAY)
-                  for h, r in zip(heads, rates, strict=True)]  # fmt: skip
-    for step, first in enumerate(range(0, len(order), BATCH)):
-        images, masks = batch_of([data[index] for index in order[first : first + BATCH]], chosen.device)
-        with torch.autocast(torch.device(chosen.device).type, torch.bfloat16, enabled=chosen.bf16[-1]):
-            images = normalized(images, encoder)
-            maps = encoder(images)
-            for head, optimizer, rate in zip(heads, optimizers, rates, strict=True):
-                torch.manual_seed(step)  # dropout does not depend on the other heads
-                optimizer.param_groups[0]["lr"] = rate * lr_factor(step, len(order) // BATCH, WARMUP, "poly")
-                loss = cross_entropy(logits_of(head, maps, images), masks)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                tick()
 
 
 class Comparison:
@@ -129,7 +93,8 @@ class Comparison:
             heads = [make_head(name, self.encoder, seed).to(self.chosen.device).train() for name, _ in group]
             heads = [head.to(memory_format=torch.channels_last) for head in heads]
             rates = [rate for _, rate in group]
-            train(heads, rates, self.encoder, self.train, order, self.chosen, partial(self.progress.advance, task))
+            tick = partial(self.progress.advance, task)
+            train_heads(heads, rates, self.encoder, self.train, order, self.chosen.device, self.chosen.bf16[-1], tick)
             for run, head in zip(group, heads, strict=True):
                 network = WithEncoder(self.encoder, head)
                 miou = score(network, self.encoder, data, scored, self.chosen.device, self.chosen.bf16[-1])

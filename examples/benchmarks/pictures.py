@@ -33,8 +33,8 @@ def ratio_bars(rows: list[tuple[str, float]], title: str, path: Path) -> None:
         end = left + round(ratio * scale)
         draw.text((left - EM // 2, middle), name, INK, font, anchor="rm")
         draw.rectangle((left, middle - ROW // 3, end, middle + ROW // 3), BAR)
-        place = one if one - 4 * EM < end <= one else end  # not across the line
-        draw.text((place + EM // 2, middle), f"{ratio:.3g}", INK, font, anchor="lm")
+        x = one if one - 4 * EM < end <= one else end  # the number does not cross the line
+        draw.text((x + EM // 2, middle), f"{ratio:.3g}", INK, font, anchor="lm")
     draw.line((one, top, one, bottom), LINE, 2)
     draw.text((one, bottom + EM), "1", INK, font, anchor="mm")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -118,9 +118,9 @@ def part_rows(chosen: Any) -> list[Row]:
         for _ in range(chosen.repeats + 1):
             with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
                 maps = part("encoder, forward", lambda: network.encoder(batch[0]))
-                votes = part("head, forward", lambda maps=maps: network.head.votes(maps, batch[0]))
-                loss = part("loss and its gradient", lambda votes=votes: cross_entropy(votes, batch[1]))
-            del maps, votes  # a real step frees this memory too
+                logits = part("head, forward", lambda maps=maps: network.head.votes(maps, batch[0]))
+                loss = part("loss and its gradient", lambda logits=logits: cross_entropy(logits, batch[1]))
+            del maps, logits  # a real step frees this memory too
             part("head, backward", loss.backward)
             part("optimizer", optimizer.step)
             optimizer.zero_grad()
