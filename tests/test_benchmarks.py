@@ -25,7 +25,7 @@ def quick(script: str, output: Path, *options: str, picture: bool = True) -> dic
     """Run a script and return the tables of its JSON."""
     page = PAGE.read_text()
     words = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--output", str(output), *options]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
     assert PAGE.read_text() == page
     assert (output / f"benchmark_{script}.png").exists() == picture
@@ -181,7 +181,7 @@ def test_the_interval_of_a_mean(monkeypatch):
 @pytest.mark.slow
 def test_observe():
     words = [sys.executable, str(BENCHMARKS / "observe.py"), "--steps", "31", "--repeats", "1"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if "with" in line and "of a step" in line]) == 4
 
