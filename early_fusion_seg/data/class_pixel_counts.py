@@ -34,8 +34,8 @@ except ImportError:  # Windows: no file locks, so processes that start at the sa
 def class_pixel_counts(source: Source, num_classes: int, run_file: Path | None = None) -> Counts:
     """Return the number of pixels of each class in each image, at the size of the files.
 
-    If several processes on one machine call this at the same time, one counts and the others wait for its result. Images
-    that are not files are counted on every call.
+    If several processes on one machine call this at the same time, one counts and the others wait for its result.
+    Images that are not files are counted on every call.
 
     Args:
         source: N labeled images.

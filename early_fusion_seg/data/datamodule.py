@@ -1,7 +1,7 @@
 """SegmentationDataModule: the base class of all data sets, a LightningDataModule.
 
-A subclass must define its classes (`label_set`) and its images (`source`). Everything else about a data set, such as its
-layouts on disk or the format of its test server, is an optional attribute or method of the same class.
+A subclass must define its classes (`label_set`) and its images (`source`). Everything else about a data set, such as
+its layouts on disk or the format of its test server, is an optional attribute or method of the same class.
 """
 
 import abc
@@ -59,8 +59,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
             [384, 768]. Default (None): no cropping, so all training images must have the same size.
         scale: Resize factor for images and masks of every split, applied before augmentation: 0.5 turns 480x360 into
             240x180. Default: 1.0, the size of the files.
-        random_scale: Lowest and highest factor of the random resize in the default augmentation. [1.0, 1.0] turns it
-            off.
+        random_scale: Lowest and highest factor of the random resize in the default augmentation. Default: [0.5, 2.0];
+            [1.0, 1.0] turns it off.
         short_side: Length in pixels to which the default augmentation resizes the shorter side of each training image,
             before `random_scale`: 1080 turns 4000x3000 into 1440x1080. Default (None): images keep their size.
         rare_class_share: Fraction of the training samples, 0..1, that are drawn for a rare class: an image that
@@ -228,8 +228,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
     def class_pixel_counts(self) -> Counts:
         """Return the number of pixels of each class in each training image, before `scale`.
 
-        The pixels are counted once, with a progress bar. The counts are stored in the user's cache and used until a mask
-        changes. In a run they are also written to class_pixel_counts.npz in the folder of the run (the trainer's
+        The pixels are counted once, with a progress bar. The counts are stored in the user's cache and used until a
+        mask changes. In a run they are also written to class_pixel_counts.npz in the folder of the run (the trainer's
         default_root_dir).
 
         Returns:
@@ -268,7 +268,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed(), drop_last=drop_last)
         if self.rare_class_share:
             counts, share, seed = self.class_pixel_counts(), self.rare_class_share, _seed()
-            # images have the seeds (seed, epoch, position) with position < len(dataset), so this seed is not one of them
+            # no image has this seed: augmentation uses (seed, epoch, position) with position < len(dataset)
             sampler.rare_draws = lambda epoch: draw_rare_classes(counts, share, (seed, epoch, len(dataset)))
         self._train_loader = self._loader(TrainLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
         if self._restored is not None:
@@ -279,8 +279,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the current epoch, for a checkpoint.
 
-        Lightning also stores the state of the training loader. It restores that state too late if the number of training
-        steps was read before, because the loader exists by then. It restores the state of the data module earlier.
+        Lightning also stores the state of the training loader. It restores that state too late if the number of
+        training steps was read before, because the loader exists by then. It restores the state of the data module
+        earlier.
         """
         return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
 

@@ -127,9 +127,9 @@ class SegmentationDataset(Dataset[Sample]):
     It accepts three kinds of index:
 
     - `position` in the source.
-    - `(epoch, position)`: random numbers of albumentations depend only on (seed, epoch, position). They are the same for
-      any number of workers and after a resume. Other callables use the global generators, which PyTorch seeds in each
-      worker.
+    - `(epoch, position)`: random numbers of albumentations depend only on (seed, epoch, position). They are the same
+      for any number of workers and after a resume. Other callables use the global generators, which PyTorch seeds in
+      each worker.
     - `(epoch, position, class, place)`: the default augmentation crops around a pixel of the class. The place in the
       epoch's order gives each draw of the same image its own random numbers.
 
@@ -223,7 +223,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _image_tensor(image: Any) -> Tensor:
-    """Convert an array (h, w, 3) to a tensor (3, h, w); a tensor, as from albumentations' ToTensorV2, has this shape."""
+    """Convert an array (h, w, 3) to a tensor (3, h, w). Tensors, as from ToTensorV2, already have this shape."""
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         planes = np.empty((3, *image.shape[:2]), np.uint8)
         cv2.split(np.ascontiguousarray(image), list(planes))  # several times faster than a transposed copy with numpy

@@ -27,8 +27,8 @@ WHERE = "To predict, any folder with images can be used."
 class FolderDataModule(SegmentationDataModule):
     """A folder of images, with masks and a label CSV for training.
 
-    `predict` uses every file below `root` except hidden files; the key of an image is its path below `root`. A file that
-    is not an image is reported and skipped.
+    `predict` uses every file below `root` except hidden files; the key of an image is its path below `root`. A file
+    that is not an image is reported and skipped.
 
     Training and evaluation use images/train/a.jpg with masks/train/a.png, the same with val/ and optionally test/. If
     there are no folders train/ and val/, images/a.jpg and masks/a.png are split by `val_fraction`: images whose keys

@@ -3,7 +3,8 @@
 Class weights: median-frequency balancing (Eigen and Fergus, arXiv 1411.4734) and ENet's (arXiv 1606.02147). Sampling:
 DAFormer's softmax of frequencies (arXiv 2111.14887); the minimum of 100 pixels per image is our own choice.
 
-Shapes: N images, K classes; counts (N, K) are the numbers of pixels of each class in each image, without ignored pixels.
+Shapes: N images, K classes; counts (N, K) are the numbers of pixels of each class in each image, without ignored
+pixels.
 """
 
 from typing import Literal
@@ -42,8 +43,8 @@ def class_weights(counts: Counts, kind: Weighting) -> list[float]:
 def median_frequency(counts: Counts) -> NDArray[np.float64]:
     """Compute median(f) / f_c, where f_c is the frequency of class c in the images that contain it.
 
-    The median is over the classes that occur. A class that does not occur gets weight 1, the value without weighting. No
-    training pixel uses this weight, but label smoothing and the validation loss need a finite number above 0.
+    The median is over the classes that occur. A class that does not occur gets weight 1, the value without weighting.
+    No training pixel uses this weight, but label smoothing and the validation loss need a finite number above 0.
 
     Args:
         counts: (N, K).
@@ -82,9 +83,9 @@ def inverse_log(counts: Counts) -> NDArray[np.float64]:
 def class_probabilities(counts: Counts) -> NDArray[np.float64]:
     """Compute the probability of drawing each class: proportional to exp((1 - p_c) / 0.01), and 0 for absent classes.
 
-    p_c is the fraction of class c in all pixels. Classes of much less than 1 % are drawn about equally often, classes of
-    several percent almost never. With probabilities proportional to 1 / p_c, a class of a few pixels in one image would
-    take nearly all draws, and that image would be repeated again and again.
+    p_c is the fraction of class c in all pixels. Classes of much less than 1 % are drawn about equally often, classes
+    of several percent almost never. With probabilities proportional to 1 / p_c, a class of a few pixels in one image
+    would take nearly all draws, and that image would be repeated again and again.
 
     Args:
         counts: (N, K).
@@ -107,8 +108,8 @@ def draw_rare_classes(counts: Counts, share: float, seed: tuple[int, ...]) -> di
         seed: Seed of the random numbers.
 
     Returns:
-        Place in 0..N-1 -> (image, class). The image has at least 100 pixels of the class; if no image has as many, it is
-        an image with the most.
+        Place in 0..N-1 -> (image, class). The image has at least 100 pixels of the class; if no image has as many, it
+        is an image with the most.
     """
     chance, which, where = np.random.default_rng(seed).random((3, len(counts)))
     cumulated = np.cumsum(class_probabilities(counts))

@@ -1,7 +1,7 @@
 """Fake replicas: tiny synthetic data sets in an official layout, to test readers and training without the real data.
 
-Each data set writes its own replica with the functions below. An image consists of blocks in the colors of their classes,
-plus noise, so a network can learn it. Equal arguments write equal pixels.
+Each data set writes its own replica with the functions below. An image consists of blocks in the colors of their
+classes, plus noise, so a network can learn it. Equal arguments write equal pixels.
 """
 
 import json

@@ -93,8 +93,8 @@ class PredictLoader(BatchLoader):
 class TrainLoader(BatchLoader):
     """A loader that can resume in the middle of an epoch.
 
-    Lightning stores its state in checkpoints and restores it. The sampler skips the images that were trained on, so they
-    are not decoded again.
+    Lightning stores its state in checkpoints and restores it. The sampler skips the images that were trained on, so
+    they are not decoded again.
     """
 
     epoch = 0
@@ -102,7 +102,9 @@ class TrainLoader(BatchLoader):
     restored: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # as above
-        if isinstance(self.sampler, EpochSampler):  # not so with Lightning's overfit_batches, which replaces the sampler
+        if isinstance(
+            self.sampler, EpochSampler
+        ):  # not so with Lightning's overfit_batches, which replaces the sampler
             self.epoch, self.batches = self.sampler.epoch, self._batches_to_skip(self.sampler)
             self.sampler.skip = self.batches * cast(int, self.batch_size)
         for batch in super().__iter__():

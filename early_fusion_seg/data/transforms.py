@@ -1,9 +1,10 @@
 """The default augmentation: random scale, random crop, horizontal flip and color jitter.
 
-A crop has at most 75 % of one class, or is centered on a pixel of a rare class. Random scale (0.5 to 2) and the limit of
-75 % are those of mmsegmentation's `RandomResize` and `RandomCrop(cat_max_ratio=0.75)`. Flip and color jitter are
-albumentations'. Only the cropped window is resized, not the whole image, so a small crop of a large photograph is cheap.
-If the window is drawn before the image is read, a JPEG that will be reduced can be decoded at half its size or less.
+A crop has at most 75 % of one class, or is centered on a pixel of a rare class. Random scale (0.5 to 2) and the limit
+of 75 % are those of mmsegmentation's `RandomResize` and `RandomCrop(cat_max_ratio=0.75)`. Flip and color jitter are
+albumentations'. Only the cropped window is resized, not the whole image, so a small crop of a large photograph is
+cheap. If the window is drawn before the image is read, a JPEG that will be reduced can be decoded at half its size or
+less.
 
 Shapes: images are (h, w, 3) uint8, masks (h, w) uint8 with 255 = ignored.
 """

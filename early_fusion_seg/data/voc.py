@@ -49,13 +49,13 @@ WHERE = (
 class VOCDataModule(SegmentationDataModule):
     """PASCAL VOC 2012: 1,464 training images (10,582 with SBD), 1,449 for validation. `predict` uses the 1,456 of test.
 
-    The official mean IoU is nan if a class neither occurs in the ground truth nor is predicted, which can happen if only
-    a part of a split is scored.
+    The official mean IoU is nan if a class neither occurs in the ground truth nor is predicted, which can happen if
+    only a part of a split is scored.
 
     Args:
         root: Folder with VOCdevkit/ (or with VOC2012/, or VOC2012 itself).
-        augmented: Also train on the images of SBD, with masks from its .mat files or from a folder SegmentationClassAug.
-            Default: true; false trains on VOC's own 1,464 images.
+        augmented: Also train on the images of SBD, with masks from its .mat files or from SegmentationClassAug/.
+            Default: true. With false, train on VOC's own 1,464 images.
         train_split: Images of VOC to train on: "train" (default), or "trainval" for a submission to the test server.
             With "trainval", the validation score is computed on training images.
         download: Download VOC (2 GB) and, if `augmented`, SBD (1.4 GB) into `root` if they are missing. Default: false.
@@ -66,9 +66,7 @@ class VOCDataModule(SegmentationDataModule):
     pred_void = "error"
     license = "PASCAL VOC: the images have the terms of Flickr; research use."
     layouts = (
-        Layout(
-            "SegmentationClassAug for VOC", tuple(f"{folder}/SegmentationClassAug" for folder in VOC_FOLDERS), {}
-        ),
+        Layout("SegmentationClassAug for VOC", tuple(f"{folder}/SegmentationClassAug" for folder in VOC_FOLDERS), {}),
         Layout("SBD (more training images for VOC)", tuple(f"{folder}/cls" for folder in SBD_FOLDERS), {}),
         Layout(
             "PASCAL VOC 2012",
@@ -126,7 +124,7 @@ class VOCDataModule(SegmentationDataModule):
 
     @classmethod
     def replicas(cls) -> dict[str, Replica]:
-        """Return the fake replicas: with SBD, with SegmentationClassAug for all images, and for the added images only."""
+        """Return the fake replicas: with SBD, and with SegmentationClassAug for all or only for the added images."""
         return {
             "": Replica(fake_voc),
             "aug": Replica(partial(fake_voc, extra="aug")),
@@ -177,7 +175,8 @@ def read_ids(voc: Path, name: str) -> list[str]:
 
     Args:
         voc: Folder VOC2012.
-        name: Name of the list. A line is an id, or as in DeepLab's lists `/JPEGImages/X.jpg /SegmentationClassAug/X.png`.
+        name: Name of the list. A line is an id, or as in DeepLab's lists `/JPEGImages/X.jpg
+            /SegmentationClassAug/X.png`.
     """
     path = voc / "ImageSets" / "Segmentation" / f"{name}.txt"
     if not path.is_file():
@@ -199,8 +198,8 @@ def fake_voc(root: str | Path, images: int = 3, size: Size = (50, 60), seed: int
         size: Height and width in pixels.
         seed: Seed of the pixels.
         extra: Masks of the additional images. "sbd": .mat files, also for train and val as in SBD. "aug":
-            SegmentationClassAug, also for train and val (DrSleep's). "aug_only": SegmentationClassAug for the additional
-            images only (mmsegmentation's). "none": no masks.
+            SegmentationClassAug, also for train and val (DrSleep's). "aug_only": SegmentationClassAug for the
+            additional images only (mmsegmentation's). "none": no masks.
 
     Returns:
         The root.

@@ -59,7 +59,8 @@ class PanopticSegments:
         places = np.searchsorted(sorted_ids, segments).clip(max=len(sorted_ids) - 1)
         if (unknown := segments[sorted_ids[places] != segments]).size:
             raise UserError(
-                f"{file} has a segment {unknown[0]} that {self.path} does not list; get both from the same {PANOPTIC}.zip"
+                f"{file} has a segment {unknown[0]} that {self.path} does not list; they do not match: "
+                f"unpack both from the same {PANOPTIC}.zip"
             )
         labels: NDArray[np.int64] = categories[places]
         return labels

@@ -20,8 +20,8 @@ class SyntheticDataModule(SegmentationDataModule):
     """Procedural street scenes with CamVid's 11 classes, drawn on demand.
 
     Equal seeds give equal scenes on any machine. No two splits share a scene. The augmentation of training scenes is
-    only a random horizontal flip, since light, colors and sizes already vary from scene to scene; with a `crop_size`, it
-    is the default augmentation. `predict` uses the test scenes without masks.
+    only a random horizontal flip, since light, colors and sizes already vary from scene to scene; with a `crop_size`,
+    it is the default augmentation. `predict` uses the test scenes without masks.
 
     Args:
         size: Height and width of the scenes in pixels. Default: [96, 128].

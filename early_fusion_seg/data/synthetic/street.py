@@ -1,8 +1,8 @@
 """Draw procedural street scenes with CamVid's 11 classes.
 
 A pinhole camera, one unit above the ground, looks along a flat street. Where the ground is s pixel rows below the
-horizon, one unit is s pixels wide, so an object that stands there is drawn s times its size. The color of a surface is a
-function of world coordinates, so scenes can be drawn at any size. Objects are painted from far to near at twice the
+horizon, one unit is s pixels wide, so an object that stands there is drawn s times its size. The color of a surface is
+a function of world coordinates, so scenes can be drawn at any size. Objects are painted from far to near at twice the
 size, then every 2x2 pixels are averaged.
 
 The classes share most of their colors, and light, tint and noise vary from scene to scene. So a network must learn
@@ -192,7 +192,7 @@ class _Street:
         self.put(rows, slice(None), np.ones_like(pane), BUILDING, color, np.full(pane.shape, self.end))
 
     def wall(self, side: int, lateral: np.float32, tall: np.float32, label: int, surface: Surface) -> None:
-        """Paint a vertical surface along the street, `lateral` units to the left (side -1) or right (1) of its middle."""
+        """Paint a surface along the street, `lateral` units to the left (side -1) or right (side 1) of its middle."""
         edge = int(self.vanish + side * lateral * self.focal / self.end)
         cols = slice(max(edge, 0), None) if side > 0 else slice(0, max(edge, 0))
         s = np.abs(self.x[:, cols] - self.vanish) / lateral

@@ -1,8 +1,8 @@
 """The objects of a synthetic street; each is a function of its own coordinates.
 
-u runs from 0 (left) to 1 (right), v from 0 (top) to 1 (bottom). A function returns the number of the part at each place,
-0 outside the object, and its brightness. The caller chooses the colors of the parts. Random properties of an object, such
-as the kind of sign or the stride of a pedestrian, come from `salt`, a number from 0 to 2^31 - 1.
+u runs from 0 (left) to 1 (right), v from 0 (top) to 1 (bottom). A function returns the number of the part at each
+place, 0 outside the object, and its brightness. The caller chooses the colors of the parts. Random properties of an
+object, such as the kind of sign or the stride of a pedestrian, come from `salt`, a number from 0 to 2^31 - 1.
 
 Only +, -, *, /, floor and comparisons are used, which IEEE 754 defines exactly, so every machine draws the same.
 
@@ -70,7 +70,7 @@ def pole(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
 
 
 def sign(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
-    """Draw a disc with a bar, a triangle with a mark, a board with chevrons, or three lamps; dark on light or inverse."""
+    """Draw a disc with a bar, a triangle with a mark, a board with chevrons or three lamps; dark or light symbols."""
     du, dv = np.abs(u - 0.5), np.abs(v - 0.5)
     kind = salt % 4
     if kind == 0:
@@ -127,7 +127,7 @@ def car_rear(u: Floats, v: Floats, salt: int) -> tuple[Parts, Floats]:
 
 
 def _car_brightness(part: Parts, v: Floats) -> Floats:
-    """Return the brightness of a car's parts: body (1), dark glass (2), black tires (3), bright metal (4), lamps (5)."""
+    """Return the brightness of a car: body (1), dark glass (2), black tires (3), bright metal (4), lamps (5)."""
     gloss = 1.25 - 0.6 * v + 0.3 * band(v, 0.44, 0.5)
     shine: Floats = np.array((1, 1, 0.45, 0.3, 1.4, 1.5), np.float32)[part] * gloss
     return shine
