@@ -149,7 +149,7 @@ def test_only_one_of_several_simultaneous_callers_counts(
     monkeypatch.setattr(class_pixel_counts, "_lock_file", wait_then_lock)
     monkeypatch.setattr(class_pixel_counts, "count", lambda source, k: calls.append(k) or real(source, k))
     results: list[np.ndarray] = []
-    call = lambda: results.append(class_pixel_counts.class_pixel_counts(train(root), 3))  # noqa: E731  # short
+    call = lambda: results.append(class_pixel_counts.class_pixel_counts(train(root), 3))  # noqa: E731  # used once, in threads
     threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -12,9 +12,8 @@ from early_fusion_seg.io.images import image_size, read_image, read_mask, to_rgb
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (11, 14, 3), np.uint8)
 GRAY = RNG.integers(0, 256, (11, 14), np.uint8)
-SMOOTH = np.stack([np.add.outer(np.arange(24) * 4, np.arange(40) * 3)] * 3, -1).astype(
-    np.uint8
-)  # JPEG changes it little
+# a smooth image, which JPEG changes little
+SMOOTH = np.stack([np.add.outer(np.arange(24) * 4, np.arange(40) * 3)] * 3, -1).astype(np.uint8)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp", "bmp"])

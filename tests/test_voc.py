@@ -116,12 +116,8 @@ def test_real_files(tmp_path: Path) -> None:
     sample = VOCDataModule(SAMPLES / "voc2012")
     place = ids["val"].index("2007_000129")
     mask = sample.dataset("val")[place]["mask"]
-    assert [int((mask == c).sum()) for c in (0, 2, 15, 255)] == [
-        54389,
-        34183,
-        61143,
-        17285,
-    ]  # measured without this package
+    # counted without this package
+    assert [int((mask == c).sum()) for c in (0, 2, 15, 255)] == [54389, 34183, 61143, 17285]
     # all images of SBD, which include many of val, must give exactly the published list of trainaug
     voc = tmp_path / VOC
     shutil.copytree(real / "ImageSets", voc / "ImageSets")

@@ -1,4 +1,4 @@
-"""Unpack zip and tar files safely: no file outside the target folder, and no files at all from a damaged archive."""
+"""Unpack zip and tar files safely: no file outside the target folder, and no target folder from a damaged archive."""
 
 import shutil
 import stat
