@@ -155,7 +155,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("data key", ["fit", *CAMVID, "--data.rooot=x"], "CamVidDataModule: Option 'rooot' is not accepted"),
     ("data value", ["fit", *CAMVID, "--data.scale=abc"], "data.scale: CamVidDataModule: expected float. Got value"),
     ("data union", ["fit", *CAMVID, "--data.crop_size=abc"], "data.crop_size: CamVidDataModule: expected int; "),
-    ("data refuses", ["fit", *CAMVID, "--data.batch_size=-1"], "batch_size is -1; it must be above 0"),
+    ("data refuses", ["fit", *CAMVID, "--data.batch_size=-1"], "batch_size is -1; expected a number above 0"),
     ("model key", ["fit", *CAMVID, "--model.widht=3"], "unrecognized arguments: --model.widht=3; early-fusion-seg fit"),
     ("model value", ["fit", *CAMVID, "--model.width=abc"], "model.width: expected int. Got value: abc"),
     ("model word", ["fit", *CAMVID, "--model.plan=abc"], "model.plan: expected one of ['early', 'progressive']"),

@@ -210,7 +210,7 @@ def test_stuff_and_things() -> None:
 @pytest.mark.parametrize(("args", "message"), [
     (["camvid"], "camvid has no test server; those that have one are cityscapes"),
     (["coco", "--data.labels", "panoptic"], "give --data.labels stuff"),
-    (["cityscapes", "--data.labels", "labelTrainIds"], "takes labelIds: leave --data.labels out"),
+    (["cityscapes", "--data.labels", "labelTrainIds"], "expects labelIds: omit --data.labels"),
     (["cityscapes"], "needs --ckpt_path FILE and --output FOLDER"),
 ])  # fmt: skip
 def test_what_cannot_be_submitted_is_refused(args, message: str, tmp_path: Path, capsys) -> None:
