@@ -46,7 +46,7 @@ class LastCheckpoint(Checkpoint):
         self.filename = "last"
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
-        self.resumable = False  # whether a checkpoint of this moment would lose nothing
+        self.resumable = False  # whether training could resume from a checkpoint saved now
         self.step = 0  # optimizer steps at the start of the batch
         self.saved = 0  # optimizer steps at the last checkpoint
         self.stop_requested = False

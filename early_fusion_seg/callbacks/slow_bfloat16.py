@@ -15,7 +15,7 @@ class SlowBfloat16Warning(Callback):
         low = trainer.precision.startswith(("bf16", "16"))
         if low and trainer.strategy.root_device.type == "cpu" and lacks_bfloat16() and trainer.is_global_zero:
             warnings.warn(
-                "this processor has no instructions for bfloat16, so its convolutions are many times slower than "
+                "this processor has no instructions for bfloat16, so convolutions are many times slower than "
                 "in float32; use --trainer.precision 32-true",
                 stacklevel=2,
             )
