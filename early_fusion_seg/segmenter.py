@@ -209,7 +209,7 @@ class ReverseHRNetSeg(LightningModule):
         return {"prediction": self._segment(images, images.shape[-2:])}
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
-        """Score a batch at the size of its masks; return None for the single empty batch of a process without images."""
+        """Score a batch at the size of its masks; return None for the empty batch of a process without images."""
         metrics, losses = cast(SegmentationMetrics, self.metrics[split]), cast(MeanLoss, self.losses[split])
         if not batch["key"]:
             no_images = torch.empty(0, 1, 1, dtype=torch.uint8, device=self.device)

@@ -1,6 +1,5 @@
 import os
 import shutil
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -504,17 +503,6 @@ def test_the_same_weights_score_the_same_in_low_precision(well_trained, tmp_path
     for name in ("val/mIoU", "val/pixel_accuracy"):
         assert scores[precision][name] == pytest.approx(scores["32-true"][name], abs=0.002)
     assert types[precision][:2] == [{torch.bfloat16}, torch.float32]
-
-
-@pytest.mark.parametrize(
-    ("precision", "lacking", "warned"), [("bf16-mixed", True, 1), ("bf16-true", False, 0), ("32-true", True, 0)]
-)
-def test_bfloat16_on_a_processor_without_it_is_warned_of(tmp_path, precision, lacking, warned, monkeypatch):
-    monkeypatch.setattr("early_fusion_seg.callbacks.slow_bfloat16.lacks_bfloat16", lambda: lacking)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer(tmp_path, precision=precision).validate(ReverseHRNetSeg(**SMALL), loader(2, 1), verbose=False)
-    assert sum("--trainer.precision 32-true" in str(w.message) for w in caught) == warned
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])

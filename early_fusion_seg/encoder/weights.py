@@ -18,7 +18,7 @@ Weights = dict[str, Tensor]
 
 
 def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
-    """Build a timm model that returns its feature maps, without use of the global random generator.
+    """Build a timm model that returns its feature maps, without changing the global random generator.
 
     Args:
         name: Name of the timm model.
