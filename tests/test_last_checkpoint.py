@@ -43,12 +43,12 @@ def saved_steps(folder: Path, every: int, **options: object) -> list[int]:
         (2, {"fast_dev_run": 4}, []),
     ],
 )
-def test_last_ckpt_is_written_every_few_steps_where_training_can_resume(tmp_path, every, options, expected):
+def test_last_ckpt_is_written_where_training_can_resume(tmp_path, every, options, expected):
     assert saved_steps(tmp_path, every, **options) == expected
 
 
 class SendSigterm(Callback):
-    """Sends SIGTERM to this process during a batch or a validation, and records the validations that were finished."""
+    """Sends SIGTERM to this process in a batch or a validation, and records finished validations."""
 
     def __init__(self, batch: int = 0, validation: int = 0) -> None:
         self.batch = batch  # number of the training batch, from 1; 0: none
@@ -77,7 +77,7 @@ def run(
     data.sizes = data.sizes | {"train": 16}  # 8 batches an epoch
     last = LastCheckpoint(folder)
     engine = trainer(folder, callbacks=[HeadEMA(0.9), callback, last], max_epochs=2, **options)
-    made = model(still=False)
+    made = model(freeze_norms=False)
     engine.fit(made, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return made.state_dict()
 
@@ -99,7 +99,7 @@ def run(
         (SendSigterm(validation=1), {"val_check_interval": 3, "check_val_every_n_epoch": None}, 3),
     ],
 )
-def test_training_stopped_by_sigterm_resumes_as_if_it_had_not_been_interrupted(tmp_path, sender, options, step):
+def test_training_stopped_by_sigterm_resumes_exactly(tmp_path, sender, options, step):
     options = options | {"enable_checkpointing": True, "num_sanity_val_steps": 1}
     uninterrupted, resumed = SendSigterm(), SendSigterm()
     expected = run(tmp_path / "uninterrupted", uninterrupted, **options)

@@ -52,7 +52,7 @@ def text(events: Any, tag: str) -> str:
 
 
 def records(content: bytes) -> Iterator[bytes]:
-    """Join the fragments of each record. A fragment has checksum, length, kind (1: whole, 4: last); blocks have 32 KiB."""
+    """Join the fragments of each record: checksum, length, kind (1: whole, 4: last), content; in blocks of 32 KiB."""
     place, parts = 7, b""  # after the header of the file
     while place + 7 <= len(content):
         if (left := -place % 32768) < 7 and left:
