@@ -270,7 +270,7 @@ class ReverseHRNetSeg(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store name and fingerprint of the encoder, and all its weights if they cannot be loaded from elsewhere."""
-        store_encoder(checkpoint, self.network.encoder, whole=self.hparams["save_encoder"])
+        store_encoder(checkpoint, self.network.encoder, store_weights=self.hparams["save_encoder"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the encoder's weights if the checkpoint has them; raise a UserError if it has another encoder."""

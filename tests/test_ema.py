@@ -82,12 +82,12 @@ def test_the_encoder_does_not_change_and_is_not_averaged(tmp_path):
 
 
 def test_a_resumed_run_has_the_same_weights_and_average(tmp_path):
-    uninterrupted, _ = run(tmp_path / "whole")
-    run(tmp_path / "half", epochs=1)
-    resumed, _ = run(tmp_path / "again", checkpoint=tmp_path / "half" / "last.ckpt")
+    uninterrupted, _ = run(tmp_path / "uninterrupted")
+    run(tmp_path / "interrupted", epochs=1)
+    resumed, _ = run(tmp_path / "resumed", checkpoint=tmp_path / "interrupted" / "last.ckpt")
     for name, value in head(uninterrupted).items():
         assert torch.equal(value, head(resumed)[name]), name
-    a, b = (torch.load(tmp_path / n / "last.ckpt", weights_only=True)["head_in_training"] for n in ("whole", "again"))
+    a, b = (torch.load(tmp_path / n / "last.ckpt", weights_only=True)["head_in_training"] for n in ("uninterrupted", "resumed"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

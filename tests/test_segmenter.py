@@ -406,9 +406,9 @@ def test_a_truncated_missing_remote_or_foreign_checkpoint_is_refused(fitted_rand
 
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
     torch.manual_seed(0)
-    whole = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2}))
-    start = {k: v.clone() for k, v in whole.network.head.state_dict().items()}
-    trainer(tmp_path, max_epochs=2).fit(whole, loader(), loader(2, 1))
+    uninterrupted = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2}))
+    start = {k: v.clone() for k, v in uninterrupted.network.head.state_dict().items()}
+    trainer(tmp_path, max_epochs=2).fit(uninterrupted, loader(), loader(2, 1))
 
     class StopError(Exception):
         pass
@@ -426,7 +426,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
         engine.fit(first, loader(), loader(2, 1))
     second = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2}))
     trainer(tmp_path, max_epochs=2).fit(second, loader(), loader(2, 1), ckpt_path=tmp_path / "half.ckpt")
-    for a, b in zip(whole.network.head.parameters(), second.network.head.parameters(), strict=True):
+    for a, b in zip(uninterrupted.network.head.parameters(), second.network.head.parameters(), strict=True):
         assert torch.equal(a, b)
 
 

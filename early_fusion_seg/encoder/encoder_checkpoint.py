@@ -38,13 +38,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, whole: bool) -> None:
+def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, store_weights: bool) -> None:
     """Replace the encoder's tensors in `state_dict` by the entry `encoder`.
 
     Args:
         checkpoint: The checkpoint dict of Lightning; changed in place.
         encoder: The encoder of the model.
-        whole: Store the weights even if they can be loaded again.
+        store_weights: Store the weights even if they can be loaded again.
     """
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(ENCODER_PREFIX)}
     fine_tuned = "" if encoder.frozen else "fine-tuned from "
@@ -55,7 +55,7 @@ def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, whole: bool) -
         "license": encoder.license,
     }
     can_be_loaded_again = encoder.frozen and encoder.weights not in ("random", "checkpoint")
-    if whole or not can_be_loaded_again:
+    if store_weights or not can_be_loaded_again:
         entry["state_dict"] = encoder.timm_state_dict()
         checkpoint["hyper_parameters"]["encoder_weights"] = "checkpoint"
     checkpoint["encoder"] = entry

@@ -36,7 +36,7 @@ class FrozenEncoder(nn.Module):
     """Compute the feature maps of a timm classifier, finest first.
 
     Args:
-        name: A timm model whose `features_only` maps have strictly increasing strides and which takes any image size.
+        name: A timm model whose `features_only` maps have strictly increasing strides and which accepts any image size.
         weights: `"hub"` (timm's pretrained weights), `"random"` (a fixed random initialization), the path of a
             `.safetensors` or `.pth` file with timm's keys, or `"checkpoint"` (to be loaded later with
             `load_timm_state_dict`).

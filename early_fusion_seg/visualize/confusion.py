@@ -20,7 +20,7 @@ EM, CELL, SIDE = 14, 36, 720
 """In pixels: font size; side of a cell with a name; approximate side of a matrix without names."""
 MAX_NAME_LENGTH = 30
 """Characters after which a name is cut off."""
-TITLE = "% of each class's pixels; rows: ground truth, columns: prediction"
+TITLE = "% of each class's pixels; rows: truth, columns: prediction"
 
 
 def confusion_picture(confusion: NDArray[np.integer[Any]], class_names: Sequence[str]) -> Pixels:
