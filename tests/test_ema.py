@@ -87,7 +87,8 @@ def test_a_resumed_run_has_the_same_weights_and_average(tmp_path):
     resumed, _ = run(tmp_path / "resumed", checkpoint=tmp_path / "interrupted" / "last.ckpt")
     for name, value in head(uninterrupted).items():
         assert torch.equal(value, head(resumed)[name]), name
-    a, b = (torch.load(tmp_path / n / "last.ckpt", weights_only=True)["head_in_training"] for n in ("uninterrupted", "resumed"))
+    checkpoints = [tmp_path / name / "last.ckpt" for name in ("uninterrupted", "resumed")]
+    a, b = (torch.load(path, weights_only=True)["head_in_training"] for path in checkpoints)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
