@@ -79,7 +79,7 @@ class HeadEMA(Callback):
             self._restore_training_weights(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the model the averaged weights for good."""
+        """Leave the averaged weights in the model."""
         self._apply_average(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Cross-entropy, and sums of other functions, over chunks of rows of upsampled logits.
 
-Cross-entropy is a sum over pixels, so forward computes its gradient together with its value, and backward only scales
-it. Backward computes any other function a second time.
+Forward computes the gradient of cross-entropy together with its value, and backward only scales it: cross-entropy is a
+sum of pixel losses. Other functions of rows are computed a second time in backward.
 
 Shapes: n images, K classes, logits (n, K, h, w), target (n, H, W) of train ids; a chunk has R rows, classes last.
 """

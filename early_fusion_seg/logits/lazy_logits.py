@@ -88,7 +88,7 @@ class LazyLogits(NamedTuple):
     def _chunk_gradients(
         self, size: Size, chunk: Chunk, write_gradient: Callable[[Tensor, Chunk], None]
     ) -> Sequence[Tensor]:
-        """Compute the gradients of one chunk in float32, for features only in the rows it needs; see `gradients`."""
+        """Compute the gradients of one chunk in float32; those of features only have the rows that the chunk needs."""
         part = self._needed_by(size, chunk)
         part = part._replace(features=_leaves(part.features))
         with torch.enable_grad():
