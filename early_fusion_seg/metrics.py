@@ -141,7 +141,7 @@ class SegmentationMetrics(Metric):
             )
         if 0 <= ignore_index < num_classes:
             raise UserError(
-                f"ignore_index={ignore_index} is one of {num_classes} classes; use another value, such as 255"
+                f"ignore_index={ignore_index} is one of the {num_classes} classes; use another value, such as 255"
             )
         self.num_classes = num_classes
         self.ignore_index = ignore_index

@@ -455,6 +455,7 @@ def test_each_prediction_is_written_before_the_next_image_is_read(tmp_path: Path
     predict(tmp_path / "out", LazySamples())
 
 
+@pytest.mark.filterwarnings("ignore:predict returned None")  # for an image that cannot be read
 def test_errors_of_unreadable_images_are_collected(tmp_path: Path) -> None:
     samples = [{"key": "b.txt", "error": "b.txt is not an image"}, sample("a.png")]
     assert predict(tmp_path / "out", samples).unreadable == ["b.txt is not an image"]
