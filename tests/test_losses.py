@@ -119,7 +119,7 @@ def test_cross_entropy_of_logits_whose_exponential_overflows(scale):
 
 @pytest.mark.parametrize("terms", [{}, {"focal": 1.0}])
 def test_unknown_terms_are_refused(terms):
-    with pytest.raises(UserError, match="cross_entropy, ohem and dice"):
+    with pytest.raises(UserError, match="expected a weight for one or more of cross_entropy, ohem, dice"):
         SegmentationLoss(terms)
 
 
