@@ -179,7 +179,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("resume missing", ["fit", *CAMVID, "--ckpt_path=none.ckpt"], "there is no checkpoint none.ckpt"),
     ("resume last", ["fit", *CAMVID, "--ckpt_path=last"], "there is no checkpoint last"),
     ("resume best", ["fit", *CAMVID, "--ckpt_path=best"], "there is no checkpoint best"),
-    ("resume cut", ["fit", *CAMVID, "--ckpt_path=cut.ckpt"], "cut.ckpt is damaged or no checkpoint"),
+    ("resume cut", ["fit", *CAMVID, "--ckpt_path=cut.ckpt"], "cut.ckpt is damaged or not a checkpoint"),
     ("resume other", ["fit", *CAMVID, "--ckpt_path=other.ckpt"], "other.ckpt was not written by ReverseHRNetSeg"),
     ("resume changed", ["fit", *CAMVID, "--model.width=8", "--ckpt_path={ckpt}"], "model.width is 8, but 4 in "),
     ("no checkpoint", ["test", "--config=camvid", "--data.root={camvid}"], "test needs --ckpt_path FILE"),
