@@ -38,7 +38,7 @@ def main(args: list[str] | None = None) -> int:
         lost = re.search(r"Connection (closed|reset) by peer[^\n]*", str(error))  # gloo's message
         if lost is None:
             raise
-        message = f"lost the connection to another process ({lost[0]}); the output of that process shows the cause"
+        message = f"lost the connection to another process ({lost[0]}); see the output of that process"
     print(f"early-fusion-seg: error: {message}", file=sys.stderr)
     return 2
 

@@ -80,26 +80,28 @@ def test_estimate_measures_real_steps_and_leaves_no_files(
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     args = options(data, "--output=run", "--logger=tensorboard", "--data.num_workers=1", "--data.rare_class_share=0.5")
     assert main(["estimate", *args]) == 0
-    said = printed(capsys)
+    shown = printed(capsys)
     assert not [*tmp_path.iterdir(), *temporary.iterdir()]
     temporary.rmdir()
-    images, batch, size = re.fullmatch(r"([\d.]+) images/s, ([\d.]+) s per batch of (\d)", said["training"][0]).groups()
+    images, batch, size = re.fullmatch(
+        r"([\d.]+) images/s, ([\d.]+) s per batch of (\d)", shown["training"][0]
+    ).groups()
     assert size == "2"
     assert float(images) * float(batch) == pytest.approx(2, rel=0.05)
-    assert 0 <= int(said["waiting for data"][0].split("%")[0]) <= 100
-    assert said["largest batch"] == ["not measured: needs a CUDA GPU"]
-    total, *parts = said["whole run"]
+    assert 0 <= int(shown["waiting for data"][0].split("%")[0]) <= 100
+    assert shown["largest batch"] == ["not measured: needs a CUDA GPU"]
+    total, *parts = shown["whole run"]
     assert seconds(total) == pytest.approx(sum(map(seconds, parts)), rel=0.1)
     assert re.fullmatch(r"80 batches: .*", parts[0])  # 20 epochs of 4: the ninth image is dropped
     assert seconds(parts[0].split(":")[1]) == pytest.approx(80 * float(batch), rel=0.1)
     assert re.fullmatch(r"10 validations of 9 batches: .*", parts[1])
     assert re.fullmatch(r"at most 40 checkpoints written: .*", parts[2])
     written = (trained / "checkpoints" / "last.ckpt").stat().st_size / 2**20
-    count, mebibytes = re.fullmatch(r"best and last: (\d) x ([\d.]+) MiB", said["checkpoints"][0]).groups()
+    count, mebibytes = re.fullmatch(r"best and last: (\d) x ([\d.]+) MiB", shown["checkpoints"][0]).groups()
     assert count == "2"
     assert float(mebibytes) == pytest.approx(written, rel=0.02)
-    amount, unit = re.match(r"([\d.]+) (MiB|GiB) of resident memory, the whole process; its 1 data loading workers",
-                            said["peak memory"][0]).groups()  # fmt: skip
+    memory = re.match(r"([\d.]+) (MiB|GiB) of resident memory, the whole process; 1 data load", shown["peak memory"][0])
+    amount, unit = memory.groups()
     now = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")).group(1))
     assert float(amount) * {"MiB": 2**10, "GiB": 2**20}[unit] == pytest.approx(now, rel=0.1)
 
@@ -147,13 +149,13 @@ def test_the_figures_follow_from_the_clock(
 ) -> None:
     clock = FakeClock(monkeypatch)
     assert main(["estimate", *options(data, "--warmup=1", "--trainer.accumulate_grad_batches=2", "--steps=4")]) == 0
-    said = printed(capsys)
+    shown = printed(capsys)
     assert clock.steps == (1 + 4) * 2  # beyond the epoch's 4 batches
     assert clock.scored == 1 + 4
-    assert said["training"] == ["1 images/s, 2 s per batch of 2"]
-    assert said["waiting for data"] == ["25% of the time"]
-    assert said["advice"][0].startswith("Data loading slows training down: raise --data.num_workers, now 0 (of ")
-    assert said["whole run"] == [
+    assert shown["training"] == ["1 images/s, 2 s per batch of 2"]
+    assert shown["waiting for data"] == ["25% of the time"]
+    assert shown["advice"][0].startswith("Data loading slows training down: raise --data.num_workers (now 0; ")
+    assert shown["whole run"] == [
         "5 min 48 s",
         "80 batches (40 steps): 2 min 40 s",  # 160 s
         "10 validations of 9 batches: 1 min 8 s",  # 67.5 s
@@ -168,12 +170,12 @@ def test_a_slow_loader_gives_advice(
     monkeypatch.setattr(SegmentationDataset, "__getitem__", lambda *a: (time.sleep(0.5), read(*a))[1])
     args = options(data, "--steps=1", "--warmup=0", "--trainer.limit_val_batches=0")
     assert main(["estimate", *args]) == 0
-    said = printed(capsys)
-    share = float(said["waiting for data"][0].split("%")[0]) / 100
-    batch = seconds(said["training"][0].split(",")[1])
+    shown = printed(capsys)
+    share = float(shown["waiting for data"][0].split("%")[0]) / 100
+    batch = seconds(shown["training"][0].split(",")[1])
     assert share * batch >= 0.95  # two images, half a second each, whatever the step takes
-    assert "advice" in said
-    assert not any("validations" in part for part in said["whole run"])
+    assert "advice" in shown
+    assert not any("validations" in part for part in shown["whole run"])
 
 
 def test_little_waiting_gives_no_advice(
@@ -181,31 +183,31 @@ def test_little_waiting_gives_no_advice(
 ) -> None:
     FakeClock(monkeypatch).getitem = lambda: 0.1
     assert main(["estimate", *options(data, "--warmup=2")]) == 0
-    said = printed(capsys)
-    assert said["waiting for data"] == ["12% of the time"]  # 0.2 of 1.7 s
-    assert "advice" not in said
+    shown = printed(capsys)
+    assert shown["waiting for data"] == ["12% of the time"]  # 0.2 of 1.7 s
+    assert "advice" not in shown
 
 
 def test_counts_do_not_depend_on_the_seed(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = []
+    shown = []
     for seed in ("1", "2"):
         with monkeypatch.context() as patch:
             FakeClock(patch)
             assert main(["estimate", *options(data, "--steps=1", f"--seed_everything={seed}")]) == 0
-        said.append(printed(capsys))
-        del said[-1]["peak memory"]
-    assert said[0] == said[1]
+        shown.append(printed(capsys))
+        del shown[-1]["peak memory"]
+    assert shown[0] == shown[1]
 
 
 def test_no_checkpoints_are_counted_if_checkpointing_is_off(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = options(data, "--steps=1", "--warmup=0", "--trainer.enable_checkpointing=false", "--data.batch_size=20")
     assert main(["estimate", *args, "--trainer.limit_val_batches=1"]) == 0
-    said = printed(capsys)
-    assert said["checkpoints"] == ["none"]
-    assert len(said["whole run"]) == 3
-    assert said["training"][0].endswith("per batch of 9")  # the split has 9 images
+    shown = printed(capsys)
+    assert shown["checkpoints"] == ["none"]
+    assert len(shown["whole run"]) == 3
+    assert shown["training"][0].endswith("per batch of 9")  # the split has 9 images
 
 
 def test_no_logger_is_used(data: Path) -> None:
@@ -275,9 +277,9 @@ def test_the_length_of_a_run_follows_from_its_configuration(
     more: list[str], lines: list[str], data: Path, checkpoint: Path
 ) -> None:
     cli = EstimateCLI(options(data, *(arg.format(ckpt=checkpoint) for arg in more)))
-    said = [line for line in cli.whole_run(*RATES)[1:] if "checkpoints written" not in line]
-    assert len(said) == len(lines)
-    assert all(line.startswith(start) for line, start in zip(said, lines, strict=True))
+    shown = [line for line in cli.whole_run(*RATES)[1:] if "checkpoints written" not in line]
+    assert len(shown) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(shown, lines, strict=True))
 
 
 class Counter(Callback):
@@ -472,6 +474,6 @@ def test_gpu_memory_is_reported_for_training_and_validation(
 def test_on_a_gpu_everything_is_measured(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = options(data, "--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.precision=16-mixed")
     assert main(["estimate", *args]) == 0
-    said = printed(capsys)
-    assert re.fullmatch(r"[\d.]+ .iB on the GPU in training, [\d.]+ .iB in validation", said["peak memory"][0])
-    assert re.match(r"\d+ images per process", said["largest batch"][0])
+    shown = printed(capsys)
+    assert re.fullmatch(r"[\d.]+ .iB on the GPU in training, [\d.]+ .iB in validation", shown["peak memory"][0])
+    assert re.match(r"\d+ images per process", shown["largest batch"][0])

@@ -59,9 +59,9 @@ def check_classes_match(names: Sequence[str], stored: Sequence[str], path: str) 
     for i, (name, other) in enumerate(zip(names, stored, strict=False)):
         if name != other:
             raise UserError(
-                f"class {i} is {name!r} in the data, but {other!r} in {path}; use the data set of the training"
+                f"class {i} is {name!r} in the data, but {other!r} in {path}; use the data set of that model"
             )
     if len(names) != len(stored):
         raise UserError(
-            f"the data has {len(names)} classes, but {path} has {len(stored)}; use the data set of the training"
+            f"the data has {len(names)} classes, but {path} has {len(stored)}; use the data set of that model"
         )

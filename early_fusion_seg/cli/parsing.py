@@ -31,7 +31,7 @@ class ShortHelp(DefaultHelpFormatter):
     """Show the options of this project, without those of Lightning's Trainer, which Lightning documents."""
 
     def add_argument(self, action: Action) -> None:
-        """Leave out the trainer's options, and linked model options, which the data set."""
+        """Leave out the options of the trainer, and model options whose values come from the data."""
         linked = any(" --> " in option for option in action.option_strings)
         if not linked and action.dest.split(".")[0] != "trainer":
             super().add_argument(action)

@@ -111,8 +111,8 @@ class EstimateCLI(TrainingCLI):
         for title, texts in lines.items():
             echo(f"{title:<18}" + f"\n{'':<18}".join(texts))
         if training.waiting > MAX_WAITING:
-            workers, cores = self.datamodule.num_workers, os.cpu_count()
-            echo(f"Data loading slows training down: raise --data.num_workers, now {workers} (of {cores} cores).")
+            now = f"now {self.datamodule.num_workers}; this machine has {os.cpu_count()} cores"
+            echo(f"Data loading slows training down: raise --data.num_workers ({now}).")
         return 0
 
     def time_validation(self) -> Rate:
@@ -242,11 +242,11 @@ class EstimateCLI(TrainingCLI):
         trainer, interval = self.trainer, self.config["trainer"]["val_check_interval"]
         accumulate = trainer.accumulate_grad_batches
         batches, steps = batches_and_steps(epoch, accumulate, self.max_epochs(), trainer.max_steps)
-        begun = math.ceil(batches / max(1, epoch))
+        epochs = math.ceil(batches / max(1, epoch))
         if isinstance(interval, str | dict | timedelta):
-            return Length(batches, steps, begun, None)
+            return Length(batches, steps, epochs, None)
         count = validations(batches, max(1, epoch), trainer.check_val_every_n_epoch, trainer.val_check_interval)
-        return Length(batches, steps, begun, count if trainer.limit_val_batches != 0 else 0)
+        return Length(batches, steps, epochs, count if trainer.limit_val_batches != 0 else 0)
 
     def speed_text(self, training: Rate) -> str:
         """Format the training speed."""
@@ -258,7 +258,7 @@ class EstimateCLI(TrainingCLI):
         if self.device.type == "cuda":
             return f"{mebibytes(training)} on the GPU in training, {mebibytes(validation)} in validation"
         workers = self.datamodule.num_workers
-        more = f"; its {workers} data loading workers need more" if workers else ""
+        more = f"; {workers} data loading worker(s) need more" if workers else ""
         return f"{mebibytes(training)} of resident memory, the whole process{more}" if training else "unknown"
 
     def disk_text(self, size: int) -> str:
