@@ -1,9 +1,10 @@
-"""The scripts that compare with peers, in their quick form; nothing here depends on how fast a machine is."""
+"""The benchmark scripts in their quick form; nothing here depends on the speed of the machine."""
 
 import importlib
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,17 @@ from early_fusion_seg import FrozenEncoder, ReverseHRNet
 from early_fusion_seg.encoder.onednn_blocks import lacks_bfloat16
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
-PICTURED = ("train_step", "memory", "inference", "evaluation")
 PAGE = BENCHMARKS.parents[1] / "docs" / "benchmarks.md"
+needs_peers = pytest.mark.skipif(
+    find_spec("segmentation_models_pytorch") is None, reason="the peers come with the extra bench"
+)
 
 
 def quick(script: str, output: Path, *options: str, picture: bool = True) -> dict[str, list[dict[str, object]]]:
-    """Run a script; the tables of its JSON."""
+    """Run a script and return the tables of its JSON."""
     page = PAGE.read_text()
     words = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--output", str(output), *options]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
     assert PAGE.read_text() == page
     assert (output / f"benchmark_{script}.png").exists() == picture
@@ -34,13 +37,19 @@ def quick(script: str, output: Path, *options: str, picture: bool = True) -> dic
     return record["rows"]
 
 
-@pytest.mark.parametrize("script", [*PICTURED, "from_scratch"])
-def test_the_page_has_what_was_measured(script, monkeypatch):
+def test_the_page_is_made_of_the_records(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    section = importlib.import_module("heads_table").section
-    assert section(script, json.loads((BENCHMARKS / f"{script}.json").read_text())) in PAGE.read_text()
-    picture = PAGE.parent / "images" / f"benchmark_{script}.png"
-    assert picture.stat().st_size < 60_000 if script in PICTURED else not picture.exists()
+    page = importlib.import_module("page")
+    assert {path.stem for path in BENCHMARKS.glob("*.json")} <= set(page.SCRIPTS)
+    assert page.page() == PAGE.read_text()
+
+
+def test_the_page_shows_every_picture_and_each_is_small():
+    pictures = list((PAGE.parent / "images").glob("benchmark_*.png"))
+    assert pictures
+    for picture in pictures:
+        assert f"(images/{picture.name})" in PAGE.read_text()
+        assert picture.stat().st_size < 60_000
 
 
 @pytest.mark.slow
@@ -65,14 +74,14 @@ def test_evaluation(tmp_path):
 
 
 @pytest.mark.slow
+@needs_peers
 def test_memory(tmp_path):
-    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
     rows = quick("memory", tmp_path, "--peers", "Unet", "PSPNet", "hrnet_w18")
     peers = {row["network"]: row["saved / ours"] for row in rows["Against the peers, an image of 512x512"]}
-    assert list(peers) == ["ours", "PSPNet, frozen", "Unet, frozen", "hrnet_w18, trained whole"]
+    assert list(peers) == ["ours", "PSPNet, frozen", "Unet, frozen", "hrnet_w18, trained end to end"]
     assert peers["Unet, frozen"] > 1 / 0.65  # bytes, not seconds: equal on every machine
     flops = {row["network"]: row["GFLOPs"] for row in rows["Against the peers, an image of 512x512"]}
-    assert flops["PSPNet, frozen"] < flops["hrnet_w18, trained whole"] < flops["ours"] < flops["Unet, frozen"]
+    assert flops["PSPNet, frozen"] < flops["hrnet_w18, trained end to end"] < flops["ours"] < flops["Unet, frozen"]
     own = {row["network"]: row["saved / ours"] for row in rows["Ours in other settings"]}
     met = [row["met"] for table in rows.values() for row in table if row["met"] is not None]
     assert met == [True] * 7  # Unet, three of ours, three exponents
@@ -82,8 +91,8 @@ def test_memory(tmp_path):
 
 
 @pytest.mark.slow
+@needs_peers
 def test_train_step(tmp_path):
-    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
     rows = quick("train_step", tmp_path, "--peers", "Unet", "fcn_resnet50", "hrnet_w18")
     peers = ["Unet", "fcn_resnet50", "hrnet_w18", "Unet on our encoder", "the encoder alone"]
     expected = ["ours, activation checkpointing", *peers]
@@ -93,8 +102,8 @@ def test_train_step(tmp_path):
 
 
 @pytest.mark.slow
+@needs_peers
 def test_street_scenes(tmp_path):
-    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
     (caption, rows), *others = quick("street_scenes", tmp_path, "--peers", "Unet", picture=False).items()
     assert (caption, others) == ("512x1024", [])
     networks = {str(row["network"]).split(":")[0]: row for row in rows[:2]}
@@ -103,24 +112,82 @@ def test_street_scenes(tmp_path):
 
 
 @pytest.mark.slow
+@needs_peers
 def test_from_scratch(tmp_path):
-    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
     rows = quick("from_scratch", tmp_path, "--peers", "Unet", picture=False)["CamVid"]
     assert [row["network"] for row in rows] == ["ours", "Unet"]
     assert all(0 <= row["val mIoU (%)"] <= 100 for row in rows)
 
 
-def test_heads_takes_the_packages_default(monkeypatch):
-    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
+@pytest.mark.slow
+def test_data(tmp_path):
+    rows = quick("data", tmp_path, picture=False)
+    assert next(row["data set"] for row in rows["A training sample"]) == "Cityscapes"
+    assert all(row["ratio"] > 0 for row in rows["A training sample"])
+    assert [row["images"] for row in rows["Listing"]] == [100]
+
+
+@pytest.mark.slow
+@needs_peers
+def test_heads(tmp_path):
+    log = tmp_path / "log.jsonl"
+    options = ["--heads", "default", "four streams", "--peers", "UPerNet", "--log", str(log)]
+    rows = quick("heads", tmp_path, *options, picture=False)
+    heads = ["default", "four streams", "UPerNet"]
+    rates = ("lr 0.001", "lr 0.002", "lr 0.004")
+    for row, head in zip(rows["mIoU (%) on held-out sequences, mean"], heads, strict=True):
+        assert row["head"] == head
+        assert all(0 <= row[rate] <= 100 for rate in rates)
+    compared = rows["Comparison on val"]
+    assert [row["head"] for row in compared] == heads
+    assert [row["minus default"] is None for row in compared] == [True, False, False]
+    trainings = log.read_text()
+    assert len(trainings.splitlines()) == 3 * 3 * 2 + 3 * 2  # rates and held-out parts, then seeds
+    assert quick("heads", tmp_path, *options, picture=False) == rows  # resumed: nothing is trained again
+    assert log.read_text() == trainings
+
+
+@needs_peers
+def test_heads_has_the_packages_default(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     heads = importlib.import_module("heads")
     encoder = FrozenEncoder("resnet18", weights="random")
     default = ReverseHRNet(encoder.channels, encoder.strides, heads.K)
-    assert str(heads.make_head(heads.DEFAULT, encoder, 0)) == str(default)
+    assert str(heads.make_head("default", encoder, 0)) == str(default)
 
 
+@needs_peers
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenetv3_small_100"])
+def test_every_head_gives_logits_on_the_encoders_maps(encoder, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    heads = importlib.import_module("heads")
+    frozen = FrozenEncoder(encoder, weights="random")
+    images = torch.rand(2, 3, 64, 96)
+    maps = frozen(images)
+    for name in [*heads.HEADS, *heads.PEERS]:
+        n, k, h, w = heads.make_head(name, frozen, 0)(maps, images).shape
+        assert (n, k) == (2, heads.K)
+        assert 64 % h == 96 % w == 0
+
+
+@needs_peers
+def test_the_interval_of_a_mean(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    interval = importlib.import_module("heads").interval
+    assert interval([40.0]) == "40.0"
+    assert interval([40.0, 42.0, 44.0]) == "42.0 ± 5.0"  # 4.303 * 2 / sqrt(3)
+
+
+@pytest.mark.slow
+def test_observe():
+    words = [sys.executable, str(BENCHMARKS / "observe.py"), "--steps", "31", "--repeats", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if "with" in line and "of a step" in line]) == 4
+
+
+@needs_peers
 def test_live_bytes_are_those_of_the_storages_that_are_alive(monkeypatch):
-    pytest.importorskip("segmentation_models_pytorch", reason="the peers come with the extra bench")
     monkeypatch.syspath_prepend(BENCHMARKS)
     live_bytes = importlib.import_module("memory").LiveBytes
     x = torch.ones(1000)

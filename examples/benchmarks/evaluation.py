@@ -1,13 +1,13 @@
-"""Evaluation: the confusion matrix against torchmetrics', and the memory that one large image takes.
+"""Evaluation: the confusion matrix against torchmetrics, and the memory for one large image.
 
     python examples/benchmarks/evaluation.py      # writes evaluation.json, then docs/benchmarks.md
 
 1. `SegmentationMetrics.update` against `MulticlassConfusionMatrix.update` of torchmetrics on the same label maps.
-2. `validation_step` of one image of 4000x3000 (network, label map, scores, loss): what memory the classification takes
-   above the streams' states, and the whole; and the same network with the plain upsampling.
+2. `validation_step` of one image of 4000x3000 (network, label map, scores, loss): the memory of classification above
+   that of the streams' features, and the peak; and the same network with plain upsampling.
 
-Memory is the high-water mark of the resident memory of a process of its own (VmHWM, started anew before the call), so
-it counts what convolutions take for themselves, too.
+Memory is the peak resident memory of a separate process (VmHWM, reset before the call), so temporary memory of
+convolutions is counted too.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,20 +28,18 @@ from early_fusion_seg import ReverseHRNetSeg, SegmentationMetrics
 
 K, SIZE = 19, (1024, 2048)
 LARGE_K, LARGE_SIZE, LARGE_GOAL = 124, (3000, 4000), 300.0
-SMALL = (
-    4  # torchmetrics' deterministic update takes more than 10 GiB at full size, so the two are compared at a quarter
-)
+SMALL = 4  # divides each side where torchmetrics needs more than 10 GiB at full size
 CASES = [(torch.uint8, False, 1), (torch.int64, False, 1), (torch.uint8, True, 1), (torch.uint8, True, SMALL)]
 TEXT = """\
-The confusion matrix of label maps of 1024x2048 with 19 classes, counted by `SegmentationMetrics.update` and by
-`MulticlassConfusionMatrix.update` of torchmetrics, "unchecked" with `validate_args=False`; "deterministic" is under
-`torch.use_deterministic_algorithms(True)`, where torchmetrics takes more than 10 GiB at full size, so it is shown at a
-quarter of each side. Then one image of 4000x3000, 124 classes (default head), through `validation_step`: the streams'
-states are needed by any label map, what is above them is what the classification takes (goal: at most 300 MiB).
-"Plain" is the label map of `model(images).argmax(1)`; where it differs, the margin says by how much its highest logit
-is above the next: float32 rounds in the order of the sums. Memory is the high-water mark of the resident memory of a
-process of its own. Medians in turns: milliseconds are those of the clock, and a goal is met by the ratio of the
-processor's time, as other work on a machine lengthens the clock's."""
+The confusion matrix of label maps of 1024x2048 with 19 classes by `SegmentationMetrics.update` and by
+`MulticlassConfusionMatrix.update` of torchmetrics; "unchecked" is with `validate_args=False`, "deterministic" under
+`torch.use_deterministic_algorithms(True)`. There torchmetrics needs more than 10 GiB at full size, so it is measured
+with a quarter of each side. Then `validation_step` of one image of 4000x3000 with 124 classes (default head):
+"features" is the memory of the streams' last features, which every way to a label map needs, and "above them" is what
+classification adds (goal: at most 300 MiB). "Plain" is `model(images).argmax(1)`; where its labels differ, the margin
+is the difference of its two highest logits. Memory is the peak resident memory of a separate process. Medians of
+interleaved runs: milliseconds are wall-clock time, and goals are for the ratio of processor time, which other work on
+the machine does not lengthen."""
 
 
 def label_maps(size: tuple[int, int], kind: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
@@ -56,7 +54,7 @@ def label_maps(size: tuple[int, int], kind: torch.dtype, device: str) -> tuple[T
 
 
 def make_metric(name: str, device: str) -> Metric:
-    """Make ours or a peer's."""
+    """Make our metric or a peer's."""
     if name == "ours":
         return SegmentationMetrics(K).to(device)
     return MulticlassConfusionMatrix(K, ignore_index=255, validate_args="unchecked" not in name).to(device)
@@ -91,7 +89,7 @@ def update_times(chosen: Any, size: tuple[int, int], progress: Progress) -> list
 
 
 def peers(chosen: Any, deterministic: bool, part: int) -> list[str]:
-    """Name who is measured in a case."""
+    """List the names that are measured in a case."""
     asked = "torchmetrics" in chosen.peers and (not deterministic or part == SMALL)
     return ["ours", *(["torchmetrics", "torchmetrics, unchecked"] if asked else [])]
 
@@ -109,7 +107,7 @@ def once(name: str, maps: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def update_memory(name: str, kind: torch.dtype, deterministic: bool, size: tuple[int, int], device: str) -> float:
-    """Return the MiB that an update takes beside the label maps; the first of all updates is not measured."""
+    """Return the MiB that an update needs besides the label maps; a first, tiny update is not measured."""
     metric = make_metric(name, device)
     update(metric, label_maps((64, 64), kind, device), deterministic)
     maps = label_maps(size, kind, device)
@@ -129,12 +127,12 @@ def memory_row(way: Callable[..., Any], case: tuple[torch.dtype, bool, int], siz
 
 
 class AfterStages(TorchDispatchMode):
-    """Start a new high-water mark at the first operation after the last HR module of a head.
+    """Reset the peak memory at the first operation after the last HR module of a head.
 
     Attributes:
-        states: MiB of the streams' states, which that module gives.
-        peak: From there on.
-        before: MiB above the start that were reached until there.
+        features: MiB of the streams' features, the output of that module.
+        peak: Peak from there on.
+        before: Peak before, in MiB above the start.
     """
 
     def __init__(self, head: torch.nn.Module, device: str) -> None:
@@ -143,8 +141,8 @@ class AfterStages(TorchDispatchMode):
         head.stages[-1].register_forward_hook(self.arm)
         self.start = Peak(device)
 
-    def arm(self, module: torch.nn.Module, inputs: Any, states: dict[int, Tensor]) -> None:
-        self.armed, self.states = True, sum(s.nbytes for s in states.values()) / 2**20
+    def arm(self, module: torch.nn.Module, inputs: Any, features: dict[int, Tensor]) -> None:
+        self.armed, self.features = True, sum(x.nbytes for x in features.values()) / 2**20
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.armed:
@@ -155,9 +153,9 @@ class AfterStages(TorchDispatchMode):
 
 @torch.no_grad()
 def evaluate(way: str, encoder: str, size: tuple[int, int], device: str) -> tuple[np.ndarray, dict[str, float]]:
-    """Evaluate one image, and return its label map (H, W) and what memory that took, in MiB.
+    """Evaluate one image; return its label map (H, W) and the memory that this needs, in MiB.
 
-    The plain way gives two maps: the labels, and how far the highest logit is above the next.
+    The plain way returns two maps: the labels, and the difference of the two highest logits.
     """
     torch.manual_seed(0)
     model = ReverseHRNetSeg(num_classes=LARGE_K, encoder=encoder, encoder_weights="random").eval().to(device)
@@ -176,13 +174,13 @@ def evaluate(way: str, encoder: str, size: tuple[int, int], device: str) -> tupl
         labels = model.validation_step({"image": image, "mask": mask, "key": ["0"]}, 0)["prediction"]
     above = marked.peak.extra()
     peak = max(marked.before, marked.peak.start - marked.start.start + above)
-    return labels[0].cpu().numpy(), {"peak": peak, "states": marked.states, "above": above}
+    return labels[0].cpu().numpy(), {"peak": peak, "features": marked.features, "above": above}
 
 
 def large_row(way: Callable[..., Any], encoder: str, size: tuple[int, int], chosen: Any) -> Row:
-    """Evaluate an image, also in the plain way if asked, and compare."""
+    """Evaluate an image and, if chosen, compare with plain upsampling."""
     labels, mib = way(evaluate, "ours", encoder, size, chosen.device)
-    row = {"image": f"{size[1]}x{size[0]}", "peak (MiB)": mib["peak"], "states (MiB)": mib["states"]}
+    row = {"image": f"{size[1]}x{size[0]}", "peak (MiB)": mib["peak"], "features (MiB)": mib["features"]}
     row |= {"above them (MiB)": mib["above"], "goal": LARGE_GOAL, "met": mib["above"] <= LARGE_GOAL}
     if "plain" in chosen.peers:
         (plain, margin), plain_mib = way(evaluate, "plain", encoder, size, chosen.device)

@@ -1,13 +1,13 @@
-"""Prediction and the encoder's forward pass against torchvision's and timm's, and memory over a thousand images.
+"""Time of prediction against torchvision, time of the encoder against timm, and memory over 1,000 images.
 
     python examples/benchmarks/inference.py      # writes inference.json, then docs/benchmarks.md
 
 1. A folder with a drawn image of 1024x2048: `Trainer.predict` with the data module and the writer of `early-fusion-seg
-   predict` (masks and overlays) against torchvision's fcn_resnet50 in a loop that does the least: decode, normalize,
-   forward, argmax, write the mask. Both read in the main process, 19 classes, random weights, made beforehand.
+   predict` (masks and overlays) against torchvision's fcn_resnet50 in a minimal loop: decode, normalize, forward,
+   argmax, write the mask. Both read in the main process; 19 classes; random weights, made beforehand.
 2. `FrozenEncoder` against timm's model with the same weights, which is not folded and not in channels_last; and a
-   matrix product of as many operations, which says what the processor could do at best.
-3. The resident memory after each hundredth of 1,000 small images.
+   matrix product with as many operations, for comparison.
+3. The resident memory after each tenth of 1,000 small images.
 """
 
 import logging
@@ -40,15 +40,14 @@ LARGEST_DIFFERENCE = 1e-4
 TEXT = """\
 Prediction of a folder with one image of 1024x2048, 19 classes: `Trainer.predict` as `early-fusion-seg predict` runs it
 (default network; masks and overlays) against torchvision's fcn_resnet50 in a plain loop (decode, normalize, forward,
-argmax, mask). The encoder's forward of 2 images of 512x512: folded batch norms and channels_last (ResNet-50) against
-timm's model with the same weights, and against a matrix product of as many operations, which shows how much faster the
-processor could be at all. Resident memory is that of predicting 1,000 images of 128x256 with a ResNet-18, so small that
-they end in minutes. Medians in turns: milliseconds are those of the clock, and a goal is met by the ratio of the
-processor's time, as other work on a machine lengthens the clock's."""
+argmax, mask). Forward pass of the encoder with 2 images of 512x512: ResNet-50 with folded batch norms and channels_last
+against timm's model with the same weights, and against a matrix product with as many operations. Resident memory is
+that of predicting 1,000 images of 128x256 with a ResNet-18. Medians of interleaved runs: milliseconds are wall-clock
+time, and goals are for the ratio of processor time, which other work on the machine does not lengthen."""
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
-    """Draw street scenes, with noise as a camera has it."""
+    """Draw street scenes with camera noise."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for i in range(count):
@@ -59,7 +58,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
 
 
 def predict(model: ReverseHRNetSeg, images: Path, output: Path, device: str, *callbacks: Callback) -> None:
-    """Predict a folder as the command does."""
+    """Predict a folder like the command."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     accelerator = "cpu" if device == "cpu" else "gpu"
     trainer = Trainer(accelerator, devices=1, callbacks=[PredictionWriter(output), *callbacks], **quiet)
@@ -68,7 +67,7 @@ def predict(model: ReverseHRNetSeg, images: Path, output: Path, device: str, *ca
 
 @torch.inference_mode()
 def predict_by_torchvision(model: torch.nn.Module, images: Path, output: Path, device: str) -> None:
-    """Predict a folder with the least code that does it."""
+    """Predict a folder in a minimal loop."""
     output.mkdir(exist_ok=True)
     for path in sorted(images.iterdir()):
         pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
@@ -93,13 +92,13 @@ def prediction_rows(chosen: Any, folder: Path, progress: Progress) -> list[Row]:
     times = in_turns(works, chosen.repeats, chosen.device, progress, "prediction")
     written = np.array(Image.open(folder / "ours" / "masks" / f"{path.name}.png"))
     if not np.array_equal(written, model.to(chosen.device).predict(path)):
-        raise SystemExit("the mask that was written is not what model.predict gives")
+        raise SystemExit("the written mask differs from the one of model.predict")
     return compared(f"predict {size[0]}x{size[1]}", times, {peer: 3.0 for peer in works if peer != "ours"})
 
 
 @torch.inference_mode()
 def encoder_rows(chosen: Any, progress: Progress) -> list[Row]:
-    """Time the encoder's forward in turns, in float32 and, where there is bf16, under autocast."""
+    """Time the forward pass of the encoder in turns, in float32 and, where supported, under bf16 autocast."""
     encoder = FrozenEncoder("resnet50", weights="random").to(chosen.device)
     images = torch.randn(2, 3, *((64, 64) if chosen.quick else (512, 512)), device=chosen.device)
     peer = timm.create_model("resnet50", features_only=True, pretrained=False).eval()
@@ -132,7 +131,7 @@ def difference(maps: list[Tensor], others: list[Tensor]) -> float:
 
 
 class Memory(Callback):
-    """Note the resident memory after each tenth of the images."""
+    """Record the resident memory after each tenth of the images."""
 
     def __init__(self, images: int) -> None:
         self.every = images // 10
@@ -144,7 +143,7 @@ class Memory(Callback):
 
 
 def memory_rows(chosen: Any, folder: Path) -> list[Row]:
-    """Predict many small images."""
+    """Record the memory while many small images are predicted."""
     count = 10 if chosen.quick else 1000
     write_images(folder / "many", count, (32, 64) if chosen.quick else SMALL)
     memory = Memory(count)
@@ -155,7 +154,7 @@ def memory_rows(chosen: Any, folder: Path) -> list[Row]:
 
 def main() -> None:
     chosen = options(__doc__, ["torchvision", "timm"])
-    warnings.filterwarnings("ignore")  # advice on workers and loggers, which would tear the progress bar
+    warnings.filterwarnings("ignore")  # advice on workers and loggers would break up the progress bar
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as name, Progress(transient=True) as progress:
         task = progress.add_task("memory", total=None)

@@ -1,7 +1,7 @@
-"""What the scripts that compare with peers share: their options, timing in turns, memory, tables and files.
+"""Shared parts of the benchmark scripts: options, interleaved timing, memory, tables and files.
 
 Other work on a machine makes a call slower, never faster, and comes and goes. So ours and the peer are timed in turns,
-ratios are of medians, and the processor's own time, which waiting does not lengthen, decides whether a goal is met.
+ratios are of medians, and processor time, which does not grow while a process waits, decides whether a goal is met.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 import rich
 import torch
-from heads_table import cells, read_results, write_table
+from page import cells, write_page
 from pictures import ratio_bars
 from rich.progress import Progress
 from rich.table import Table
@@ -35,17 +35,25 @@ Row = dict[str, Any]
 
 
 def options(
-    description: str, peers: Sequence[str], arguments: Sequence[str] | None = None, **others: Row
+    description: str, peers: Sequence[str] = (), arguments: Sequence[str] | None = None, **others: Row
 ) -> argparse.Namespace:
-    """Parse the options of a script, and those that it alone has; quick ones write no files but into --output.
+    """Parse the common options and those of one script. With --quick nothing is written outside --output.
 
-    `bf16` are the precisions to measure: False for float32 and, where the device convolves bfloat16, True.
+    Args:
+        description: Shown by --help.
+        peers: Names that --peers accepts; none: there is no such option.
+        arguments: Default: those of the command line.
+        **others: Name of a further option -> settings of `add_argument`.
+
+    Returns:
+        The options. `bf16` lists the precisions to measure: False for float32 and, where the device supports it, True.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="such as cpu or cuda")
-    parser.add_argument("--peers", nargs="*", choices=peers, default=list(peers), help="default: all")
+    if peers:
+        parser.add_argument("--peers", nargs="*", choices=peers, default=list(peers), help="default: all")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, once each: does the script work?")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repeat: tests the script")
     parser.add_argument("--output", type=Path, help="folder of the JSON and the picture; default: beside the script")
     for name, settings in others.items():
         parser.add_argument(f"--{name}", **settings)
@@ -58,24 +66,24 @@ def options(
 def in_turns(
     works: dict[str, Callable[[], Any]], repeats: int, device: str, progress: Progress, what: str
 ) -> dict[str, tuple[float, float]]:
-    """Call all works in turns, after one unmeasured round, and return the medians of seconds and processor seconds."""
+    """Call all functions in turns, after one unmeasured round; return the medians of seconds and processor seconds."""
     return _in_turns({name: partial(_times, work, device) for name, work in works.items()}, repeats, progress, what)
 
 
 def in_turns_apart(
     makers: dict[str, Callable[[], Callable[[], Any]]], repeats: int, device: str, progress: Progress, what: str
 ) -> dict[str, tuple[float, float]]:
-    """Do as `in_turns`, each work made and called in a process of its own, as its users have it.
+    """Time like `in_turns`, with each function made and called in its own process, as in real use.
 
-    In one process, memory that a large network has freed is there for the next one, which gets it without the page
-    faults that it has by itself.
+    In a shared process one network would reuse memory that another one has freed, and so avoid the page faults that it
+    has when it runs alone.
 
     Args:
-        makers: Name -> what makes the work; goes to the process by pickle.
+        makers: Name -> function that makes the timed function; pickled.
         repeats: Measured rounds.
         device: Such as cpu or cuda.
-        progress: Shows how far it is.
-        what: Named there.
+        progress: Progress bar.
+        what: Its description.
     """
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
@@ -87,7 +95,7 @@ def in_turns_apart(
 
 
 def timed(work: Callable[[], Any], device: str) -> tuple[Any, tuple[float, float]]:
-    """Return the result of a call, its seconds and its processor seconds; on a GPU the clock's take their place."""
+    """Return the result of a call, its seconds and its processor seconds; on a GPU wall-clock time stands for both."""
     start = time.perf_counter(), time.process_time()
     result = work()
     if device != "cpu":
@@ -103,7 +111,7 @@ def _times(work: Callable[[], Any], device: str) -> tuple[float, float]:
 def _in_turns(
     calls: dict[str, Callable[[], tuple[float, float]]], repeats: int, progress: Progress, what: str
 ) -> dict[str, tuple[float, float]]:
-    """Make the calls, each of which returns its times, in turns, and return the medians."""
+    """Call the functions, each of which returns its times, in turns; return the medians."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     task = progress.add_task(what, total=(repeats + 1) * len(calls))
     for _ in range(repeats + 1):
@@ -115,7 +123,7 @@ def _in_turns(
     }
 
 
-_kept: list[Callable[[], Any]] = []  # the work of this process
+_kept: list[Callable[[], Any]] = []  # the function that this process times
 
 
 def _keep(make: Callable[[], Callable[[], Any]]) -> None:
@@ -131,9 +139,9 @@ def _call(device: str) -> tuple[float, float]:
 
 
 def compared(what: str, times: dict[str, tuple[float, float]], goals: dict[str, float | None]) -> list[Row]:
-    """Make a row for each peer of `goals`: its time over that of "ours" by the clock and by the processor's time.
+    """Make a row for each peer of `goals`: its time over that of "ours", in wall-clock and in processor time.
 
-    A goal (None: there is none) is the least ratio of processor time.
+    A goal is the least ratio of processor time that counts as met; None: no goal.
     """
     rows = []
     for peer, goal in goals.items():
@@ -148,12 +156,12 @@ FASTER = "Processor time of the peer / ours (above 1: ours is faster)"
 
 
 def bars_of(rows: list[Row]) -> list[tuple[str, float]]:
-    """Name the rows of `compared` and give their ratios of processor time."""
+    """Return name and ratio of processor time of each row of `compared`."""
     return [(f"{row['what']}: {row['peer']}", row["cpu ratio"]) for row in rows]
 
 
 def add_exponents(rows: list[Row], key: str) -> None:
-    """Add to each row the exponent with which its `key` has grown with the pixels of the batch since the first."""
+    """Add to each row the exponent with which its `key` grows with the pixels of the batch, from the first row on."""
     first = rows[0]
     for row in rows:
         pixels = row["batch"] * row["side"] ** 2 / (first["batch"] * first["side"] ** 2)
@@ -161,8 +169,8 @@ def add_exponents(rows: list[Row], key: str) -> None:
 
 
 def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own, where memory that others have freed cannot be used again."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc: what is freed goes back at once, so peaks can be seen
+    """Call a function in a new process, where no memory that was freed before can be reused."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc returns freed memory at once, so that peaks are visible
     try:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return pool.apply(work, arguments)
@@ -171,18 +179,18 @@ def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Peak:
-    """The highest resident memory since the making of this, in MiB (Linux), or the GPU's allocated memory."""
+    """Peak resident memory (Linux) or peak allocated GPU memory since construction, in MiB."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         if device == "cpu":
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         else:
             torch.cuda.reset_peak_memory_stats()
         self.start = resident() if device == "cpu" else torch.cuda.memory_allocated() / 2**20
 
     def extra(self) -> float:
-        """Return how much higher it was than at the start."""
+        """Return the peak above the memory at construction."""
         peak = _status("VmHWM") if self.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
         return peak - self.start
 
@@ -215,15 +223,15 @@ def publish(
     ratio: str,
     chosen: argparse.Namespace,
 ) -> None:
-    """Show the tables; write the JSON, a picture of the bars and, unless --output is given, the page.
+    """Print the tables; write the JSON, a bar chart and, unless --output is given, the page.
 
     Args:
-        script: Its name.
-        title: Of its section in the page.
-        text: Which says what was measured.
+        script: Name of the script.
+        title: Title of its section in the page.
+        text: Description of what was measured.
         tables: Caption -> rows.
-        bars: Name and ratio of each bar.
-        ratio: What the bars' ratios are.
+        bars: Name and ratio of each bar; empty: no chart.
+        ratio: Title of the chart.
         chosen: The options.
     """
     tables = {caption: rows for caption, rows in tables.items() if rows}
@@ -249,4 +257,4 @@ def publish(
         path = (IMAGES if chosen.output is None else chosen.output) / f"benchmark_{script}.png"
         ratio_bars(bars, ratio, path)
     if chosen.output is None:
-        write_table(read_results())
+        write_page()

@@ -1,18 +1,18 @@
-"""Memory of a training step: what is alive when the forward ends, and the step's peak, against the peers.
+"""Memory of a training step against the peers: bytes alive when the forward pass ends, and the peak of the step.
 
     pip install -e ".[bench]"
     python examples/benchmarks/memory.py      # writes memory.json, then docs/benchmarks.md
 
-Beside them stand the operations of the forward pass with the loss, by PyTorch's FlopCounterMode.
+The script also counts the FLOPs of the forward pass with the loss (PyTorch's FlopCounterMode).
 
-Every tensor storage that an operation makes is watched from its birth to its release, whatever holds it; counted are
-those alive when the loss is there and backward has not begun. Parameters and the batch are not counted. The peak is
-the highest sum at the end of any operation of forward and backward, gradients of parameters included; what an operation
-needs inside is not seen. Both are bytes of the computation, the same on every machine.
+Every tensor storage that an operation allocates is tracked until it is freed. Saved bytes are those of the storages
+alive after the loss and before backward. Parameters and the batch are not counted. The peak is the highest sum after
+any operation of forward and backward, gradients of parameters included; temporary memory inside an operation is not
+seen. Both are properties of the computation and equal on every machine.
 
-1. One image of 512x512 (half of a batch of two), float32, 19 classes: ours and the peers;
-2. ours with activation checkpointing, with 171 classes, with four streams, in bf16;
-3. how memory grows from 256x256 to 2048x2048 and with the batch: the exponent of pixels.
+1. One image of 512x512 (half of a batch of two), float32, 19 classes: ours and the peers.
+2. Ours with activation checkpointing, with 171 classes, with four streams, in bf16.
+3. Growth from 256x256 to 2048x2048 and with the batch: the exponent of pixels.
 """
 
 from collections.abc import Sequence
@@ -40,19 +40,19 @@ FOUR_STREAMS: list[dict[str, Any]] = [
     {"hr_modules": [2, 0, 0, 0], "width": 40},
 ]
 TEXT = """\
-Training, ResNet-50 frozen (the HRNets whole): bytes of all storages alive when the forward ends, and the peak of
-forward and backward, for each image of a batch of two; parameters and the batch itself are not counted. The ratio is
-that of the saved bytes to ours. GFLOPs are those of the forward pass and the loss for an image, two for each
-multiplication with its addition. The exponents say how saved bytes grow with the pixels, from the first row on.
-Goals are for the saved bytes: at most 0.65 of Unet's, 160 MiB, 100 with activation checkpointing, 1.15 times as many
-with 171 classes, and exponents of at most 1.05."""
+Training with a frozen ResNet-50 (the HRNets are trained end to end), per image of a batch of two: "saved" is the bytes
+of all storages alive when the forward pass ends, "peak" the highest in forward and backward. Parameters and the batch
+are not counted. "saved / ours" is the ratio of saved bytes. GFLOPs are of the forward pass and the loss for one image;
+a multiplication with its addition counts as two. The exponent is the growth of saved bytes with the pixels, from the
+first row on. Goals, for saved bytes: at most 0.65 of Unet's, 160 MiB, 100 MiB with activation checkpointing, 1.15 times
+as many with 171 classes, exponents of at most 1.05."""
 
 
 class LiveBytes(TorchDispatchMode):
-    """Sum the bytes of the storages that operations make, for as long as each lives.
+    """Sum the bytes of the storages that operations allocate, while each is alive.
 
     Args:
-        known: Tensors that are there before and are not counted.
+        known: Tensors that exist before and are not counted.
     """
 
     def __init__(self, known: list[Tensor]) -> None:
@@ -78,7 +78,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def bytes_of_a_step(network: nn.Module, n: int, side: int, k: int, device: str, bf16: bool = False) -> tuple[int, int]:
-    """Return the bytes alive when the forward ends, and the peak, of a step with n square images."""
+    """Return the bytes alive when the forward pass ends, and the peak, of a step with n square images."""
     batch = make_batch(n, side, k, device)
     with LiveBytes([*network.to(device).parameters(), *network.buffers(), *batch]) as live:
         with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
@@ -113,12 +113,12 @@ def row(name: str, network: nn.Module, ours: Row | None, side: int, device: str,
 
 
 def peer_rows(chosen: Any, progress: Progress) -> list[Row]:
-    """Compare with the peers, the one with the least memory first."""
+    """Compare with the peers, sorted by saved bytes."""
     side = 160 if chosen.quick else 512
     ours = row("ours", Ours(K), None, side, chosen.device)
     rows = []
     for name in progress.track(chosen.peers, description="peers"):
-        kind = "trained whole" if name in HRNETS else "frozen"
+        kind = "trained end to end" if name in HRNETS else "frozen"
         rows.append(row(f"{name}, {kind}", Peer(name, K), ours, side, chosen.device))
     rows = [ours, *sorted(rows, key=lambda r: r["saved (MiB)"])]
     for found in rows:

@@ -1,7 +1,7 @@
-"""Whole networks whose training is compared: ours, and what would be used instead, with the loss as its users write it.
+"""Networks with their loss whose training is compared: ours, and those of other libraries.
 
-The encoder of every peer with a ResNet-50 is frozen as it should be: in eval mode, without gradients. The HRNets have
-no classifier to keep frozen and are trained as a whole, as HRNetV2 is (arXiv 1908.07919).
+The encoder of every peer with a ResNet-50 is frozen: in eval mode, without gradients. The HRNets have no separate
+encoder and are trained end to end, as HRNetV2 is (arXiv 1908.07919).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ class Ours(nn.Module):
 
     Args:
         num_classes: K.
-        **options: Of the head.
+        encoder: timm name; random weights.
+        **options: Settings of the head.
     """
 
     def __init__(self, num_classes: int, encoder: str = "resnet50", **options: Any) -> None:
@@ -40,7 +41,7 @@ class Ours(nn.Module):
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """Return the loss of images (n, 3, h, w) and target (n, h, w)."""
-        return cross_entropy(self.network.votes(images), target)
+        return cross_entropy(self.network.lazy_logits(images), target)
 
 
 class Peer(nn.Module):
@@ -67,7 +68,7 @@ class Peer(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "Peer":
-        """Leave the frozen encoder in eval mode."""
+        """Keep the frozen encoder in eval mode."""
         super().train(mode)
         if self.frozen is not None:
             self.frozen.eval()
@@ -98,7 +99,7 @@ class OnOurEncoder(nn.Module):
 
 
 class HRNetV2(nn.Module):
-    """timm's HRNet with HRNetV2's head: all streams upsampled, concatenated and classified at stride 4."""
+    """timm's HRNet with the head of HRNetV2: all streams upsampled, concatenated and classified at stride 4."""
 
     def __init__(self, name: str, num_classes: int) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ def plain_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def make_batch(n: int, size: int | tuple[int, int], k: int, device: str) -> tuple[Tensor, Tensor]:
-    """Draw images (n, 3, h, w) in 0..1 and classes (n, h, w); one number makes them square."""
+    """Draw images (n, 3, h, w) in 0..1 and classes (n, h, w); an int makes them square."""
     h, w = (size, size) if isinstance(size, int) else size
     target = torch.randint(0, k, (n, h, w), dtype=torch.uint8, device=device)
     return torch.rand(n, 3, h, w, device=device), target

@@ -1,10 +1,12 @@
-"""What do loggers and callbacks cost per training step?
+"""Measure the time that loggers and callbacks add to a training step.
 
-"With" is CSV, TensorBoard and W&B (offline) together, and the callbacks of `early-fusion-seg fit` that act in a step.
-Their cost does not depend on the network, and is far below what a real step varies by. So it is measured, by turns
-with and without, where a step computes next to nothing and logs the same, and set against a real step without.
+    OMP_NUM_THREADS=1 python examples/benchmarks/observe.py --repeats 8 --steps 61
+
+Measured are CSV, TensorBoard and W&B (offline) together, with the callbacks of `early-fusion-seg fit` that run in a
+step. Their time does not depend on the network and is far below the variation of a real step. So it is measured with
+steps that log the same and compute nothing, alternately with and without loggers, and compared with a real step.
 Steps are timed in blocks of `log_every_n_steps`, so that each block logs once. Other work on the machine makes blocks
-slower, never faster, so the fastest tenth is shown beside the median. Validation, with its panels, is no part of it.
+slower, never faster, so the fastest tenth is shown beside the median. Validation and its panels are not included.
 """
 
 import argparse
@@ -32,14 +34,15 @@ SIZE, BATCH_SIZE = (96, 128), 8
 BLOCK = 10  # the command line's log_every_n_steps
 
 
-class Nothing(ReverseHRNetSeg):
-    """Log what ReverseHRNetSeg logs in a step, and compute nothing."""
+class EmptySteps(ReverseHRNetSeg):
+    """Log the same values as ReverseHRNetSeg in a step, and compute nothing."""
 
     def training_step(self, batch, batch_index):
-        loss = 0.0 * next(self.network.head.parameters()).sum()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
         self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))
-        return loss
+        return 0.0 * next(self.network.head.parameters()).sum()
+
+    def on_before_optimizer_step(self, optimizer):
+        self.log("train/loss", 0.0, on_step=True, on_epoch=False, prog_bar=True)
 
 
 class Blocks(Callback):
@@ -73,20 +76,20 @@ def train(model, loader, steps: int, observed: bool) -> list[list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=101, help="of real training; ten times as many of nothing")
+    parser.add_argument("--steps", type=int, default=101, help="real steps; ten times as many compute nothing")
     parser.add_argument("--repeats", type=int, default=6)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")  # advice on workers and loggers, which would tear the progress bar
+    warnings.filterwarnings("ignore")  # advice on workers and loggers would break up the progress bar
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     data = SyntheticDataModule(SIZE, 32 * BATCH_SIZE)
     scenes = data.dataset("train")
     loader = DataLoader([scenes[i] for i in range(len(scenes))], BATCH_SIZE)
     settings = {"class_names": data.class_names, "encoder": "resnet18", "encoder_weights": "random", "blocks": 1}
-    real, nothing = ReverseHRNetSeg(**settings), Nothing(**settings)
+    real, empty = ReverseHRNetSeg(**settings), EmptySteps(**settings)
     seconds = {True: [], False: [], "real": train(real, loader, options.steps, False)}
     for i in range(options.repeats):
-        for observed in (i % 2 == 0, i % 2 == 1):  # by turns, and each as often first
-            seconds[observed] += train(nothing, loader, 10 * options.steps, observed)
+        for observed in (i % 2 == 0, i % 2 == 1):  # alternately, each as often first
+            seconds[observed] += train(empty, loader, 10 * options.steps, observed)
     print(f"ms per step, of blocks of {BLOCK} steps, {torch.get_num_threads()} threads")
     for i, what in enumerate(("time", "processor time")):
         for name, tenth in (("fastest tenth", 0), ("median", 4)):

@@ -1,9 +1,9 @@
-"""Compute how long the gradients of a step travel over common links, and what that costs: tables of docs/scaling.md.
+"""Compute the time to all-reduce the gradients of a step over common links: the tables of docs/scaling.md.
 
 python examples/benchmarks/scaling.py
 
-Computed, not measured: a ring all-reduce over N processes sends and receives 2 (N - 1) / N times the gradients' bytes
-at each process, at the link's nominal bandwidth, without latency, and none of it behind the backward pass.
+Computed, not measured: in a ring all-reduce over N processes each process sends and receives 2 (N - 1) / N times the
+bytes of the gradients, at the link's nominal bandwidth, without latency and without overlap with the backward pass.
 """
 
 from early_fusion_seg import ReverseHRNetSeg
@@ -21,13 +21,13 @@ UNET = 32_523_715  # all parameters of segmentation_models_pytorch.Unet("resnet5
 
 
 def trained_parameters(freeze_encoder: bool) -> int:
-    """Count what the default network with 19 classes trains."""
+    """Return the number of trained parameters of the default network with 19 classes."""
     model = ReverseHRNetSeg(num_classes=19, encoder_weights="random", freeze_encoder=freeze_encoder)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def travel(parameters: int, bandwidth: float, processes: int = PROCESSES) -> float:
-    """Return the seconds that float32 gradients take."""
+def all_reduce_seconds(parameters: int, bandwidth: float, processes: int = PROCESSES) -> float:
+    """Return the seconds to all-reduce float32 gradients."""
     return 2 * (processes - 1) / processes * 4 * parameters / bandwidth
 
 
@@ -42,7 +42,7 @@ def tables() -> str:
     title = f"| {' | '.join(['link', *trained])} |"
     times, faster = [], []
     for link, bandwidth in LINKS.items():
-        seconds = [travel(n, bandwidth) for n in trained.values()]
+        seconds = [all_reduce_seconds(n, bandwidth) for n in trained.values()]
         times.append(f"| {link} | {' | '.join(f'{1000 * t:.3g}' if t < 1 else f'{1000 * t:.0f}' for t in seconds)} |")
         faster.append(f"| {link} | {' | '.join(f'{PROCESSES * STEP / (STEP + t):.1f}' for t in seconds)} |")
     line = "|---" + len(trained) * "|---:" + "|"

@@ -1,13 +1,13 @@
-"""Time of a training step against the peers: forward, loss, backward and optimizer, 2 images of 512x512, 19 classes.
+"""Time of a training step against the peers: forward, loss, backward and optimizer; 2 images of 512x512, 19 classes.
 
     pip install -e ".[bench]"
     python examples/benchmarks/train_step.py      # writes train_step.json, then docs/benchmarks.md
 
-1. Ours, with and without activation checkpointing, every peer as its users have it, and the encoder's forward alone,
-   which is the floor; in float32 and, where the device convolves it, in bf16;
-2. the peers' heads on our encoder: what is left of the difference when the encoder is the same;
-3. where the time of a step goes, beside what memory's bandwidth asks for at least and what a worker takes for the data;
-4. how it grows from 256x256 to 2048x2048 and with the batch: the exponent of pixels.
+1. Ours with and without activation checkpointing, every peer with its own encoder, and the forward pass of our encoder
+   alone, which is the lower bound; in float32 and, where the device supports it, in bf16.
+2. The peers' heads on our encoder: the difference when the encoder is the same.
+3. The share of each part in a step, beside the time that memory bandwidth needs at least and a worker's time for data.
+4. Growth from 256x256 to 2048x2048 and with the batch: the exponent of pixels.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import KINDS, sample_ratio, write_files
+from data import KINDS, sample_row, write_files
 from measure import FASTER, Row, add_exponents, bars_of, compared, in_turns, in_turns_apart, options, publish, timed
 from memory import bytes_of_a_step
 from networks import PEERS, SMP, OnOurEncoder, Ours, Peer, make_batch
@@ -30,24 +30,24 @@ from early_fusion_seg.losses import cross_entropy
 K = 19
 MOVED = "not in the sum: the saved activations and their gradients written and read once, at a copy's bandwidth"
 DATA = "not in the sum: two samples of Cityscapes with the recipe's augmentation, in workers"
-FLOOR, CHECKPOINTING, ON_OURS = "the encoder alone", "ours, activation checkpointing", " on our encoder"
-GOALS = {FLOOR: 0.5, CHECKPOINTING: None}  # at most twice the floor
+ENCODER, CHECKPOINTING, ON_OURS = "the encoder alone", "ours, activation checkpointing", " on our encoder"
+GOALS = {ENCODER: 0.5, CHECKPOINTING: None}  # a step takes at most twice the time of the encoder alone
 TEXT = """\
 A training step (forward, loss, backward, fused AdamW) with 2 images of 512x512 and 19 classes. Every ResNet-50 is
-frozen, the HRNets are trained as a whole. Each network is in a process of its own, as its users have it. Times of the
-peer over ours, medians in turns: above 1 ours is faster. The goal is to be faster than each peer, and to take at most
-twice the time of the encoder's forward alone, which is the floor: a ratio of a half at least. With activation
-checkpointing a step may take 1.35 times as long. Where the allocator is told to keep freed memory, PSPNet, which runs
-half of the encoder, is ahead: docs/decisions/0007-small-and-fast.md ("The allocator")."""
+frozen; the HRNets are trained end to end. Each network runs in its own process. Ratios are the peer's time over ours,
+medians of interleaved runs: above 1 ours is faster. Goals: faster than each peer; at most twice the time of the
+encoder's forward pass alone, which is the lower bound (a ratio of at least 0.5); with activation checkpointing at most
+1.35 times the time without. If the memory allocator is set to keep freed memory, PSPNet, which runs half of the
+encoder, is faster than ours: docs/decisions/0007-small-and-fast.md ("The allocator")."""
 
 
 class Step:
-    """A training step that can be called again and again.
+    """A training step that can be called repeatedly.
 
     Args:
-        network: Gives the loss.
+        network: Returns the loss.
         batch: Images (n, 3, h, w) and target (n, h, w).
-        bf16: Under autocast.
+        bf16: Run under autocast.
     """
 
     def __init__(self, network: nn.Module, batch: tuple[Tensor, Tensor], bf16: bool) -> None:
@@ -66,8 +66,8 @@ class Step:
 def step_rows(chosen: Any, progress: Progress) -> list[Row]:
     """Time the steps of all networks in turns, in both precisions."""
     side, rows = 160 if chosen.quick else 512, []
-    shared = [name for name in SMP if name in chosen.peers and name != "PAN"]  # which needs a dilated encoder
-    names = ["ours", CHECKPOINTING, *chosen.peers, *(f"{name}{ON_OURS}" for name in shared), FLOOR]
+    shared = [name for name in SMP if name in chosen.peers and name != "PAN"]  # PAN needs a dilated encoder
+    names = ["ours", CHECKPOINTING, *chosen.peers, *(f"{name}{ON_OURS}" for name in shared), ENCODER]
     for bf16 in chosen.bf16:
         makers = {name: partial(make_work, name, side, chosen.device, bf16) for name in names}
         kind = "bf16" if bf16 else "float32"
@@ -83,9 +83,9 @@ def step_rows(chosen: Any, progress: Progress) -> list[Row]:
 
 
 def make_work(name: str, side: int, device: str, bf16: bool) -> Callable[[], Any]:
-    """Build what is timed under a name."""
+    """Build the function that is timed under a name."""
     batch = make_batch(2, side, K, device)
-    if name == FLOOR:
+    if name == ENCODER:
         return partial(encode, Ours(K).to(device), batch, bf16)
     if name in ("ours", CHECKPOINTING):
         return Step(Ours(K, activation_checkpointing=name == CHECKPOINTING), batch, bf16)
@@ -95,13 +95,13 @@ def make_work(name: str, side: int, device: str, bf16: bool) -> Callable[[], Any
 
 @torch.no_grad()
 def encode(ours: Ours, batch: tuple[Tensor, Tensor], bf16: bool) -> None:
-    """Compute the encoder's maps and nothing else."""
+    """Compute the encoder's maps only."""
     with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
         ours.network.encoder(batch[0])
 
 
 def part_rows(chosen: Any) -> list[Row]:
-    """Time the parts of a step."""
+    """Time each part of a step."""
     batch = make_batch(2, 64 if chosen.quick else 512, K, chosen.device)
     ours = Ours(K).to(chosen.device)
     network = ours.network
@@ -118,9 +118,9 @@ def part_rows(chosen: Any) -> list[Row]:
         for _ in range(chosen.repeats + 1):
             with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
                 maps = part("encoder, forward", lambda: network.encoder(batch[0]))
-                votes = part("head, forward", lambda maps=maps: network.head.votes(maps, batch[0]))
-                loss = part("loss and its gradient", lambda votes=votes: cross_entropy(votes, batch[1]))
-            del maps, votes  # else memory is held that a step gives back
+                logits = part("head, forward", lambda maps=maps: network.head.lazy_logits(maps, batch[0]))
+                loss = part("loss and its gradient", lambda logits=logits: cross_entropy(logits, batch[1]))
+            del maps, logits  # a real step frees this memory too
             part("head, backward", loss.backward)
             part("optimizer", optimizer.step)
             optimizer.zero_grad()
@@ -139,7 +139,7 @@ def part_rows(chosen: Any) -> list[Row]:
 
 
 def seconds_per_byte(device: str) -> float:
-    """Time a copy of 256 MiB, which reads and writes: processor seconds for each byte that moves."""
+    """Return the processor seconds for each byte that is read or written, from a copy of 256 MiB."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
     times = [timed(partial(target.copy_, source), device)[1][1] for _ in range(9)]
@@ -147,10 +147,10 @@ def seconds_per_byte(device: str) -> float:
 
 
 def data_time() -> float:
-    """Time two training samples of Cityscapes as a worker makes them, in milliseconds of the processor."""
+    """Return a worker's processor time for two training samples of Cityscapes, in milliseconds."""
     size, suffix, kilobytes, recipe = KINDS["Cityscapes"]
     with tempfile.TemporaryDirectory() as folder:
-        return 2 * sample_ratio(write_files(Path(folder) / recipe, size, suffix, kilobytes), recipe)["sample_ms"]
+        return 2 * sample_row(write_files(Path(folder) / recipe, size, suffix, kilobytes), recipe)["sample (ms)"]
 
 
 def growth_rows(chosen: Any, progress: Progress) -> list[Row]:
