@@ -9,36 +9,36 @@ from importlib.metadata import version
 from early_fusion_seg.cli import COMMANDS, usage
 from early_fusion_seg.errors import UserError
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a full or read-only disk
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a full or read-only disk
 
 
 def main(args: list[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        args: Command line arguments; default: those of the process.
+        args: Command line arguments; default: those of this process.
 
     Returns:
-        Exit code: 0; 1 if a part of the work could not be done; 2 for a user error, which stderr explains in one
-        sentence; 143 after SIGTERM.
+        Exit code: 0 on success; 1 if a part of the work failed; 2 on a user error, explained in one line on stderr; 143
+        after SIGTERM.
     """
     try:
         return _dispatch(sys.argv[1:] if args is None else args)
     except UserError as error:
         message = plain_message(error)
     except OSError as error:  # for example, an output folder that cannot be written
-        if isinstance(error.__context__, UserError):  # the first error; then a logger could not write either
+        if isinstance(error.__context__, UserError):  # the first error; then a logger failed to write too
             message = plain_message(error.__context__)
-        elif error.filename is None and error.errno not in UNWRITABLE:
+        elif error.filename is None and error.errno not in WRITE_ERRORS:
             raise
         else:
-            file = error.filename or "a file of the output"
+            file = error.filename or "an output file"
             message = f"{file}: {error.strerror}; check the path, the permissions and the free space"
     except RuntimeError as error:
         lost = re.search(r"Connection (closed|reset) by peer[^\n]*", str(error))  # gloo's message
         if lost is None:
             raise
-        message = f"the connection to another process was lost, whose own output may explain why ({lost[0]})"
+        message = f"lost the connection to another process ({lost[0]}); see the output of that process"
     print(f"early-fusion-seg: error: {message}", file=sys.stderr)
     return 2
 
@@ -52,7 +52,7 @@ def _dispatch(args: list[str]) -> int:
         print(f"early-fusion-seg {version('early-fusion-seg')}")
         return 0
     if command not in COMMANDS:
-        raise UserError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
+        raise UserError(f"unknown command {command!r}; the commands are {', '.join(COMMANDS)}")
     module = import_module(f"early_fusion_seg.cli.{COMMANDS[command][0]}")
     return int(module.main(args[1:]))
 

@@ -1,9 +1,9 @@
-"""Errors that a user can mend: the message says what was found, what was expected and what to do."""
+"""Errors that the user can fix. Each message states what was found, what was expected, and what to do."""
 
 
 class UserError(ValueError):
-    """A wrong value, file or setting. The command line prints it as one sentence, without a traceback."""
+    """A wrong value, file or setting. The command line prints the message without a traceback."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that should exist and does not."""
+    """A required file or folder does not exist."""

@@ -1,4 +1,4 @@
-"""A tiny run of the command line, and what tests ask of one."""
+"""Arguments of a tiny run on the command line, and functions that read its output."""
 
 import csv
 import io
@@ -9,14 +9,14 @@ import torch
 
 TINY_MODEL = ["--model.encoder=resnet18", "--model.encoder_weights=random", "--model.width=4", "--model.blocks=1"]
 QUICK = ["--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", "--data.num_workers=0"]
-LOOK = "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"
+QUIET = "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"
 SIZE = (36, 48)
 
 
 def fit_args(camvid: Path, output: Path, *more: str) -> list[str]:
     data = [f"--data.root={camvid}", "--data.crop_size=[32,32]", "--data.batch_size=2", f"--output={output}"]
     epochs = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1"]
-    return ["fit", "--config=camvid", *data, *epochs, *TINY_MODEL, *QUICK, *LOOK, *more]
+    return ["fit", "--config=camvid", *data, *epochs, *TINY_MODEL, *QUICK, *QUIET, *more]
 
 
 def without_output(args: list[str]) -> list[str]:

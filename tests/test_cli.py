@@ -33,7 +33,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("early-fusion-seg ")
 
 
-def test_demo_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_passes_arguments_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[list[str]] = []
     demo = SimpleNamespace(main=lambda args: given.append(args) or 7)
     monkeypatch.setitem(sys.modules, "early_fusion_seg.cli.demo", demo)
@@ -48,10 +48,12 @@ def test_help_of_a_command_is_short(command: str, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert len(text.splitlines()) < 130
+    assert f"\nexample: early-fusion-seg {command} --" in text
     assert "--data.help" in text
     assert "-->" not in text
     assert "--trainer.accelerator" not in text
-    assert ("--model.width" in text) == (command == "fit")
+    for option in ("--model.width", "--save_every_n_steps", "--ema_decay", "--class_weights"):
+        assert (option in text) == (command == "fit")
 
 
 def printed_config(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def printed_config(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[
     return config
 
 
-def test_print_config_shows_the_recipe_and_leaves_out_what_the_trainer_does_anyway(
+def test_print_config_shows_the_recipe_without_default_trainer_arguments(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = printed_config(["fit", "--config", "camvid", "--model.width", "16"], capsys)
@@ -75,22 +77,20 @@ def test_print_config_shows_the_recipe_and_leaves_out_what_the_trainer_does_anyw
 
 
 @pytest.mark.parametrize(("blocks", "expected"), [("2", 2), ("[0,1,2,2,2]", [0, 1, 2, 2, 2])])
-def test_blocks_are_a_number_or_one_for_each_stream(
+def test_blocks_are_one_number_or_a_list(
     blocks: str, expected: int | list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = printed_config(["fit", "--config", "camvid", "--model.blocks", blocks], capsys)
     assert config["model"]["blocks"] == expected
 
 
-def test_a_printed_config_means_the_same_when_it_is_given_back(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_printed_config_can_be_passed_as_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = printed_config(["fit", "--config=camvid", "--data.root=x", "--trainer.max_epochs=7"], capsys)
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     assert printed_config(["fit", "-c", "my.yaml"], capsys) == config
 
 
-def test_a_file_wins_over_a_recipe_of_its_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_file_takes_precedence_over_a_recipe_of_its_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "camvid").write_text("model: {width: 5}\n", encoding="utf-8")
     assert printed_config(["fit", "--config", "camvid"], capsys)["model"]["width"] == 5
 
@@ -112,7 +112,7 @@ def test_recipes_are_short_and_valid(recipe: str, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("name", ["CamVidDataModule", "early_fusion_seg.CamVidDataModule"])
-def test_data_classes_go_by_short_and_by_full_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_classes_have_short_and_full_names(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = printed_config(["fit", "--data", name, "--data.root", "x"], capsys)
     assert config["data"]["class_path"] == "early_fusion_seg.CamVidDataModule"
     assert config["data"]["init_args"]["root"] == "x"
@@ -136,20 +136,20 @@ class Broken(Dataset[int]):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_from_a_worker_is_said_like_any_other(workers: int) -> None:
+def test_an_error_in_a_worker_has_the_same_message(workers: int) -> None:
     with pytest.raises(UserError) as caught:
         next(iter(DataLoader(Broken(), num_workers=workers)))
     assert plain_message(caught.value) == "there is no file a.png\nexpected: b"
 
 
-# --- what is wrong, in one sentence
+# --- errors of the user: one line
 
 CAMVID = ["--config=camvid", "--data.root={camvid}", "--data.crop_size=[32,32]", *TINY_MODEL]
-WRONG: list[tuple[str, list[str], str]] = [
-    ("no command", ["fti"], "there is no command 'fti'; the commands are demo, fit"),
+ERRORS: list[tuple[str, list[str], str]] = [
+    ("no command", ["fti"], "unknown command 'fti'; the commands are demo, fit"),
     ("no data", ["fit"], "required: data; the data classes are COCODataModule, CamVidDataModule, "),
     ("abstract data", ["fit", "--data.root=x"], "the data classes are COCODataModule, CamVidDataModule, "),
-    ("unknown data", ["fit", "--data=Nope"], "data: there is no data class Nope; the data classes are "),
+    ("unknown data", ["fit", "--data=Nope"], "data: unknown data class Nope; the data classes are "),
     ("no root", ["fit", "--config=camvid"], "data: CamVidDataModule: the following arguments are required: root"),
     ("wrong root", ["fit", "--config=camvid", "--data.root=/none", *TINY_MODEL], "/none is not a folder"),
     ("data key", ["fit", *CAMVID, "--data.rooot=x"], "CamVidDataModule: Option 'rooot' is not accepted"),
@@ -160,10 +160,10 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("model value", ["fit", *CAMVID, "--model.width=abc"], "model.width: expected int. Got value: abc"),
     ("model word", ["fit", *CAMVID, "--model.plan=abc"], "model.plan: expected one of ['early', 'progressive']"),
     ("model refuses", ["fit", *CAMVID, "--model.encoder=nope"], "nope"),
-    ("weights twice", ["fit", *CAMVID, "--class_weights=median", "--model.class_weights=[1,2]"],
+    ("both weights", ["fit", *CAMVID, "--class_weights=median", "--model.class_weights=[1,2]"],
      "--class_weights median and --model.class_weights are both given; leave one of them out"),
     ("kind of weights", ["fit", *CAMVID, "--class_weights=x"], "expected one of ['median', 'inverse-log']"),
-    ("weights of no data", ["fit", "--config=camvid", "--data.root=/none", "--class_weights=median"], "/none is not a"),
+    ("weights, no data", ["fit", "--config=camvid", "--data.root=/none", "--class_weights=median"], "/none is not a"),
     ("linked", ["fit", *CAMVID, "--model.class_names=[a]"], "model.class_names comes from the data, so leave it out"),
     ("no weights", ["fit", *CAMVID, "--model.encoder_weights=/none.pth"], "/none.pth"),
     ("key", ["fit", *CAMVID, "--foo=3"], "unrecognized arguments: --foo=3"),
@@ -171,9 +171,9 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("trainer key", ["fit", *CAMVID, "--trainer.nope=1"], "unrecognized arguments: --trainer.nope=1"),
     ("trainer value", ["fit", *CAMVID, "--trainer.max_epochs=x"], "trainer.max_epochs: expected int; Given"),
     ("trainer refuses", ["fit", *CAMVID, "--trainer.max_epochs=-5"], "`max_epochs` must be a non-negative integer"),
-    ("devices", ["fit", *CAMVID, *QUICK, "--trainer.devices=-7"], "the trainer refuses its settings: "),
+    ("devices", ["fit", *CAMVID, *QUICK, "--trainer.devices=-7"], "the trainer does not accept its settings: "),
     ("logger", ["fit", *CAMVID, "--logger=nope"], "logger: expected one of ['csv', 'tensorboard', 'wandb']"),
-    ("recipe", ["fit", "--config=nope"], "--config nope: there is no such file, and the recipes are camvid"),
+    ("recipe", ["fit", "--config=nope"], "--config nope: no such file or recipe; the recipes are camvid"),
     ("broken yaml", ["fit", "--config=broken.yaml"], "Problems parsing config"),
     ("yaml key", ["fit", "--config=key.yaml"], "Group 'model' does not accept option 'widht'"),
     ("resume missing", ["fit", *CAMVID, "--ckpt_path=none.ckpt"], "there is no checkpoint none.ckpt"),
@@ -188,7 +188,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("remote", ["predict", "--data.root=.", "--ckpt_path=https://a.b/c.ckpt"], "c.ckpt is a remote address"),
     ("model differs", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.width=8"], "model.width is 8, but 4"),
     ("model unknown", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.nope=8"], "model.nope is not a "),
-    ("encoder gone", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.encoder_weights=/n.pth"], "/n.pth"),
+    ("encoder missing", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.encoder_weights=/n.pth"], "/n.pth"),
     ("folder missing", ["predict", "--data.root=/none", "--ckpt_path={ckpt}"], "/none is not a folder"),
     ("other classes", ["validate", "--data=FolderDataModule", "--data.root={folder}", "--ckpt_path={ckpt}"],
      "class 0 is 'ground' in the data, but 'Sky' in "),
@@ -196,8 +196,8 @@ WRONG: list[tuple[str, list[str], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("args", "sentence"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
-def test_what_is_wrong_is_said_in_one_sentence(
+@pytest.mark.parametrize(("args", "sentence"), [case[1:] for case in ERRORS], ids=[case[0] for case in ERRORS])
+def test_a_user_error_is_one_line(
     args: list[str], sentence: str, camvid: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
@@ -211,7 +211,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert captured.err.startswith("early-fusion-seg: error: ")
     assert sentence in captured.err.splitlines()[0]
     assert "Traceback" not in captured.err + captured.out
-    assert (checkpoint.parents[1] / "metrics.csv").is_file()  # a refused run leaves the scores of an earlier one alone
+    assert (checkpoint.parents[1] / "metrics.csv").is_file()  # a refused run keeps the metrics of an earlier one
 
 
 def test_data_with_fewer_classes_is_refused() -> None:

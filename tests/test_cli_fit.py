@@ -24,7 +24,7 @@ from early_fusion_seg.data.camvid import fake_camvid_segnet
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-def test_fit_leaves_config_scores_checkpoints_and_panels(trained: Path) -> None:
+def test_fit_writes_config_metrics_checkpoints_and_panels(trained: Path) -> None:
     found = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= found
     assert not (trained / "checkpoints" / "last.ckpt").is_symlink()
@@ -45,7 +45,7 @@ def test_fit_leaves_config_scores_checkpoints_and_panels(trained: Path) -> None:
     (["--trainer.max_epochs=-1", "--trainer.max_steps=6"], 6),
     (["--trainer.max_epochs=-1", "--trainer.max_steps=4"], 4),  # in the middle of an epoch
 ])  # fmt: skip
-def test_each_run_ends_with_a_score(more: list[str], steps: int, camvid: Path, tmp_path: Path) -> None:
+def test_each_run_ends_with_a_validation(more: list[str], steps: int, camvid: Path, tmp_path: Path) -> None:
     one_each = ["--data.batch_size=1", "--data.crop_size=64", "--trainer.check_val_every_n_epoch=5"]
     assert main(fit_args(camvid, tmp_path / "run", *one_each, *more)) == 0
     best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
@@ -53,23 +53,23 @@ def test_each_run_ends_with_a_score(more: list[str], steps: int, camvid: Path, t
     assert len(epochs_logged(tmp_path / "run")) == 1
 
 
-def test_a_run_with_an_average_of_weights_goes_on_with_it_only(
+def test_a_run_with_ema_resumes_only_with_ema(
     camvid: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, average = tmp_path / "run", "--ema_decay=0.9"
-    assert main(fit_args(camvid, run, average, "--model.activation_checkpointing=true")) == 0
+    run, ema = tmp_path / "run", "--ema_decay=0.9"
+    assert main(fit_args(camvid, run, ema, "--model.activation_checkpointing=true")) == 0
     last = run / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     name, weight = next(iter(content["head_in_training"].items()))
     assert not torch.equal(weight, content["state_dict"][f"network.head.{name}"])
     longer = ["--trainer.max_epochs=3", "--model.activation_checkpointing=true", f"--ckpt_path={last}"]
     assert main(fit_args(camvid, run, *longer)) == 2
-    assert "last.ckpt holds an average of weights; give --ema_decay" in capsys.readouterr().err
-    assert main(fit_args(camvid, run, average, *longer)) == 0
+    assert "last.ckpt was saved with --ema_decay; resume with it" in capsys.readouterr().err
+    assert main(fit_args(camvid, run, ema, *longer)) == 0
     assert torch_epoch(last) == 2
     without = trained / "checkpoints" / "last.ckpt"
-    assert main(fit_args(camvid, tmp_path / "new", average, "--trainer.max_epochs=3", f"--ckpt_path={without}")) == 2
-    assert "last.ckpt holds no average of weights" in capsys.readouterr().err
+    assert main(fit_args(camvid, tmp_path / "new", ema, "--trainer.max_epochs=3", f"--ckpt_path={without}")) == 2
+    assert "last.ckpt was saved without --ema_decay; resume without it" in capsys.readouterr().err
 
 
 def test_a_checkpoint_holds_plain_types_and_the_classes_of_the_data(checkpoint: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_checkpoint_holds_plain_types_and_the_classes_of_the_data(checkpoint: 
     assert ReverseHRNetSeg.load_from_checkpoint(checkpoint).num_classes == 11
 
 
-def test_class_weights_of_the_data_become_numbers(tmp_path: Path) -> None:
+def test_class_weights_are_stored_as_numbers(tmp_path: Path) -> None:
     camvid = fake_camvid_segnet(tmp_path / "camvid", images=3, size=SIZE)
     run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
     args = [*fit_args(camvid, run, "--trainer.max_epochs=1"), "--data.rare_class_share=0.5"]
@@ -90,13 +90,15 @@ def test_class_weights_of_the_data_become_numbers(tmp_path: Path) -> None:
         share = np.array([counts[:, c].sum() / counts[counts[:, c] > 0].sum() for c in range(11)])
     expected = np.where(share > 0, np.nanmedian(share) / share, 1)
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    assert config.get("class_weights") is None  # a rerun of it takes the numbers
+    assert config.get("class_weights") is None  # a rerun uses the numbers
     assert config["model"]["class_weights"] == pytest.approx(expected.tolist())
     with np.load(run / "class_pixel_counts.npz") as index:
         np.testing.assert_array_equal(index["counts"], counts)
 
-    assert main([*args[:-1], "--class_weights=median", "--trainer.max_epochs=2", f"--ckpt_path={last}"]) == 0  # goes on
-    (tmp_path / "mine.yaml").write_text("class_weights: median\n", encoding="utf-8")  # of fit; the others let it pass
+    assert main([*args[:-1], "--class_weights=median", "--trainer.max_epochs=2", f"--ckpt_path={last}"]) == 0  # resumes
+    (tmp_path / "mine.yaml").write_text(
+        "class_weights: median\n", encoding="utf-8"
+    )  # an option of fit, accepted by the others
     validate = ["validate", "--config=camvid", f"--config={tmp_path / 'mine.yaml'}", f"--data.root={camvid}"]
     assert main([*validate, f"--ckpt_path={last}", f"--output={tmp_path}"]) == 0
     camvid.rename(tmp_path / "gone")
@@ -105,7 +107,7 @@ def test_class_weights_of_the_data_become_numbers(tmp_path: Path) -> None:
     assert model.loss.class_weights.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
 
 
-def test_a_run_goes_on_from_its_checkpoint_in_its_own_folder(camvid: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_in_its_own_folder(camvid: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(fit_args(camvid, run, "--trainer.max_epochs=1")) == 0
     first = (run / "metrics.csv").read_bytes()
@@ -120,7 +122,7 @@ def test_a_run_goes_on_from_its_checkpoint_in_its_own_folder(camvid: Path, tmp_p
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_a_run_goes_on_elsewhere_and_says_that_its_best_stays_behind(
+def test_a_run_resumed_in_another_folder_warns_that_best_ckpt_stays(
     camvid: Path, trained: Path, tmp_path: Path
 ) -> None:
     last = trained / "checkpoints" / "last.ckpt"
@@ -129,7 +131,7 @@ def test_a_run_goes_on_elsewhere_and_says_that_its_best_stays_behind(
     assert epochs_logged(tmp_path / "b") == [2]
 
 
-def test_a_rerun_into_the_same_folder_keeps_the_earlier_scores(camvid: Path, tmp_path: Path) -> None:
+def test_a_rerun_into_the_same_folder_keeps_the_earlier_metrics(camvid: Path, tmp_path: Path) -> None:
     args = fit_args(camvid, tmp_path / "run", "--trainer.max_epochs=1")
     assert main(args) == 0
     with pytest.warns(UserWarning, match="Checkpoint directory .* is not empty"):
@@ -138,9 +140,7 @@ def test_a_rerun_into_the_same_folder_keeps_the_earlier_scores(camvid: Path, tmp
     assert (tmp_path / "run" / "metrics_1.csv").is_file()
 
 
-def test_a_run_that_is_refused_in_mid_epoch_leaves_the_scores(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resume_that_is_refused_keeps_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     camvid = fake_camvid_segnet(tmp_path / "camvid", images=6, size=SIZE)
     run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
     small = ["--data.crop_size=64", "--trainer.check_val_every_n_epoch=9", "--trainer.num_sanity_val_steps=0"]
@@ -150,17 +150,17 @@ def test_a_run_that_is_refused_in_mid_epoch_leaves_the_scores(
     state["CamVidDataModule"]["train"]["batches"] = 1  # as in the middle of an epoch
     state["CamVidDataModule"]["train"]["epoch"] = 1
     torch.save(state, last)
-    scores = (run / "metrics.csv").read_bytes()
+    metrics = (run / "metrics.csv").read_bytes()
     (run / "metrics_2.csv").touch()
     assert main([*args, "--data.batch_size=2", f"--ckpt_path={last}"]) == 2
     assert "Resume with the same numbers" in capsys.readouterr().err
-    assert (run / "metrics.csv").read_bytes() == scores
+    assert (run / "metrics.csv").read_bytes() == metrics
     assert sorted(path.name for path in run.glob("metrics*")) == ["metrics.csv", "metrics_2.csv"]
     assert main([*args, f"--ckpt_path={last}"]) == 0
-    assert (run / "metrics_3.csv").read_bytes() == scores  # none is overwritten
+    assert (run / "metrics_3.csv").read_bytes() == metrics  # none is overwritten
 
 
-def test_fewer_epochs_than_are_done_is_an_error_not_a_traceback(
+def test_max_epochs_below_the_epoch_of_the_checkpoint_is_an_error(
     camvid: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     last = trained / "checkpoints" / "last.ckpt"
@@ -168,7 +168,7 @@ def test_fewer_epochs_than_are_done_is_an_error_not_a_traceback(
     assert "trainer.max_epochs is 1, but" in capsys.readouterr().err
 
 
-class GettingWorse(BoringModel):
+class DecreasingScore(BoringModel):
     def on_validation_epoch_end(self) -> None:
         self.log("val/mIoU", torch.tensor(-float(self.current_epoch)))
 
@@ -178,18 +178,18 @@ class GettingWorse(BoringModel):
     val_dataloader = train_dataloader
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # two vectors need none
-def test_the_last_checkpoint_is_that_of_the_last_epoch_not_of_the_best(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # two vectors need no workers
+def test_last_ckpt_is_of_the_last_epoch_and_best_ckpt_of_the_best(tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_epochs": 3, "logger": False, "enable_progress_bar": False}
     trainer = Trainer(
         callbacks=[*best_and_last(tmp_path, 200)], enable_model_summary=False, accelerator="cpu", **options
     )
-    trainer.fit(GettingWorse())
+    trainer.fit(DecreasingScore())
     assert [torch_epoch(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("best", "last")] == [0, 2]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
-def test_runs_are_numbered_below_runs(camvid: Path, tmp_path: Path) -> None:
+def test_run_folders_are_numbered(camvid: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "fit" / "version_4").mkdir(parents=True)
     (tmp_path / "runs" / "fit" / "version_old").mkdir()
     args = without_output(fit_args(camvid, tmp_path))
@@ -197,7 +197,7 @@ def test_runs_are_numbered_below_runs(camvid: Path, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "fit" / "version_5" / "metrics.csv").is_file()
 
 
-def test_logging_and_checkpointing_can_be_switched_off(camvid: Path, tmp_path: Path) -> None:
+def test_logging_and_checkpointing_can_be_turned_off(camvid: Path, tmp_path: Path) -> None:
     off = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.max_epochs=1"]
     assert main(fit_args(camvid, tmp_path / "run", f"--trainer.default_root_dir={tmp_path / 'root'}", *off)) == 0
     assert not (tmp_path / "run").exists()
@@ -205,7 +205,7 @@ def test_logging_and_checkpointing_can_be_switched_off(camvid: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_mid_epoch_goes_on(tmp_path: Path) -> None:
+def test_a_run_killed_within_an_epoch_resumes(tmp_path: Path) -> None:
     camvid = fake_camvid_segnet(tmp_path / "camvid", images=24, size=SIZE)  # 12 steps an epoch
     run = tmp_path / "run"
     last = run / "checkpoints" / "last.ckpt"
@@ -220,5 +220,5 @@ def test_a_run_killed_in_mid_epoch_goes_on(tmp_path: Path) -> None:
     assert main(without_output(fit_args(camvid, run, *more))) == 0
     *again, first, second = epochs_logged(run)
     assert (first, second) == (epoch + 1, epoch + 2)
-    assert again in ([], [epoch])  # a validation in which it was killed is done again
+    assert again in ([], [epoch])  # a validation during which it was killed is repeated
     assert torch_epoch(last) == epoch + 2

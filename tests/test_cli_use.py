@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from cli_runs import LOOK, QUICK, command, fit_args
+from cli_runs import QUICK, QUIET, command, fit_args
 from PIL import Image
 
 from early_fusion_seg import ReverseHRNetSeg
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 def run_validate(camvid: Path, checkpoint: Path, output: Path, *more: str, command: str = "validate") -> dict[str, Any]:
     data = ["--config=camvid", f"--data.root={camvid}", f"--output={output}"]
-    assert main([command, *data, f"--ckpt_path={checkpoint}", *QUICK, LOOK[0], *more]) == 0
+    assert main([command, *data, f"--ckpt_path={checkpoint}", *QUICK, QUIET[0], *more]) == 0
     results: dict[str, Any] = json.loads((output / "results.json").read_text(encoding="utf-8"))
     return results
 
@@ -41,7 +41,7 @@ def numpy_scores(model: ReverseHRNetSeg, camvid: Path, split: str) -> tuple[floa
 
 
 @pytest.mark.parametrize(("command", "split"), [("validate", "val"), ("test", "test")])
-def test_scores_are_those_that_numpy_counts(
+def test_scores_equal_those_of_numpy(
     command: str, split: str, camvid: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = run_validate(camvid, checkpoint, tmp_path / "run", command=command)
@@ -61,18 +61,23 @@ def test_scores_are_those_that_numpy_counts(
     assert all(word in shown for word in ("Bicyclist", "mIoU", "license", "results.json"))
 
 
-def test_a_limited_validation_says_that_it_is_partial(camvid: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_limited_validation_is_marked_partial(camvid: Path, checkpoint: Path, tmp_path: Path) -> None:
     results = run_validate(camvid, checkpoint, tmp_path / "run", "--trainer.limit_val_batches=2")
     assert (results["images"], results["partial"]) == (2, True)
 
 
-def test_the_config_of_a_run_serves_to_score_it(trained: Path, tmp_path: Path) -> None:
-    args = ["test", f"--config={trained / 'config.yaml'}", f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}"]
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_the_config_of_a_fit_run_can_be_passed_to_validate_and_test(
+    command: str, trained: Path, tmp_path: Path
+) -> None:
+    config = trained / "config.yaml"
+    assert "save_every_n_steps" in config.read_text(encoding="utf-8")  # an option of fit, without effect here
+    args = [command, f"--config={config}", f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}"]
     assert main([*args, f"--output={tmp_path / 'run'}"]) == 0
     assert (tmp_path / "run" / "results.json").is_file()
 
 
-def test_an_encoder_file_that_has_moved_is_named_again(camvid: Path, tmp_path: Path) -> None:
+def test_the_new_place_of_an_encoder_file_can_be_given(camvid: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet18").state_dict(), weights)
     run = tmp_path / "run"
@@ -98,7 +103,7 @@ def predict(folder: Path, checkpoint: Path, output: Path, *more: str) -> int:
     return main(["predict", f"--data.root={folder}", f"--ckpt_path={checkpoint}", f"--output={output}", *QUICK, *more])
 
 
-def test_predict_keeps_the_tree_and_every_image(checkpoint: Path, tmp_path: Path) -> None:
+def test_predict_keeps_the_folders_and_writes_every_image(checkpoint: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for name in ("a.jpg", "a.png", "deep/er/b.webp", "c.tif"):
         image(photos / name)
@@ -120,7 +125,7 @@ def test_predict_keeps_the_tree_and_every_image(checkpoint: Path, tmp_path: Path
         assert overlay.size == (33, 21)
 
 
-def test_masks_follow_the_orientation_in_which_an_image_is_shown(checkpoint: Path, tmp_path: Path) -> None:
+def test_masks_have_the_exif_orientation_of_the_image(checkpoint: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     image(tmp_path / "photos" / "turned.jpg", exif=exif)
@@ -129,7 +134,7 @@ def test_masks_follow_the_orientation_in_which_an_image_is_shown(checkpoint: Pat
         assert mask.size == (21, 33)
 
 
-def test_what_is_no_image_is_named_and_the_others_are_done(
+def test_unreadable_files_are_listed_and_the_others_are_segmented(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
@@ -145,9 +150,9 @@ def test_what_is_no_image_is_named_and_the_others_are_done(
     assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == ["a.png.png", "z.png.png"]
 
 
-def test_as_a_module_with_clean_streams(checkpoint: Path, tmp_path: Path) -> None:
+def test_python_m_prints_only_the_folder(checkpoint: Path, tmp_path: Path) -> None:
     image(tmp_path / "photos" / "a.png")
-    args = command("predict", f"--data.root={tmp_path / 'photos'}", f"--ckpt_path={checkpoint}", *QUICK, LOOK[0])
+    args = command("predict", f"--data.root={tmp_path / 'photos'}", f"--ckpt_path={checkpoint}", *QUICK, QUIET[0])
     done = subprocess.run(args, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "written: runs/predict/version_0\n"

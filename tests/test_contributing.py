@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runs import LOOK, QUICK, TINY_MODEL
+from cli_runs import QUICK, QUIET, TINY_MODEL
 
 ROOT = Path(__file__).parents[1]
 STEP = re.compile(r"^(New file|Append to) `([^`]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -49,7 +49,7 @@ def test_add_a_loss(camvid: Path, tmp_path: Path) -> None:
     assert "1 passed" in run(tmp_path / "copy", "pytest", "-q", "tests/test_losses.py", "-k", "focal")
     data = ["--config=camvid", f"--data.root={camvid}", "--data.crop_size=32", "--data.batch_size=2"]
     options = ["--trainer.max_steps=1", f"--output={tmp_path / 'run'}", '--model.loss={"focal": 1.0}']
-    out = run(tmp_path / "copy", "early_fusion_seg", "fit", *data, *options, *TINY_MODEL, *QUICK, *LOOK)
+    out = run(tmp_path / "copy", "early_fusion_seg", "fit", *data, *options, *TINY_MODEL, *QUICK, *QUIET)
     assert "best val/mIoU" in out
     assert "focal: 1.0" in (tmp_path / "run/config.yaml").read_text(encoding="utf-8")
 
@@ -63,7 +63,7 @@ def test_add_a_benchmark(tmp_path: Path) -> None:
     seg = ("early_fusion_seg",)
     assert "fit --config leaves" in run(copy, *seg, "fake-data", "leaves", "LEAVES", "--images", "3")
     assert "usable: fit can start" in run(copy, *seg, "doctor", "leaves", "--data.root", "LEAVES")
-    small = ["--data.batch_size=2", "--trainer.max_epochs=1", "--output=run", *TINY_MODEL, *QUICK, *LOOK]
+    small = ["--data.batch_size=2", "--trainer.max_epochs=1", "--output=run", *TINY_MODEL, *QUICK, *QUIET]
     assert "best val/mIoU" in run(copy, *seg, "fit", "--config", "leaves", "--data.root", "LEAVES", *small)
     options = ["--predictions", "LEAVES/labels/val", "--output", "results.json"]
     run(copy, *seg, "evaluate", "leaves", "--data.root", "LEAVES", *options)

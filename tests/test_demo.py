@@ -21,7 +21,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(demo, "TEST_SCENES", 5)
 
 
-def test_a_tiny_demo_leaves_scores_checkpoint_and_panels(tiny, tmp_path, capsys):
+def test_a_tiny_demo_writes_scores_checkpoint_and_panels(tiny, tmp_path, capsys):
     assert command_line(["demo", "--output", str(tmp_path), "--epochs", "1", "--scenes", "9"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["images"] == 5
@@ -35,48 +35,48 @@ def test_a_tiny_demo_leaves_scores_checkpoint_and_panels(tiny, tmp_path, capsys)
     assert [panel.name for panel in panels] == [f"scene00000{i}.png" for i in range(4)]
     assert all(min(read_image(panel).shape[:2]) > 300 for panel in panels)
 
-    said = capsys.readouterr()
-    assert said.err == ""
+    printed = capsys.readouterr()
+    assert printed.err == ""
     for words in (
         "random weights",
         "train/loss",
         "Bicyclist",
         "mIoU",
         "pixel accuracy",
-        "always ",
+        "for comparison, ",
         "next: early-fusion",
     ):
-        assert words in said.out, words
-    assert str(tmp_path) in said.out
+        assert words in printed.out, words
+    assert str(tmp_path) in printed.out
 
     model = ReverseHRNetSeg.load_from_checkpoint(tmp_path / "model.ckpt").eval()
     scores = _score(model, SyntheticDataModule((32, 48), test_scenes=5))
-    assert scores == pytest.approx(list(results["per_class"].values()), abs=0.02)  # trained in bfloat16 perhaps
+    assert scores == pytest.approx(list(results["per_class"].values()), abs=0.02)  # training may use bfloat16
 
 
 def _score(model, data):
-    """Compute the IoU of each class with scikit-learn, None where a class occurs nowhere."""
+    """Compute the IoU of each class with scikit-learn, None for a class that does not occur."""
     samples = [data.dataset("test")[i] for i in range(data.counts["test"])]
     truth = np.stack([sample["mask"].numpy() for sample in samples]).ravel()
     pictures = [sample["image"].permute(1, 2, 0).numpy() for sample in samples]
     prediction = np.stack(model.predict(pictures)).ravel()
     scores = jaccard_score(truth, prediction, labels=range(11), average=None, zero_division=0)
     occurs = np.isin(np.arange(11), np.union1d(truth, prediction))
-    return [float(score) if there else None for score, there in zip(scores, occurs, strict=True)]
+    return [float(score) if present else None for score, present in zip(scores, occurs, strict=True)]
 
 
-def test_the_constant_score_is_that_of_the_commonest_class():
+def test_the_constant_score_is_that_of_the_most_frequent_class():
     truth = np.random.default_rng(0).choice(4, 500, p=[0.1, 0.5, 0.4, 0.0])
-    confusion = torch.zeros(4, 5, dtype=torch.int64)  # of any prediction: only the truth counts
+    confusion = torch.zeros(4, 5, dtype=torch.int64)  # for any prediction: only the ground truth counts
     confusion[:, 3] = torch.from_numpy(np.bincount(truth, minlength=4))
-    commonest, miou, accuracy = demo.constant_scores(confusion)
-    assert commonest == 1
+    most_frequent, miou, accuracy = demo.constant_scores(confusion)
+    assert most_frequent == 1
     assert miou == pytest.approx(jaccard_score(truth, np.ones_like(truth), average="macro"))
     assert accuracy == pytest.approx(accuracy_score(truth, np.ones_like(truth)))
 
 
 @pytest.mark.parametrize(("seconds", "precision"), [((1.0, 0.5), "bf16-mixed"), ((1.0, 0.9), "32-true")])
-def test_bfloat16_is_taken_only_where_it_is_faster(seconds, precision, monkeypatch):
+def test_bfloat16_is_used_only_if_it_is_faster(seconds, precision, monkeypatch):
     measured = iter(seconds)  # float32, then bfloat16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(demo, "_seconds", lambda conv, images: next(measured))
@@ -96,7 +96,7 @@ def test_numbers_out_of_range_are_refused(args, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_seed_out_of_range_is_refused_and_help_is_given(capsys):
+def test_a_seed_out_of_range_is_refused_and_help_is_printed(capsys):
     assert command_line(["demo", "--seed", "-1"]) == 2
     assert "seed is -1" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):

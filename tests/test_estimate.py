@@ -19,7 +19,7 @@ from early_fusion_seg.callbacks import step_timer as timing
 from early_fusion_seg.callbacks.step_timer import TimedBatch
 from early_fusion_seg.callbacks.validate_at_end import ValidateAtEnd
 from early_fusion_seg.cli import usage
-from early_fusion_seg.cli.estimate import EstimateCLI
+from early_fusion_seg.cli.estimate.command import EstimateCLI
 from early_fusion_seg.cli.estimate.figures import (
     Rate,
     Saved,
@@ -51,21 +51,21 @@ def options(data: Path, *more: str) -> list[str]:
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
-    """Return what was printed, by title."""
-    said: dict[str, list[str]] = {}
+    """Return the printed lines by title."""
+    lines: dict[str, list[str]] = {}
     for line in capsys.readouterr().out.splitlines()[1:]:
-        if line.startswith("The network"):
-            said["advice"] = [line]
+        if line.startswith("Data loading"):
+            lines["advice"] = [line]
         elif line[:18].strip():
             title = line[:18].strip()
-            said[title] = [line[18:]]
+            lines[title] = [line[18:]]
         else:
-            said[title].append(line[18:])
-    return said
+            lines[title].append(line[18:])
+    return lines
 
 
 def seconds(text: str) -> float:
-    """Read a duration."""
+    """Parse a duration."""
     units = {"s": 1, "min": 60, "h": 3600, "d": 86400}
     return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+) (s|min|h|d)\b", text))
 
@@ -73,45 +73,47 @@ def seconds(text: str) -> float:
 # --- the whole command
 
 
-def test_estimate_measures_real_steps_and_leaves_nothing(
+def test_estimate_measures_real_steps_and_leaves_no_files(
     data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    temporary = Path(tempfile.mkdtemp())  # not below tmp_path: workers have sockets there, whose names must be short
+    temporary = Path(tempfile.mkdtemp())  # not below tmp_path: the workers' sockets there need short names
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     args = options(data, "--output=run", "--logger=tensorboard", "--data.num_workers=1", "--data.rare_class_share=0.5")
     assert main(["estimate", *args]) == 0
-    said = printed(capsys)
+    shown = printed(capsys)
     assert not [*tmp_path.iterdir(), *temporary.iterdir()]
     temporary.rmdir()
-    images, batch, size = re.fullmatch(r"([\d.]+) images/s, ([\d.]+) s a batch of (\d)", said["training"][0]).groups()
+    images, batch, size = re.fullmatch(
+        r"([\d.]+) images/s, ([\d.]+) s per batch of (\d)", shown["training"][0]
+    ).groups()
     assert size == "2"
     assert float(images) * float(batch) == pytest.approx(2, rel=0.05)
-    assert 0 <= int(said["waiting for data"][0].split("%")[0]) <= 100
-    assert said["largest batch"] == ["not searched: only on a CUDA GPU"]
-    total, *parts = said["whole run"]
+    assert 0 <= int(shown["waiting for data"][0].split("%")[0]) <= 100
+    assert shown["largest batch"] == ["not measured: needs a CUDA GPU"]
+    total, *parts = shown["whole run"]
     assert seconds(total) == pytest.approx(sum(map(seconds, parts)), rel=0.1)
     assert re.fullmatch(r"80 batches: .*", parts[0])  # 20 epochs of 4: the ninth image is dropped
     assert seconds(parts[0].split(":")[1]) == pytest.approx(80 * float(batch), rel=0.1)
     assert re.fullmatch(r"10 validations of 9 batches: .*", parts[1])
     assert re.fullmatch(r"at most 40 checkpoints written: .*", parts[2])
     written = (trained / "checkpoints" / "last.ckpt").stat().st_size / 2**20
-    count, mebibytes = re.fullmatch(r"best and last: (\d) x ([\d.]+) MiB", said["checkpoints"][0]).groups()
+    count, mebibytes = re.fullmatch(r"best and last: (\d) x ([\d.]+) MiB", shown["checkpoints"][0]).groups()
     assert count == "2"
     assert float(mebibytes) == pytest.approx(written, rel=0.02)
-    amount, unit = re.match(r"([\d.]+) (MiB|GiB) of resident memory, the whole process; its workers \(1\)",
-                            said["peak memory"][0]).groups()  # fmt: skip
+    memory = re.match(r"([\d.]+) (MiB|GiB) of resident memory, the whole process; 1 data load", shown["peak memory"][0])
+    amount, unit = memory.groups()
     now = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")).group(1))
     assert float(amount) * {"MiB": 2**10, "GiB": 2**20}[unit] == pytest.approx(now, rel=0.1)
 
 
 class FakeClock:
-    """Seconds that pass only where something is done."""
+    """A clock that advances only in the patched functions."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.steps, self.read, self.scored = 0.0, 0, 0, 0
         clock = SimpleNamespace(perf_counter=lambda: self.now)
         monkeypatch.setattr(timing, "time", clock)
-        monkeypatch.setattr("early_fusion_seg.cli.estimate.time", clock)
+        monkeypatch.setattr("early_fusion_seg.cli.estimate.command.time", clock)
         methods = {SegmentationDataset: "__getitem__", Trainer: "save_checkpoint"}
         methods_of_model = ("training_step", "validation_step")
         for kind, name in [*methods.items(), *((ReverseHRNetSeg, name) for name in methods_of_model)]:
@@ -132,7 +134,7 @@ class FakeClock:
 
     def training_step(self) -> float:
         self.steps += 1
-        return 1.5 if self.steps > 2 else 1000.0  # the first two are those to warm up
+        return 1.5 if self.steps > 2 else 1000.0  # the first two are warmup steps
 
     def validation_step(self) -> float:
         self.scored += 1
@@ -142,18 +144,18 @@ class FakeClock:
         return 3.0
 
 
-def test_the_figures_are_those_of_the_clock(
+def test_the_figures_follow_from_the_clock(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = FakeClock(monkeypatch)
     assert main(["estimate", *options(data, "--warmup=1", "--trainer.accumulate_grad_batches=2", "--steps=4")]) == 0
-    said = printed(capsys)
+    shown = printed(capsys)
     assert clock.steps == (1 + 4) * 2  # beyond the epoch's 4 batches
     assert clock.scored == 1 + 4
-    assert said["training"] == ["1 images/s, 2 s a batch of 2"]
-    assert said["waiting for data"] == ["25% of that time"]
-    assert said["advice"][0].startswith("The network waits for its data: raise --data.num_workers, which is 0 (")
-    assert said["whole run"] == [
+    assert shown["training"] == ["1 images/s, 2 s per batch of 2"]
+    assert shown["waiting for data"] == ["25% of the time"]
+    assert shown["advice"][0].startswith("Data loading slows training down: raise --data.num_workers (now 0; ")
+    assert shown["whole run"] == [
         "5 min 48 s",
         "80 batches (40 steps): 2 min 40 s",  # 160 s
         "10 validations of 9 batches: 1 min 8 s",  # 67.5 s
@@ -161,49 +163,51 @@ def test_the_figures_are_those_of_the_clock(
     ]
 
 
-def test_a_slow_loader_shows(data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slow_loader_gives_advice(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     read = SegmentationDataset.__getitem__
     monkeypatch.setattr(SegmentationDataset, "__getitem__", lambda *a: (time.sleep(0.5), read(*a))[1])
     args = options(data, "--steps=1", "--warmup=0", "--trainer.limit_val_batches=0")
     assert main(["estimate", *args]) == 0
-    said = printed(capsys)
-    share = float(said["waiting for data"][0].split("%")[0]) / 100
-    batch = seconds(said["training"][0].split(",")[1])
+    shown = printed(capsys)
+    share = float(shown["waiting for data"][0].split("%")[0]) / 100
+    batch = seconds(shown["training"][0].split(",")[1])
     assert share * batch >= 0.95  # two images, half a second each, whatever the step takes
-    assert "advice" in said
-    assert not any("validations" in part for part in said["whole run"])
+    assert "advice" in shown
+    assert not any("validations" in part for part in shown["whole run"])
 
 
-def test_little_waiting_is_not_spoken_of(
+def test_little_waiting_gives_no_advice(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     FakeClock(monkeypatch).getitem = lambda: 0.1
     assert main(["estimate", *options(data, "--warmup=2")]) == 0
-    said = printed(capsys)
-    assert said["waiting for data"] == ["12% of that time"]  # 0.2 of 1.7 s
-    assert "advice" not in said
+    shown = printed(capsys)
+    assert shown["waiting for data"] == ["12% of the time"]  # 0.2 of 1.7 s
+    assert "advice" not in shown
 
 
 def test_counts_do_not_depend_on_the_seed(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = []
+    shown = []
     for seed in ("1", "2"):
         with monkeypatch.context() as patch:
             FakeClock(patch)
             assert main(["estimate", *options(data, "--steps=1", f"--seed_everything={seed}")]) == 0
-        said.append(printed(capsys))
-        del said[-1]["peak memory"]
-    assert said[0] == said[1]
+        shown.append(printed(capsys))
+        del shown[-1]["peak memory"]
+    assert shown[0] == shown[1]
 
 
-def test_nothing_is_kept_where_nothing_is_saved(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_checkpoints_are_counted_if_checkpointing_is_off(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = options(data, "--steps=1", "--warmup=0", "--trainer.enable_checkpointing=false", "--data.batch_size=20")
     assert main(["estimate", *args, "--trainer.limit_val_batches=1"]) == 0
-    said = printed(capsys)
-    assert said["checkpoints"] == ["none"]
-    assert len(said["whole run"]) == 3
-    assert said["training"][0].endswith("a batch of 9")  # there are no more images
+    shown = printed(capsys)
+    assert shown["checkpoints"] == ["none"]
+    assert len(shown["whole run"]) == 3
+    assert shown["training"][0].endswith("per batch of 9")  # the split has 9 images
 
 
 def test_no_logger_is_used(data: Path) -> None:
@@ -212,7 +216,7 @@ def test_no_logger_is_used(data: Path) -> None:
         assert EstimateCLI(options(data, *more)).trainer.loggers == []
 
 
-def test_it_is_among_the_commands_and_has_the_options_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimate_is_listed_and_has_the_options_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n  estimate " in usage()
     with pytest.raises(SystemExit):
         main(["estimate", "--help"])
@@ -226,12 +230,12 @@ def test_it_is_among_the_commands_and_has_the_options_of_fit(capsys: pytest.Capt
     (["--data.root=/none"], "/none is not a folder"),
     (["--steps=0"], "--steps is 0; expected at least 1"),
     (["--warmup=-1"], "--warmup is -1; expected at least 0"),
-    (["--trainer.max_epochs=-1"], "the run has no end: set the trainer's max_epochs or max_steps"),
-    (["--model.widht=3"], "early-fusion-seg estimate --help lists the settings"),
+    (["--trainer.max_epochs=-1"], "the run has no end; set --trainer.max_epochs or --trainer.max_steps"),
+    (["--model.widht=3"], "early-fusion-seg estimate --help lists the options"),
     (["--trainer.precision=7"], "trainer.precision"),
     (["--ckpt_path={ckpt}", "--model.width=8"], "model.width is 8, but 4 in "),
 ])  # fmt: skip
-def test_what_is_wrong_is_said_in_one_sentence(
+def test_a_user_error_is_one_line(
     more: list[str], sentence: str, data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["estimate", *options(data, "--trainer.max_epochs=3", *(a.format(ckpt=checkpoint) for a in more))]) == 2
@@ -242,7 +246,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-# --- the length of the run, from rates that are given
+# --- the length of the run, from fixed rates
 
 
 RATES = Rate(4.0, 2.0, 0.1), Rate(4.0, 0.5, 0.1), Saved(10, 0.0)
@@ -252,30 +256,30 @@ RATES = Rate(4.0, 2.0, 0.1), Rate(4.0, 0.5, 0.1), Saved(10, 0.0)
     ([], ["80 batches: 2 min 40 s", "10 validations of 9 batches: 45 s"]),
     (["--trainer.devices=2"],  # 5 images each
      ["40 batches: 1 min 20 s", "10 validations of 5 batches: 25 s", "computed for 2 processes, not measured; "]),
-    (["--trainer.devices=2", "--trainer.max_epochs=null", "--trainer.max_steps=40"],  # as many steps as on one
+    (["--trainer.devices=2", "--trainer.max_epochs=null", "--trainer.max_steps=40"],  # as many steps as with one device
      ["40 batches: 1 min 20 s", "10 validations of 5 batches: 25 s", "computed for 2 processes, not measured; "]),
     (["--trainer.max_epochs=null", "--trainer.max_steps=30", "--trainer.accumulate_grad_batches=3"],
      ["60 batches (30 steps): 2 min 0 s", "8 validations of 9 batches: 36 s"]),
     (["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=0.5", "--data.eval_batch_size=2"],
      ["40 batches: 1 min 20 s", "10 validations of 2 batches: 10 s"]),
     (["--trainer.limit_val_batches=0"], ["80 batches: 2 min 40 s"]),
-    (["--trainer.val_check_interval=00:01:00:00"], ["80 batches: 2 min 40 s", "validations by the clock"]),
+    (["--trainer.val_check_interval=00:01:00:00"], ["80 batches: 2 min 40 s", "validations at intervals of time"]),
     (["--trainer.max_epochs=null"], ["4000 batches: 2 h 13 min", "500 validations of 9 batches: 37 min 30 s"]),
     (["--trainer.max_time=00:01:00:00"],
-     ["80 batches: 2 min 40 s", "10 validations of 9 batches: 45 s", "trainer.max_time may end it earlier"]),
+     ["80 batches: 2 min 40 s", "10 validations of 9 batches: 45 s", "trainer.max_time may end the run earlier"]),
     (["--ckpt_path={ckpt}"],
-     ["80 batches: 2 min 40 s", "10 validations of 9 batches: 45 s", "counted from the first step"]),
+     ["80 batches: 2 min 40 s", "10 validations of 9 batches: 45 s", "the whole run is counted"]),
     (["--trainer.callbacks=lightning.pytorch.callbacks.RichProgressBar"],
-     ["80 batches: 2 min 40 s", "10 validations of 9 batches: 45 s", "trainer.callbacks are left out"]),
+     ["80 batches: 2 min 40 s", "10 validations of 9 batches: 45 s", "trainer.callbacks are not measured"]),
     (["--trainer.fast_dev_run=true"], ["1 batches: 2 s", "1 validations of 1 batches: 0.5 s"]),
 ])  # fmt: skip
-def test_the_length_of_a_run_is_that_of_its_configuration(
+def test_the_length_of_a_run_follows_from_its_configuration(
     more: list[str], lines: list[str], data: Path, checkpoint: Path
 ) -> None:
     cli = EstimateCLI(options(data, *(arg.format(ckpt=checkpoint) for arg in more)))
-    said = [line for line in cli.whole_run(*RATES)[1:] if "checkpoints written" not in line]
-    assert len(said) == len(lines)
-    assert all(line.startswith(start) for line, start in zip(said, lines, strict=True))
+    shown = [line for line in cli.whole_run(*RATES)[1:] if "checkpoints written" not in line]
+    assert len(shown) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(shown, lines, strict=True))
 
 
 class Counter(Callback):
@@ -289,7 +293,7 @@ class Counter(Callback):
         self.validations += 1
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # vectors need none
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # vectors need no workers
 @pytest.mark.parametrize("run", [
     {"max_epochs": 3},
     {"max_epochs": 3, "max_steps": 15, "check_val_every_n_epoch": 2},
@@ -302,7 +306,7 @@ class Counter(Callback):
     {"max_steps": 23, "val_check_interval": 6, "check_val_every_n_epoch": None},
     {"max_epochs": 1, "check_val_every_n_epoch": 5},
 ])  # fmt: skip
-def test_batches_steps_and_validations_are_those_that_lightning_makes(run: dict[str, Any]) -> None:
+def test_batches_steps_and_validations_equal_those_of_lightning(run: dict[str, Any]) -> None:
     counter, epoch = Counter(), 10
     off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", num_sanity_val_steps=0, callbacks=[counter, ValidateAtEnd()], **off, **run)
@@ -314,20 +318,20 @@ def test_batches_steps_and_validations_are_those_that_lightning_makes(run: dict[
     assert validations(batches, epoch, every, run.get("val_check_interval", 1.0)) == counter.validations
 
 
-def test_a_run_of_no_batches() -> None:
+def test_a_run_without_batches() -> None:
     assert batches_and_steps(0, 1, 5, -1) == (0, 0)
     assert validations(0, 1, 1, 1.0) == 0
     assert limited(7, 0.0) == 0
 
 
-# --- rates and words
+# --- rates and formats
 
 
-def test_warm_up_does_not_count_but_something_does() -> None:
+def test_warmup_is_left_out_unless_there_is_nothing_else() -> None:
     timed = [TimedBatch(i, 4, 0.5 + 10 * (i < 2), 1.0 + 10 * (i < 2)) for i in (0, 0, 1, 1, 2, 2, 3)]
     assert rate(timed, warmup=2) == Rate(4.0, 1.0, 0.5)
     assert rate(timed, warmup=0).batch == pytest.approx((7 + 40) / 7)
-    assert rate(timed[:2], warmup=5) == Rate(4 / 11, 11.0, 10.5 / 11)  # fewer than are to warm up
+    assert rate(timed[:2], warmup=5) == Rate(4 / 11, 11.0, 10.5 / 11)  # fewer steps than warmup steps
 
 
 @pytest.mark.parametrize(("value", "text"), [
@@ -353,14 +357,14 @@ def test_the_largest_batch_is_found_to_one_image_in_sixteen() -> None:
             assert min(tried) >= 1
 
 
-def test_the_search_ends_where_everything_fits() -> None:
+def test_the_search_stops_at_the_limit() -> None:
     assert largest_that_fits(lambda n: True, 3, limit=100) == (100, None)
     assert largest_that_fits(lambda n: True, 300, limit=100) == (300, None)
 
 
 @pytest.fixture
-def cramped(data: Path, monkeypatch: pytest.MonkeyPatch) -> EstimateCLI:
-    """A command where no more than 5 images fit into memory."""
+def little_memory(data: Path, monkeypatch: pytest.MonkeyPatch) -> EstimateCLI:
+    """A command with memory for batches of up to 5 images."""
     step = ReverseHRNetSeg.training_step
 
     def refuse(self: ReverseHRNetSeg, batch: Any, index: int) -> Any:
@@ -372,45 +376,45 @@ def cramped(data: Path, monkeypatch: pytest.MonkeyPatch) -> EstimateCLI:
     return EstimateCLI(options(data, "--data.batch_size=6", "--steps=1", "--trainer.accumulate_grad_batches=4"))
 
 
-def test_batches_are_tried_until_memory_is_out(cramped: EstimateCLI) -> None:
-    assert largest_that_fits(cramped.fits, 2) == (5, 6)
-    assert cramped.largest_batch().startswith("not searched")
-    cramped.device = torch.device("cuda")
-    cramped.fits = lambda images: images <= 11
-    assert cramped.largest_batch() == "11 images a process (12 do not fit)"
-    cramped.fits = lambda images: True
-    assert cramped.largest_batch() == "4096 images a process or more"
+def test_batches_are_tried_until_one_does_not_fit(little_memory: EstimateCLI) -> None:
+    assert largest_that_fits(little_memory.fits, 2) == (5, 6)
+    assert little_memory.largest_batch().startswith("not measured")
+    little_memory.device = torch.device("cuda")
+    little_memory.fits = lambda images: images <= 11
+    assert little_memory.largest_batch() == "11 images per process (12 do not fit)"
+    little_memory.fits = lambda images: True
+    assert little_memory.largest_batch() == "4096 images per process or more"
 
 
-def test_a_batch_that_does_not_fit_is_refused_with_what_would(cramped: EstimateCLI) -> None:
-    with pytest.raises(UserError, match=r"a batch of 6 images takes more memory than there is; lower data\.batch_size"):
-        cramped.time_training()
-    fits, cramped.device = cramped.fits, torch.device("cuda")
-    cramped.one_device = on_the_cpu(cramped)
-    with pytest.raises(UserError, match="a batch of 6 images does not fit into the memory of the GPU; the largest that "
-                                        "fits has 5"):  # fmt: skip
-        cramped.time_training()
+def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_fits(little_memory: EstimateCLI) -> None:
+    with pytest.raises(UserError, match=r"a batch of 6 images does not fit into memory; lower --data\.batch_size"):
+        little_memory.time_training()
+    fits, little_memory.device = little_memory.fits, torch.device("cuda")
+    little_memory.one_device_trainer = on_the_cpu(little_memory)
+    with pytest.raises(UserError, match=r"a batch of 6 images does not fit into the memory of the GPU; lower "
+                                        r"--data\.batch_size to 5"):  # fmt: skip
+        little_memory.time_training()
     assert fits(5)
-    cramped.fits = lambda images: False
-    with pytest.raises(UserError, match=r"one image does not either: lower data\.crop_size"):
-        cramped.refuse_batch()
+    little_memory.fits = lambda images: False
+    with pytest.raises(UserError, match=r"even one does not fit: lower --data\.crop_size"):
+        little_memory.raise_out_of_memory()
 
 
 def on_the_cpu(cli: EstimateCLI) -> Any:
-    make = cli.one_device
+    make = cli.one_device_trainer
 
-    def make_there(*callbacks: Any, **limits: Any) -> Trainer:
+    def make_on_cpu(*callbacks: Any, **limits: Any) -> Trainer:
         cli.device = torch.device("cpu")
         try:
             return make(*callbacks, **limits)
         finally:
             cli.device = torch.device("cuda")
 
-    return make_there
+    return make_on_cpu
 
 
-def test_memory_may_end_in_a_later_step(cramped: EstimateCLI, monkeypatch: pytest.MonkeyPatch) -> None:
-    cramped.datamodule.batch_size = 2
+def test_memory_may_run_out_in_a_later_step(little_memory: EstimateCLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    little_memory.datamodule.batch_size = 2
     step, done = ReverseHRNetSeg.training_step, []
 
     def refuse(self: ReverseHRNetSeg, batch: Any, index: int) -> Any:
@@ -420,32 +424,32 @@ def test_memory_may_end_in_a_later_step(cramped: EstimateCLI, monkeypatch: pytes
         return step(self, batch, index)
 
     monkeypatch.setattr(ReverseHRNetSeg, "training_step", refuse)
-    with pytest.raises(UserError, match="a batch of 2 images takes more memory than there is"):
-        cramped.time_training()
+    with pytest.raises(UserError, match="a batch of 2 images does not fit into memory"):
+        little_memory.time_training()
 
 
-def test_a_bug_in_a_step_is_no_lack_of_memory(cramped: EstimateCLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_in_a_step_is_raised(little_memory: EstimateCLI, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("sizes differ")
 
     for name in ("training_step", "validation_step"):
         monkeypatch.setattr(ReverseHRNetSeg, name, broken)
     with pytest.raises(RuntimeError, match="sizes differ"):
-        cramped.time_training()
+        little_memory.time_training()
     with pytest.raises(RuntimeError, match="sizes differ"):
-        cramped.time_validation()
+        little_memory.time_validation()
 
 
-def test_validation_that_does_not_fit_is_said(cramped: EstimateCLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_that_does_not_fit_is_refused(little_memory: EstimateCLI, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(ReverseHRNetSeg, "validation_step", refuse)
-    with pytest.raises(UserError, match="validation takes more memory than there is"):
-        cramped.time_validation()
+    with pytest.raises(UserError, match="validation does not fit into memory"):
+        little_memory.time_validation()
 
 
-def test_on_a_gpu_the_clock_is_read_when_its_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Any] = []
     monkeypatch.setattr(torch.cuda, "synchronize", done.append)
     timing.clock(torch.device("cpu"))
@@ -454,15 +458,15 @@ def test_on_a_gpu_the_clock_is_read_when_its_work_is_done(monkeypatch: pytest.Mo
     assert done == [torch.device("cuda", 0)]
 
 
-def test_the_memory_of_a_gpu_is_that_of_training_and_that_of_validation(
-    cramped: EstimateCLI, monkeypatch: pytest.MonkeyPatch
+def test_gpu_memory_is_reported_for_training_and_validation(
+    little_memory: EstimateCLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peaks: list[int] = [3 * 2**30, 2**20]
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks[0])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peaks.pop(0))
-    gpu = cramped.device = torch.device("cuda")
+    gpu = little_memory.device = torch.device("cuda")
     validation, training = timing.peak_memory(gpu), timing.peak_memory(gpu)
-    assert cramped.memory_text(training, validation) == "1.0 MiB on the GPU in training, 3.0 GiB in validation"
+    assert little_memory.memory_text(training, validation) == "1.0 MiB on the GPU in training, 3.0 GiB in validation"
 
 
 @pytest.mark.gpu
@@ -470,6 +474,6 @@ def test_the_memory_of_a_gpu_is_that_of_training_and_that_of_validation(
 def test_on_a_gpu_everything_is_measured(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = options(data, "--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.precision=16-mixed")
     assert main(["estimate", *args]) == 0
-    said = printed(capsys)
-    assert re.fullmatch(r"[\d.]+ .iB on the GPU in training, [\d.]+ .iB in validation", said["peak memory"][0])
-    assert re.match(r"\d+ images a process", said["largest batch"][0])
+    shown = printed(capsys)
+    assert re.fullmatch(r"[\d.]+ .iB on the GPU in training, [\d.]+ .iB in validation", shown["peak memory"][0])
+    assert re.match(r"\d+ images per process", shown["largest batch"][0])

@@ -27,8 +27,8 @@ def read(folder: Path, pattern: str) -> Masks:
     return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))}
 
 
-def disturbed(masks: Masks, raw_ids: list[int], seed: int) -> Masks:
-    """Predictions: the truth with blocks of random labels."""
+def with_errors(masks: Masks, raw_ids: list[int], seed: int) -> Masks:
+    """Make predictions: the ground truth with blocks of random labels."""
     rng = np.random.default_rng(seed)
     changed = {}
     for name, mask in masks.items():
@@ -58,19 +58,19 @@ CITYSCAPES = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 
 @pytest.mark.parametrize(("truth_ids", "predicted_ids"), [
     (range(34), range(34)),  # void in both
     ([7, 8, 11, 26], [7, 8, 11, 26]),  # classes absent from both
-    ([7, 8, 0, 26], [7, 8, 26, 31, 0, 4]),  # a class that is only predicted, and void predictions
+    ([7, 8, 0, 26], [7, 8, 26, 31, 0, 4]),  # a class that occurs in predictions only, and void predictions
 ])  # fmt: skip
 def test_cityscapes_equals_cityscapesscripts(tmp_path: Path, truth_ids, predicted_ids) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the evaluator's own, of its imports
+        warnings.simplefilter("ignore")  # warnings of the evaluator's imports
         official = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     fake_cityscapes(tmp_path, images=3)
     folder = tmp_path / "gtFine/val/frankfurt"
     truth = {n: np.array([*truth_ids], np.uint8)[m % len(truth_ids)] for n, m in read(folder, "*_labelIds.png").items()}
     write(truth, folder)
-    predicted = write(disturbed(truth, [*predicted_ids], seed=1), tmp_path / "predicted")
+    predicted = write(with_errors(truth, [*predicted_ids], seed=1), tmp_path / "predicted")
     official.args.evalInstLevelScore, official.args.JSONOutput, official.args.quiet = False, False, True
-    pairs = [sorted(glob.glob(str(f / "*_labelIds.png"))) for f in (predicted, folder)]  # noqa: PTH207 - what it takes
+    pairs = [sorted(glob.glob(str(f / "*_labelIds.png"))) for f in (predicted, folder)]  # noqa: PTH207 - the evaluator takes strings
     result = official.evaluateImgLists(*pairs, official.args)
     names = CityscapesDataModule(tmp_path).class_names
     compare(CityscapesDataModule(tmp_path), predicted, [result["classScores"][n] for n in names],
@@ -91,29 +91,29 @@ def ious(matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("absent", [False, True])
-def test_mapillary_drops_rows_and_columns_that_are_not_evaluated(tmp_path: Path, absent: bool) -> None:
+def test_mapillary_leaves_out_labels_that_are_not_evaluated(tmp_path: Path, absent: bool) -> None:
     fake_mapillary(tmp_path, images=3, version="v1.1")
     folder = tmp_path / "validation/labels"
     truth = read(folder, "*.png")
     if absent:
         truth = {name: np.where(mask < 20, 20, mask).astype(np.uint8) for name, mask in truth.items()}
         write(truth, folder)
-    predicted = disturbed(truth, [3, 30, 40, 65], seed=2)
+    predicted = with_errors(truth, [3, 30, 40, 65], seed=2)
     assert any((mask == 65).any() for mask in predicted.values())
-    iou = ious(counts(truth, predicted, 66)[:65, :65])  # label 65 alone is not evaluated
+    iou = ious(counts(truth, predicted, 66)[:65, :65])  # only label 65 is not evaluated
     assert np.isnan(iou).any()
     compare(MapillaryVistasDataModule(tmp_path), write(predicted, tmp_path / "predicted"), iou, np.nanmean(iou))
 
 
 @pytest.mark.parametrize("absent", [False, True])
-def test_voc_is_the_plain_mean_and_refuses_void(tmp_path: Path, absent: bool) -> None:
+def test_voc_is_the_plain_mean_and_rejects_void(tmp_path: Path, absent: bool) -> None:
     fake_voc(tmp_path, images=8)
     folder = tmp_path / "VOCdevkit/VOC2012/SegmentationClass"
     truth = read(folder, "2008*.png")
     if absent:
         truth = {name: np.where(mask == 20, 0, mask).astype(np.uint8) for name, mask in truth.items()}
         write(truth, folder)
-    predicted = disturbed(truth, [0, 5, 7], seed=3)
+    predicted = with_errors(truth, [0, 5, 7], seed=3)
     predicted = {n: np.where(truth[n] == 255, 0, np.minimum(m, 20)).astype(np.uint8) for n, m in predicted.items()}
     if absent:
         predicted = {n: np.where(m == 20, 1, m).astype(np.uint8) for n, m in predicted.items()}
@@ -133,12 +133,12 @@ def test_voc_is_the_plain_mean_and_refuses_void(tmp_path: Path, absent: bool) ->
         score_folder(dm, "val", tmp_path / "predicted")
 
 
-def test_coco_stuff_counts_classes_of_the_truth_alone(tmp_path: Path) -> None:
+def test_coco_stuff_counts_only_classes_of_the_ground_truth(tmp_path: Path) -> None:
     fake_coco_stuff(tmp_path, images=3)
     folder = tmp_path / "stuffthingmaps/val2017"
     truth = {n: np.where((m < 60) & (m > 10), 0, m).astype(np.uint8) for n, m in read(folder, "*.png").items()}
     write(truth, folder)
-    predicted = disturbed(truth, [0, 50, 100, 255], seed=4)  # 50 occurs in predictions alone
+    predicted = with_errors(truth, [0, 50, 100, 255], seed=4)  # 50 occurs in predictions only
     matrix = counts(truth, predicted, 256)[:255]
     in_truth = matrix.sum(1) > 0
     valid = matrix.copy()
@@ -177,14 +177,14 @@ def test_wrong_folders_of_predictions_are_explained(tmp_path: Path) -> None:
     fake_cityscapes(tmp_path, images=2)
     dm = CityscapesDataModule(tmp_path)
     truth = read(tmp_path / "gtFine/val/frankfurt", "*_labelIds.png")
-    with pytest.raises(MissingFileError, match="nowhere is not a folder of predictions"):
+    with pytest.raises(MissingFileError, match="nowhere is not a folder; give the folder of the predictions"):
         score_folder(dm, "val", Path("nowhere"))
     one, two = ({name: mask} for name, mask in truth.items())
     folder = write(one, tmp_path / "predicted")
-    with pytest.raises(MissingFileError, match=r"lacks .* 1 of 2 images, such as frankfurt_000001_000019.png"):
+    with pytest.raises(MissingFileError, match=r"no prediction for 1 of 2 images; .* frankfurt_000001_000019.png"):
         score_folder(dm, "val", folder)
     write({name: mask[:, :100] for name, mask in two.items()}, folder)
-    with pytest.raises(UserError, match=r"frankfurt_000001.* is 100x64 pixels .* and the truth 128x64"):
+    with pytest.raises(UserError, match=r"frankfurt_000001.* is 100x64 pixels .*; its ground truth is 128x64"):
         score_folder(dm, "val", folder)
     write(two, folder / "deeper")
     with pytest.raises(UserError, match="frankfurt_000001_000019 has 2 predictions"):
@@ -193,7 +193,7 @@ def test_wrong_folders_of_predictions_are_explained(tmp_path: Path) -> None:
         score_folder(dm, "test", folder)
 
 
-def test_predictions_are_found_by_their_keys(tmp_path: Path) -> None:
+def test_predictions_are_found_by_key(tmp_path: Path) -> None:
     names = ["a_1.png", "deep/a_1_b_pred.png", "x.png", "a_1.jpg"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -211,20 +211,23 @@ def test_predictions_are_found_with_suffixes_and_folders(tmp_path: Path) -> None
     assert find_predictions(tmp_path, ["a/x", "b/x.jpg", "y"]) == expected
 
 
-def test_the_truth_of_a_folder_scores_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_ground_truth_of_a_folder_scores_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake_folder(tmp_path / "data", images=2)
     args = ["evaluate", "folder", "--data.root", str(tmp_path / "data"), "--predictions"]
     assert main([*args, str(tmp_path / "data/masks/val")]) == 0
     assert "mIoU 100.0" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-def test_train_ids_that_are_read_as_raw_ids_are_suspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_ids_read_as_raw_ids_give_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake_cityscapes(tmp_path, images=2)
     masks = read(tmp_path / "gtFine/val/frankfurt", "*_labelTrainIds.png")
     write({name: np.where(mask == 255, 0, mask) for name, mask in masks.items()}, tmp_path / "train_ids")
     args = ["evaluate", "cityscapes", "--data.root", str(tmp_path), "--predictions", str(tmp_path / "train_ids")]
     assert main(args) == 0
-    assert "if they are train ids, give --ids train" in capsys.readouterr().out
+    assert (
+        "% of the predicted pixels have ignored labels; if these are train ids, give --ids train"
+        in capsys.readouterr().out
+    )
     assert main([*args, "--ids", "train"]) == 0
     assert "give --ids" not in capsys.readouterr().out
 
@@ -236,7 +239,7 @@ def test_train_ids_that_are_read_as_raw_ids_are_suspected(tmp_path: Path, capsys
     (["coco", "--data.root", "x", "--predictions", "x", "--data.labels", "things"], "data.labels"),
     (["voc", "--data.root", "nowhere", "--predictions", "x"], "nowhere does not hold"),
 ])  # fmt: skip
-def test_wrong_arguments_are_one_sentence(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_give_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", *args]) == 2
     printed = capsys.readouterr()
     assert message in printed.err

@@ -87,7 +87,7 @@ def test_sigterm_saves_a_checkpoint_and_prints_its_path(uninterrupted, tmp_path)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert output.strip().splitlines()[-1] == f"ended by SIGTERM; fit goes on with --ckpt_path {last}"
+    assert output.strip().splitlines()[-1] == f"stopped by SIGTERM; resume with --ckpt_path {last}"
     assert torch.load(last, weights_only=True)["global_step"] > step
     assert_same(finish(tmp_path), uninterrupted)
 
@@ -101,4 +101,4 @@ def test_sigterm_without_checkpoints_prints_no_path(tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert output.strip().splitlines()[-1] == "ended by SIGTERM; nothing was saved yet"
+    assert output.strip().splitlines()[-1] == "stopped by SIGTERM; no checkpoint was saved yet"

@@ -1,4 +1,4 @@
-"""What starts the processes: examples/slurm.sbatch with stand-ins for SLURM's commands, and torchrun."""
+"""Launchers of several processes: examples/slurm.sbatch with fake SLURM commands, and torchrun."""
 
 import os
 import re
@@ -30,11 +30,11 @@ OPTIONS = [
     "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--save_every_n_steps", "3",
 ]  # fmt: skip
 STEPS = 6 * 10  # 42 scenes are 10 whole batches of 2 for each of 2 processes
-ONLY_NOTES = """\
+RECORD_ONLY = """\
 printf '%s\\n' "$MASTER_ADDR" "$@" > srun.txt
 exit "${SRUN_STATUS:-0}"
 """
-STARTS_TASKS = """\
+START_TASKS = """\
 while [[ "$1" == --* ]]; do shift; done
 export SLURM_STEP_NUM_TASKS="$SLURM_NTASKS"
 pids=()
@@ -74,7 +74,7 @@ def start(command: list[str], folder: Path, environment: dict[str, str] | None =
 
 
 @pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[None]:
+def kill_remaining_processes() -> Iterator[None]:
     yield
     while STARTED:
         process = STARTED.pop()
@@ -83,21 +83,21 @@ def no_process_is_left() -> Iterator[None]:
             process.communicate()
 
 
-def asked() -> dict[str, str]:
-    """Options of the #SBATCH lines, which must stand before the first command."""
+def batch_options() -> dict[str, str]:
+    """Return the options of the #SBATCH lines, which must precede the first command."""
     head = BATCH_FILE.read_text().split("\nset ")[0]
     return {name: value for name, _, value in re.findall(r"^#SBATCH --([a-z-]+)(=(\S+))?$", head, flags=re.MULTILINE)}
 
 
 def submit(folder: Path, srun: str, *args: str, **options: str) -> subprocess.Popen[str]:
-    """Do what sbatch does: run the file with the variables that follow from its lines, or from other options."""
+    """Run the file as sbatch does, with the environment variables for its #SBATCH lines or for other options."""
     commands = folder / "bin"
     commands.mkdir(exist_ok=True)
     fit = f'exec {sys.executable} -m early_fusion_seg "$@"'
     for name, text in (("srun", srun), ("scontrol", SCONTROL), ("early-fusion-seg", fit)):
         (commands / name).write_text(f"#!/usr/bin/env bash\n{text}")
         (commands / name).chmod(0o755)
-    given = {name.replace("-", "_"): value for name, value in asked().items()} | options
+    given = {name.replace("-", "_"): value for name, value in batch_options().items()} | options
     slurm = {
         "JOB_ID": "417", "JOB_NAME": given["job_name"], "JOB_NODELIST": "gpu[07-08]", "NNODES": given["nodes"],
         "JOB_NUM_NODES": given["nodes"], "NTASKS_PER_NODE": given["ntasks_per_node"],
@@ -122,51 +122,51 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
     return output
 
 
-def test_the_batch_file_asks_for_what_the_trainer_is_told(tmp_path):
+def test_the_batch_file_requests_the_devices_of_the_trainer(tmp_path):
     subprocess.run(["bash", "-n", str(BATCH_FILE)], check=True)
-    options = asked()
-    assert len(options) == BATCH_FILE.read_text().count("\n#SBATCH ")  # each could be read
+    options = batch_options()
+    assert len(options) == BATCH_FILE.read_text().count("\n#SBATCH ")  # all lines were parsed
     assert options["gpus-per-node"] == options["ntasks-per-node"]
     assert re.fullmatch(r"TERM@[1-9][0-9]+", options["signal"])  # B: would send it to the shell alone
     assert {"requeue", "open-mode"} <= set(options)
-    assert options["job-name"] not in ("bash", "interactive")  # names at which Lightning looks away
+    assert options["job-name"] not in ("bash", "interactive")  # with these names, Lightning ignores SLURM
 
-    finish(submit(tmp_path, ONLY_NOTES, "--config", "a b"))
+    finish(submit(tmp_path, RECORD_ONLY, "--config", "a b"))
     address, *command = (tmp_path / "srun.txt").read_text().splitlines()
     assert address == "127.0.0.1"
     assert f"--cpus-per-task={options['cpus-per-task']}" in command
-    told = dict(pairwise(command))
-    assert told["--trainer.num_nodes"] == options["nodes"]
-    assert told["--trainer.devices"] == options["ntasks-per-node"]
-    assert told["--trainer.accelerator"] == "gpu"
-    assert told["--config"] == "a b"
-    assert told["--output"] == "runs/slurm-417"
+    arguments = dict(pairwise(command))
+    assert arguments["--trainer.num_nodes"] == options["nodes"]
+    assert arguments["--trainer.devices"] == options["ntasks-per-node"]
+    assert arguments["--trainer.accelerator"] == "gpu"
+    assert arguments["--config"] == "a b"
+    assert arguments["--output"] == "runs/slurm-417"
     assert "--ckpt_path" not in command
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (2, False), (143, True)])
-def test_the_job_goes_back_to_the_queue_only_where_it_was_told_to_end(tmp_path, status, requeued):
-    finish(submit(tmp_path, ONLY_NOTES, SRUN_STATUS=str(status)), status)
+def test_the_job_is_requeued_only_after_sigterm(tmp_path, status, requeued):
+    finish(submit(tmp_path, RECORD_ONLY, SRUN_STATUS=str(status)), status)
     assert (tmp_path / "requeued.txt").exists() == requeued
     if requeued:
         assert (tmp_path / "requeued.txt").read_text() == "417\n"
 
 
-def test_a_job_that_starts_again_goes_on_from_its_last_checkpoint(tmp_path):
+def test_a_requeued_job_resumes_from_last_ckpt(tmp_path):
     last = tmp_path / "my run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
     last.touch()
-    finish(submit(tmp_path, ONLY_NOTES, RUN="my run"))
+    finish(submit(tmp_path, RECORD_ONLY, RUN="my run"))
     command = (tmp_path / "srun.txt").read_text().splitlines()
     assert command[command.index("--ckpt_path") + 1] == "my run/checkpoints/last.ckpt"
 
 
 def run_in_slurm(folder: Path) -> subprocess.Popen[str]:
-    return submit(folder, STARTS_TASKS, *OPTIONS, nodes="2", ntasks_per_node="1", RUN="run")
+    return submit(folder, START_TASKS, *OPTIONS, nodes="2", ntasks_per_node="1", RUN="run")
 
 
 @pytest.mark.slow
-def test_told_to_end_under_slurm_it_goes_on_and_ends_with_the_same_weights(tmp_path):
+def test_a_slurm_job_stopped_by_sigterm_resumes_and_ends_with_the_same_weights(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
@@ -178,7 +178,7 @@ def test_told_to_end_under_slurm_it_goes_on_and_ends_with_the_same_weights(tmp_p
     while not last.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
-    for pid in (parts / "tasks.txt").read_text().split():  # as SLURM does, to each task, and not all at once
+    for pid in (parts / "tasks.txt").read_text().split():  # like SLURM: each task, at slightly different times
         os.kill(int(pid), signal.SIGTERM)
         time.sleep(0.03)
     finish(process, 143)
@@ -202,14 +202,14 @@ def test_two_machines_with_torchrun_make_one_run(tmp_path):
     common = [sys.executable, "-m", "torch.distributed.run", *words[1:rank]]
     processes = [start([*common, machine, *words[rank + 1 :], *OPTIONS], tmp_path) for machine in "01"]
     outputs = [finish(process) for process in processes]
-    assert sum("best val/mIoU" in output for output in outputs) == 1  # one of them speaks and writes
+    assert sum("best val/mIoU" in output for output in outputs) == 1  # only one process prints and writes
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two_machines"]
     last = torch.load(tmp_path / "runs/two_machines/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == STEPS
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
-def test_processes_that_would_train_for_themselves_are_refused(variable, monkeypatch):
+def test_processes_that_would_train_separately_are_refused(variable, monkeypatch):
     if variable == "WORLD_SIZE":
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv(variable, "2")
@@ -220,7 +220,7 @@ def test_processes_that_would_train_for_themselves_are_refused(variable, monkeyp
     assert "strategy" in distributed_settings(both)
 
 
-def test_the_predicted_scaling_in_the_docs_is_what_the_script_computes():
+def test_the_predicted_scaling_in_the_docs_equals_the_output_of_the_script():
     computed = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "scaling.py"))["tables"]()
     tables = computed.split("\n\n")
     assert len(tables) == 3

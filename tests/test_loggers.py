@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cli_runs import LOOK, QUICK, command, fit_args
+from cli_runs import QUICK, QUIET, command, fit_args
 from PIL import Image
 
 from early_fusion_seg.__main__ import main
@@ -30,7 +30,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def evaluate_args(entry: str, camvid: Path, checkpoint: Path, output: Path, *more: str) -> list[str]:
     data = ["--config=camvid", f"--data.root={camvid}", f"--output={output}", f"--ckpt_path={checkpoint}"]
-    return [entry, *data, *QUICK, LOOK[0], *more]
+    return [entry, *data, *QUICK, QUIET[0], *more]
 
 
 def csv_columns(run: Path) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cli_runs import LOOK, QUICK, TINY_MODEL
+from cli_runs import QUICK, QUIET, TINY_MODEL
 from torch import Tensor
 
 from early_fusion_seg import CamVidDataModule, ReverseHRNetSeg
@@ -56,7 +56,7 @@ def test_the_documented_yaml_acts_on_training_and_validation(
     assert not is_gray(plain["image"][None])
     training, validation = Recorder(monkeypatch, "training_step"), Recorder(monkeypatch, "validation_step")
     args = command.replace("CAMVID", str(camvid)).split()[1:]
-    assert main([*args, "--data.batch_size=2", "--trainer.fast_dev_run=true", *TINY_MODEL, *QUICK, *LOOK]) == 0
+    assert main([*args, "--data.batch_size=2", "--trainer.fast_dev_run=true", *TINY_MODEL, *QUICK, *QUIET]) == 0
     ((images, masks),) = training.batches
     assert images.shape == (2, 3, 352, 480)
     assert masks.shape == (2, 352, 480)
@@ -77,7 +77,7 @@ def test_the_documented_python_gives_the_same_samples_as_the_yaml(
     exec(documented("python"), scope)
     training = Recorder(monkeypatch, "training_step")
     args = ["fit", "--config=camvid", "--config=my.yaml", "--data.root=CAMVID", "--data.batch_size=3"]
-    assert main([*args, "--trainer.fast_dev_run=true", *TINY_MODEL, *QUICK, *LOOK]) == 0
+    assert main([*args, "--trainer.fast_dev_run=true", *TINY_MODEL, *QUICK, *QUIET]) == 0
     dataset = scope["data"].dataset("train")
     samples = [dataset[0, position] for position in range(3)]
     ((images, masks),) = training.batches
@@ -90,7 +90,7 @@ def test_the_documented_python_gives_the_same_samples_as_the_yaml(
 def test_a_run_with_own_transforms_can_be_repeated_from_its_configuration(camvid: Path) -> None:
     Path("my.yaml").write_text(documented("yaml").replace("352", "32").replace("480", "32"), encoding="utf-8")
     own = ["--config=camvid", "--config=my.yaml", f"--data.root={camvid}", "--data.batch_size=2"]
-    rest = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", *TINY_MODEL, *QUICK, *LOOK]
+    rest = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", *TINY_MODEL, *QUICK, *QUIET]
     assert main(["fit", *own, *rest, "--output=first"]) == 0
     assert main(["fit", "--config=first/config.yaml", "--output=second"]) == 0
     weights = [

@@ -42,7 +42,7 @@ def make(name: str, root: Path) -> SegmentationDataModule:
 
 
 def write_truth(name: str, data: SegmentationDataModule, output: Path) -> Path:
-    """The truth of val as a submission; void pixels are given class 0 where void may not be submitted."""
+    """Write the ground truth of val as a submission; void becomes class 0 where the server rejects void."""
     source = data.source("val")
     for i in range(len(source)):
         truth = source.read_labels(i)
@@ -74,7 +74,7 @@ def test_a_submission_is_written_checked_and_resumed(name: str, tmp_path: Path, 
     assert run(name, tmp_path / "data", ckpt, output) == 0
     assert f"written: {output / data.submission.archive}" in "".join(capsys.readouterr().out.splitlines())
     assert check(name, tmp_path / "data", output) == 0
-    assert "is fit to be submitted" in capsys.readouterr().out
+    assert "is ready to submit" in capsys.readouterr().out
     source = data.source("predict")
     paths = sorted((output / data.submission.folder).iterdir())
     assert [path.name for path in paths] == [f"{source.key(i)}.png" for i in range(2)]
@@ -85,7 +85,7 @@ def test_a_submission_is_written_checked_and_resumed(name: str, tmp_path: Path, 
         np.testing.assert_array_equal(image, expected)
         if name == "voc":
             assert image.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
-    paths[0].unlink()  # an interrupted run goes on: what is there is not computed again
+    paths[0].unlink()  # as after an interruption: existing PNGs are kept
     calls = []
     zeros = lambda self, image: calls.append(1) or np.zeros(image.shape[:2], np.uint8)  # noqa: E731 - used once
     monkeypatch.setattr(ReverseHRNetSeg, "predict", zeros)
@@ -95,7 +95,7 @@ def test_a_submission_is_written_checked_and_resumed(name: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "mapillary", "voc"])
-def test_the_truth_as_a_submission_scores_one(name: str, tmp_path: Path) -> None:
+def test_the_ground_truth_as_a_submission_scores_one(name: str, tmp_path: Path) -> None:
     data = make(name, tmp_path / "data")
     archive = write_truth(name, data, tmp_path / "out")
     unpacked = tmp_path / "unpacked"
@@ -111,11 +111,11 @@ def test_the_truth_as_a_submission_scores_one(name: str, tmp_path: Path) -> None
     assert float(scores["per_class"].nanmean()) == 1.0
 
 
-def test_the_truth_of_cityscapes_scores_one_in_the_official_evaluator(tmp_path: Path) -> None:
+def test_the_ground_truth_of_cityscapes_scores_one_in_the_official_evaluator(tmp_path: Path) -> None:
     data = make("cityscapes", tmp_path / "data")
     write_truth("cityscapes", data, tmp_path / "out")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the evaluator's own, of its imports
+        warnings.simplefilter("ignore")  # warnings of the evaluator's imports
         official = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     official.args.evalInstLevelScore, official.args.JSONOutput, official.args.quiet = False, False, True
     official.args.predictionPath, official.args.predictionWalk = str(tmp_path / "out/labels"), None
@@ -151,8 +151,8 @@ def gray(shape: tuple[int, int], value: int) -> Image.Image:
     return Image.fromarray(np.full(shape, value, np.uint8))
 
 
-@pytest.mark.parametrize(("name", "spoil", "message"), [
-    ("cityscapes", lambda p: p.unlink(), "lacks the predictions of 1 of 2"),
+@pytest.mark.parametrize(("name", "damage", "message"), [
+    ("cityscapes", lambda p: p.unlink(), "has no prediction for 1 of 2"),
     ("cityscapes", lambda p: gray((64, 127), 7).save(p), "is 127x64 pixels .* its image is 128x64"),
     ("cityscapes", lambda p: gray((64, 128), 34).save(p), "holds the labels 34, which"),
     ("cityscapes", lambda p: gray((64, 128), 7).convert("P").save(p), r"has the mode P; expected L \(gray"),
@@ -162,11 +162,11 @@ def gray(shape: tuple[int, int], value: int) -> Image.Image:
     ("voc", lambda p: gray((50, 60), 255).convert("P").save(p), "holds the labels"),
     ("mapillary", lambda p: gray((60, 80), 124).save(p), "holds the labels 124"),
 ])  # fmt: skip
-def test_what_is_wrong_with_a_folder_is_told(name: str, spoil, message: str, tmp_path: Path, capsys) -> None:
+def test_problems_of_a_folder_are_reported(name: str, damage, message: str, tmp_path: Path, capsys) -> None:
     data = make(name, tmp_path / "data")
     write_truth(name, data, tmp_path / "out")
     assert check(name, data.root, tmp_path / "out", "--split", "val") == 0
-    spoil(sorted((tmp_path / "out" / data.submission.folder).iterdir())[1])
+    damage(sorted((tmp_path / "out" / data.submission.folder).iterdir())[1])
     capsys.readouterr()
     assert check(name, data.root, tmp_path / "out", "--split", "val") == 1
     printed = capsys.readouterr().out
@@ -181,7 +181,7 @@ def test_what_is_wrong_with_a_folder_is_told(name: str, spoil, message: str, tmp
     (lambda entries: [e["segmentation"].update(size=[1, 2]) for e in entries], "has masks of"),
     (lambda entries: entries[0].pop("image_id"), "cannot be read as COCO-Stuff's results"),
 ])  # fmt: skip
-def test_what_is_wrong_with_coco_results_is_told(change, message: str, tmp_path: Path) -> None:
+def test_problems_of_coco_results_are_reported(change, message: str, tmp_path: Path) -> None:
     data = make("coco", tmp_path / "data")
     archive = write_truth("coco", data, tmp_path / "out")
     entries = json.loads(archive.read_text())
@@ -208,18 +208,20 @@ def test_stuff_and_things() -> None:
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["camvid"], "camvid has no test server; those that have one are cityscapes"),
+    (["camvid"], "camvid has no test server; the data sets that have one are cityscapes"),
     (["coco", "--data.labels", "panoptic"], "give --data.labels stuff"),
     (["cityscapes", "--data.labels", "labelTrainIds"], "expects labelIds: omit --data.labels"),
     (["cityscapes"], "needs --ckpt_path FILE and --output FOLDER"),
 ])  # fmt: skip
-def test_what_cannot_be_submitted_is_refused(args, message: str, tmp_path: Path, capsys) -> None:
+def test_a_data_set_without_a_server_or_with_other_labels_is_refused(
+    args, message: str, tmp_path: Path, capsys
+) -> None:
     root = fake_cityscapes(tmp_path / "data", images=1)
     assert main(["submit", args[0], "--data.root", str(root), *args[1:]]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_files_of_another_checkpoint_are_not_mixed_in(tmp_path: Path, capsys) -> None:
+def test_files_of_two_checkpoints_are_never_mixed(tmp_path: Path, capsys) -> None:
     data = make("cityscapes", tmp_path / "data")
     ckpt, output = checkpoint(tmp_path / "model.ckpt", data.class_names), tmp_path / "out"
     assert run("cityscapes", data.root, ckpt, output) == 0
@@ -228,24 +230,24 @@ def test_files_of_another_checkpoint_are_not_mixed_in(tmp_path: Path, capsys) ->
     assert f"{output} holds files of another checkpoint" in capsys.readouterr().err
     (output / "checkpoint.sha256").unlink()
     assert run("cityscapes", data.root, ckpt, output) == 2
-    assert f"{output} holds files of something else" in capsys.readouterr().err
+    assert f"{output} holds files that submit did not write" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_a_spoilt_file_is_not_packed(name: str, tmp_path: Path, capsys) -> None:
+def test_a_damaged_file_is_not_packed(name: str, tmp_path: Path, capsys) -> None:
     data = make(name, tmp_path / "data")
     ckpt, output = checkpoint(tmp_path / "model.ckpt", data.class_names), tmp_path / "out"
     assert run(name, data.root, ckpt, output) == 0
-    spoilt = sorted((output / data.submission.folder).iterdir())[0]
-    spoilt.write_bytes(b"no image")
+    damaged = sorted((output / data.submission.folder).iterdir())[0]
+    damaged.write_bytes(b"no image")
     (output / data.submission.archive).unlink()
     capsys.readouterr()
     assert run(name, data.root, ckpt, output) == 1
-    assert f"{spoilt} is not an image" in capsys.readouterr().out
+    assert f"{damaged} is not an image" in capsys.readouterr().out
     assert not (output / data.submission.archive).exists()
 
 
-def test_train_ids_are_not_fit_to_be_submitted(tmp_path: Path, capsys) -> None:
+def test_train_ids_are_not_ready_to_submit(tmp_path: Path, capsys) -> None:
     data = make("cityscapes", tmp_path / "data")
     write_to = tmp_path / "predicted"
     write_to.mkdir()
@@ -256,7 +258,7 @@ def test_train_ids_are_not_fit_to_be_submitted(tmp_path: Path, capsys) -> None:
     assert "these look like train ids" in capsys.readouterr().out
 
 
-def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys) -> None:
+def test_an_output_that_cannot_be_written_gives_one_line(tmp_path: Path, capsys) -> None:
     data = make("cityscapes", tmp_path / "data")
     ckpt, output = checkpoint(tmp_path / "model.ckpt", data.class_names), tmp_path / "file"
     output.touch()

@@ -1,4 +1,4 @@
-"""Places that are full or cannot be written: one sentence that names the file, and no traceback."""
+"""Full disks and folders without write permission: one line that names the file, and no traceback."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cli_runs import LOOK, QUICK, SIZE, command, fit_args
+from cli_runs import QUICK, QUIET, SIZE, command, fit_args
 
 from early_fusion_seg import __main__
 from early_fusion_seg.__main__ import main
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """Let the operating system refuse to make a file larger than some bytes."""
+def limit_file_size(size: int) -> Iterator[None]:
+    """Make the operating system refuse files above a number of bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -37,17 +37,19 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_no_room_for_the_configuration(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with no_file_above(100):
+def test_no_space_for_the_configuration(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with limit_file_size(100):
         assert main(fit_args(camvid, tmp_path / "run")) == 2
-    assert last_line(capsys).endswith("run/config.yaml: File too large; check the path, the rights and the space there")
+    assert last_line(capsys).endswith(
+        "run/config.yaml: File too large; check the path, the permissions and the free space"
+    )
 
 
-def test_no_room_for_a_panel_and_none_for_the_results(
+def test_no_space_for_a_panel_or_the_results(
     camvid: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["validate", "--config=camvid", f"--data.root={camvid}", f"--ckpt_path={checkpoint}", *QUICK, *LOOK]
-    with no_file_above(8000):
+    args = ["validate", "--config=camvid", f"--data.root={camvid}", f"--ckpt_path={checkpoint}", *QUICK, *QUIET]
+    with limit_file_size(8000):
         assert main([*args, f"--output={tmp_path}"]) == 2
     assert "File too large; check the path" in (line := last_line(capsys))
     assert f"error: {tmp_path}/panels/val/" in line
@@ -56,8 +58,8 @@ def test_no_room_for_a_panel_and_none_for_the_results(
     assert "/file" in last_line(capsys)
 
 
-def test_no_room_for_a_checkpoint(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with no_file_above(10_000):
+def test_no_space_for_a_checkpoint(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with limit_file_size(10_000):
         assert main(fit_args(camvid, tmp_path)) == 2
     assert f"error: the checkpoint {tmp_path}/checkpoints/last.ckpt could not be written (File" in last_line(capsys)
 
@@ -67,11 +69,11 @@ def test_a_configuration_that_cannot_be_replaced(
 ) -> None:
     (tmp_path / "config.yaml").mkdir()
     assert main(fit_args(camvid, tmp_path)) == 2
-    assert last_line(capsys).endswith("config.yaml: Is a directory; check the path, the rights and the space there")
+    assert last_line(capsys).endswith("config.yaml: Is a directory; check the path, the permissions and the free space")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_an_error_of_the_system_without_a_name(
+def test_an_os_error_without_a_file_name(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(_: object) -> int:
@@ -79,17 +81,15 @@ def test_an_error_of_the_system_without_a_name(
 
     monkeypatch.setattr(__main__, "_dispatch", fail)
     assert main([]) == 2
-    assert last_line(capsys).startswith(f"early-fusion-seg: error: a file of the output: {os.strerror(number)};")
+    assert last_line(capsys).startswith(f"early-fusion-seg: error: an output file: {os.strerror(number)};")
 
 
-def test_what_was_said_first_is_what_counts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_error_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_: object) -> int:
         try:
             raise UserError("the checkpoint is too large")
         except UserError:
-            raise OSError(errno.ENOSPC, "No space left on device")  # noqa: B904  # as a logger does it, in a handler
+            raise OSError(errno.ENOSPC, "No space left on device")  # noqa: B904  # like a logger that fails in a handler
 
     monkeypatch.setattr(__main__, "_dispatch", fail)
     assert main([]) == 2
@@ -107,7 +107,7 @@ def test_other_errors_are_not_hidden(error: Exception, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_where_one_process_fails_the_other_says_so_in_a_line(tmp_path: Path) -> None:
+def test_if_one_process_fails_the_other_prints_one_line(tmp_path: Path) -> None:
     camvid = fake_camvid_segnet(tmp_path / "camvid", images=3, size=SIZE)
     for path in (camvid / "train").iterdir():
         path.write_bytes(path.read_bytes()[:-99])
@@ -118,4 +118,4 @@ def test_where_one_process_fails_the_other_says_so_in_a_line(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert sum("is damaged" in line or "truncated" in line for line in errors) == 1, done.stderr
-    assert sum("connection to another process has ended" in line for line in errors) == 1, done.stderr
+    assert sum("lost the connection to another process" in line for line in errors) == 1, done.stderr

@@ -1,23 +1,33 @@
-"""The command line: one module or package for each command, with a function `main(args) -> exit code`."""
+"""The command line: one module or package per command, with a function `main(args) -> exit code`."""
 
-COMMANDS: dict[str, tuple[str, str]] = {  # name -> (module, one line for `--help`)
-    "demo": ("demo", "train on synthetic street scenes in a few minutes, nothing to download"),
+COMMANDS: dict[str, tuple[str, str]] = {  # name -> (module, one line: what it does, and an example)
+    "demo": ("demo", "train on synthetic street scenes in a few minutes; nothing is downloaded"),
     "fit": ("fit", "train a model: fit --config camvid --data.root PATH"),
     "estimate": (
         "estimate",
-        "measure what fit would take in time and memory: estimate --config camvid --data.root PATH",
+        "measure the time and memory that fit needs: estimate --config camvid --data.root PATH",
     ),
     "validate": ("validate", "score a model on val: validate --config camvid --data.root PATH --ckpt_path FILE"),
     "test": ("test", "score a model on test: test --config camvid --data.root PATH --ckpt_path FILE"),
     "predict": ("predict", "segment a folder of images: predict --ckpt_path FILE --data.root FOLDER"),
     "evaluate": (
         "evaluate",
-        "score a folder of PNGs as the benchmark does: evaluate voc --predictions DIR --data.root PATH",
+        "score PNG predictions by the benchmark's rules: evaluate voc --predictions DIR --data.root PATH",
     ),
-    "submit": ("submit", "write what a test server takes: submit voc --ckpt_path FILE --data.root PATH --output DIR"),
-    "doctor": ("doctor", "check a data set and explain how to fix it: doctor voc --data.root PATH"),
+    "submit": ("submit", "write the file for a test server: submit voc --ckpt_path FILE --data.root PATH --output DIR"),
+    "doctor": ("doctor", "check a data set and print how to fix it: doctor voc --data.root PATH"),
     "fake-data": ("fake_data", "write a tiny synthetic copy of a data set in its official layout: fake-data voc PATH"),
 }
+
+
+def example(command: str) -> str:
+    """Return an example of a command, for its `--help`.
+
+    Example:
+        >>> example("fit")
+        'early-fusion-seg fit --config camvid --data.root PATH'
+    """
+    return f"early-fusion-seg {COMMANDS[command][1].partition(': ')[2] or command}"
 
 
 def usage() -> str:
@@ -33,6 +43,6 @@ commands:
 {commands}
 
 options:
-  -h, --help  print this; after a command, print its options
+  -h, --help  print this help; after a command: print its options
   --version   print the version
 """

@@ -1,4 +1,4 @@
-"""CheckpointCLI: what `validate`, `test` and `predict` share, the model from a checkpoint."""
+"""CheckpointCLI: the base of `validate`, `test` and `predict`, which load the model from a checkpoint."""
 
 import abc
 import json
@@ -10,27 +10,34 @@ from early_fusion_seg.callbacks import ClassIoU, PanelLogger, ResultsWriter
 from early_fusion_seg.cli.command_cli import CommandCLI
 from early_fusion_seg.cli.load_model import check_classes_match, is_plain_folder, load_model
 from early_fusion_seg.cli.output import preserve_metrics_csv, start_wandb
-from early_fusion_seg.cli.parsing import add_data, add_trainer
+from early_fusion_seg.cli.parsing import add_data, add_trainer, add_training_options
 from early_fusion_seg.errors import UserError
 
 
 class CheckpointCLI(CommandCLI, abc.ABC):
-    """Use a trained model. Model and classes come from the checkpoint; results go to the folder of the run."""
+    """Base of the commands that use a trained model; model and classes come from the checkpoint."""
+
+    output_help = "folder for the results; default: runs/COMMAND/version_N with the next free N"
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add trainer and data; of the model, only what may differ from the checkpoint."""
+        """Add trainer, data, and the model options, which must agree with the checkpoint."""
         add_trainer(parser)
         parser.add_argument(
             "--model",
             type=dict[str, object],
             default={},
-            help="--model.encoder_weights FILE: where the encoder's weights are now, if not where the checkpoint says "
-            "(default: as in the checkpoint); every other setting comes from the checkpoint and may not differ",
+            help="--model.encoder_weights FILE gives the new place of an encoder weights file that has moved; all "
+            "other model settings come from the checkpoint, and other values are refused",
         )
         add_data(parser, {"class_path": "early_fusion_seg.FolderDataModule"} if self.command == "predict" else None)
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Accept the options of fit too, so that the config.yaml of a run can be given; they have no effect."""
+        super().add_arguments_to_parser(parser)
+        add_training_options(parser, hidden=True)
+
     def instantiate_classes(self) -> None:
-        """Make the data from the configuration, the model from the checkpoint, and the trainer."""
+        """Make the data module from the configuration, load the model, and make the trainer."""
         path = self.config["ckpt_path"]
         if path is None:
             raise UserError(f"{self.command} needs --ckpt_path FILE, the checkpoint of a trained model")
@@ -59,7 +66,7 @@ class CheckpointCLI(CommandCLI, abc.ABC):
 
 
 class ScoreCLI(CheckpointCLI, abc.ABC):
-    """Score a trained model. Model and classes come from the checkpoint; results go to the folder of the run."""
+    """Base of the commands that score a trained model."""
 
     def result_callbacks(self) -> list[Callback]:
         """Return the callbacks that log the scores and write `results.json`."""

@@ -2,18 +2,19 @@
 
 from abc import ABC
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # not listed in its __all__
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from early_fusion_seg import __version__
 from early_fusion_seg.callbacks.run_config import RunConfig
 from early_fusion_seg.callbacks.slow_bfloat16 import SlowBfloat16Warning
+from early_fusion_seg.cli import example
 from early_fusion_seg.cli.devices import distributed_settings
 from early_fusion_seg.cli.output import LoggerName, make_loggers, run_folder
-from early_fusion_seg.cli.parsing import HINTS, ShortHelp, add_class_weights, parse
+from early_fusion_seg.cli.parsing import HINTS, ShortHelp, parse, recipe_names
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.atomic import AtomicCheckpointIO, next_run_folder
@@ -21,12 +22,14 @@ from early_fusion_seg.segmenter import ReverseHRNetSeg
 
 
 class CommandCLI(LightningCLI, ABC):
-    """What the commands share: parsing, trainer, loggers and the folder of the run.
+    """Base of the commands that use Lightning's Trainer: parsing, trainer, loggers and run folder.
 
     Args:
         command: Name of the command.
-        args: What follows it on the command line.
+        args: Command line arguments after the name.
     """
+
+    output_help: ClassVar[str]  # help of `--output`; COMMAND stands for the name of the command
 
     def __init__(self, command: str, args: list[str]) -> None:
         self.command = command
@@ -41,7 +44,7 @@ class CommandCLI(LightningCLI, ABC):
             },
             parser_kwargs={
                 "prog": f"early-fusion-seg {command}",
-                "usage": "%(prog)s [options]",
+                "usage": f"%(prog)s [options]\nexample: {example(command)}",
                 "description": f"{self.__doc__} {HINTS}",
                 "formatter_class": ShortHelp,
                 "exit_on_error": False,
@@ -53,61 +56,65 @@ class CommandCLI(LightningCLI, ABC):
             load_from_checkpoint_support=False,  # hyperparameters stay plain types
         )
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make the parser with `--config`, which takes recipes too."""
+        parser = LightningArgumentParser(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ActionConfigFile,
+            help=f"name of a recipe ({', '.join(sorted(recipe_names()))}) or YAML file with options; may be given "
+            "several times, and later options override earlier ones",
+        )
+        return parser
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed."""
         parser.add_argument(
-            "--seed_everything", type=int | bool, default=0, help="seed of everything random; false: none, true: any"
+            "--seed_everything",
+            type=int | bool,
+            default=0,
+            help="random seed of Python, NumPy and PyTorch; true: choose one at random, false: set none",
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what the commands have beyond trainer, model and data."""
+        """Add output folder, loggers and checkpoint."""
         parser.add_argument(
             "--output",
             type=str | None,
-            help="folder of the run; default: runs/COMMAND/version_N, or that of the run that fit goes on with",
+            help=self.output_help.replace("COMMAND", self.command),
         )
         parser.add_argument(
             "--logger",
             type=LoggerName | list[LoggerName],
             default="csv",
-            help="where scores go, beside metrics.csv in that folder; several: '[tensorboard, wandb]'",
+            help="where metrics are logged besides metrics.csv in the output folder; several: --logger "
+            "'[tensorboard, wandb]'",
         )
-        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint; fit goes on from it, the others use it")
-        parser.add_argument(
-            "--save_every_n_steps",
-            type=PositiveInt,
-            default=200,
-            help="for fit: optimizer steps between two writings of last.ckpt, which each epoch's end writes too",
-        )
-        parser.add_argument(
-            "--ema_decay",
-            type=float | None,
-            help="for fit: validate and store an exponential moving average of the head's weights, such as 0.999",
-        )
-        add_class_weights(parser)
+        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint to resume from (fit) or to evaluate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with recipes and plain messages."""
+        """Parse the arguments; an error is one sentence."""
         self.config = parse(parser, args)
 
     def before_instantiate_classes(self) -> None:
-        """Choose the folder, and forget it in the configuration: a rerun of that must not overwrite this run."""
-        begun = run_folder(self.config["ckpt_path"]) if self.command == "fit" else None
-        self.folder = Path(self.config["output"] or begun or next_run_folder(Path("runs", self.command)))
+        """Choose the run folder. The saved configuration leaves it out, so that a rerun gets a new folder."""
+        resumed = run_folder(self.config["ckpt_path"]) if self.command == "fit" else None
+        self.folder = Path(self.config["output"] or resumed or next_run_folder(Path("runs", self.command)))
         self.config["output"] = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer with this project's loggers and callbacks beside the user's."""
-        given = self.config["trainer"]
-        if given["default_root_dir"] is None:
+        """Make the trainer; the loggers and callbacks of this project are added to the user's."""
+        options = self.config["trainer"]
+        if options["default_root_dir"] is None:
             kwargs["default_root_dir"] = str(self.folder)
-        if given["logger"] in (None, True):
+        if options["logger"] in (None, True):
             kwargs["logger"] = make_loggers(self.config["logger"], self.folder)
         self.trainer_defaults["callbacks"] = [*self.run_callbacks, SlowBfloat16Warning()]
-        kwargs |= distributed_settings(given)
+        kwargs |= distributed_settings(options)
         plugins = self.config_init["trainer"]["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:  # what the trainer and its connectors raise for values they refuse
-            raise UserError(f"the trainer refuses its settings: {error}") from error
+        except (TypeError, ValueError) as error:  # what the trainer and its connectors raise for wrong values
+            raise UserError(f"the trainer does not accept its settings: {error}") from error

@@ -1,4 +1,4 @@
-"""What `doctor`, `evaluate` and `submit` share: the data set's name or class, and its arguments as --data.NAME."""
+"""The arguments of `doctor`, `evaluate` and `submit`: the name or class of a data set, and its options --data.NAME."""
 
 import argparse
 import inspect
@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import early_fusion_seg
+from early_fusion_seg.cli import example
 from early_fusion_seg.cli.messages import one_sentence
 from early_fusion_seg.data import SegmentationDataModule, built_in_datasets
 from early_fusion_seg.errors import UserError
@@ -17,37 +18,37 @@ DataClass = type[SegmentationDataModule]
 
 
 def datasets() -> dict[str, DataClass]:
-    """Return the built-in data sets that are read from files, by name."""
+    """Return the built-in data sets that are read from files: name -> data module class."""
     return {name: kind for name, kind in built_in_datasets().items() if kind.layouts}
 
 
 def dataset_parser(command: str, description: str, args: Sequence[str]) -> tuple[DataClass, ArgumentParser, list[str]]:
-    """Make the parser of a command on a data set.
+    """Make the parser of a command that reads a data set.
 
     Args:
         command: Name of the command.
-        description: What it does, for `--help`.
-        args: What follows the command: the name of a data set or `--data CLASS`, then options.
+        description: What the command does, for `--help`.
+        args: Arguments after the command: the name of a data set or `--data CLASS`, then options.
 
     Returns:
         The data module class, a parser to which the command adds its own arguments, and the arguments to parse.
 
     Raises:
-        UserError: There is no such data set.
+        UserError: The data set or class is unknown.
     """
     names = ", ".join(datasets())
     usage = f"early-fusion-seg {command} DATASET --data.root ROOT [options]"
     kind, rest = _data_class(args, usage)
     parser = ArgumentParser(
         prog=f"early-fusion-seg {command}",
-        usage=usage,
-        description=f"{description} DATASET is one of {names}; or give --data CLASS instead, such as "
-        "--data my_package.MyDataModule. Each has options of its own.",
+        usage=f"{usage}\nexample: {example(command)}",
+        description=f"{description} DATASET is one of {names}; for a data module of your own, give --data CLASS "
+        f"instead, such as --data my_package.MyDataModule. `{command} voc --help` lists the --data options of VOC.",
         exit_on_error=False,
         default_env=False,
     )
-    of_training = inspect.signature(SegmentationDataModule.__init__).parameters.keys() - {"self", "root"}
-    parser.add_class_arguments(kind, "data", skip=set(of_training))
+    training_options = inspect.signature(SegmentationDataModule.__init__).parameters.keys() - {"self", "root"}
+    parser.add_class_arguments(kind, "data", skip=set(training_options))
     return kind, parser, rest
 
 
@@ -68,18 +69,18 @@ def parse(kind: DataClass, parser: ArgumentParser, args: list[str]) -> tuple[Seg
 
 
 def dataset_name(kind: DataClass) -> str:
-    """Return the name of a built-in data set, or the option that gives another class."""
-    return next((name for name, other in datasets().items() if other is kind), f"--data {_path(kind)}")
+    """Return the name of a built-in data set, or `--data CLASS` for another class."""
+    return next((name for name, other in datasets().items() if other is kind), f"--data {_class_path(kind)}")
 
 
 def _data_class(args: Sequence[str], usage: str) -> tuple[DataClass, list[str]]:
-    """Return the data module class that the arguments name, and the other arguments."""
+    """Return the data module class named by the arguments, and the other arguments."""
     known = datasets()
     for i, arg in enumerate(args):
         if arg == "--data" and i + 1 < len(args):
-            return _imported(args[i + 1]), [*args[:i], *args[i + 2 :]]
+            return _import_data_class(args[i + 1]), [*args[:i], *args[i + 2 :]]
         if arg.startswith("--data="):
-            return _imported(arg.removeprefix("--data=")), [*args[:i], *args[i + 1 :]]
+            return _import_data_class(arg.removeprefix("--data=")), [*args[:i], *args[i + 1 :]]
     name, rest = (args[0], list(args[1:])) if args else ("", [])
     if name in ("-h", "--help"):
         name, rest = "folder", ["--help"]
@@ -88,17 +89,19 @@ def _data_class(args: Sequence[str], usage: str) -> tuple[DataClass, list[str]]:
     return known[name], rest
 
 
-def _imported(path: str) -> DataClass:
+def _import_data_class(path: str) -> DataClass:
     """Import a data module class by its path, or by its name in this package."""
     module, _, name = path.rpartition(".")
     try:
         kind = getattr(import_module(module) if module else early_fusion_seg, name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"--data {path}: there is no such class ({error})") from None
+        raise UserError(
+            f"--data {path} cannot be imported ({error}); expected a class such as my_package.MyData"
+        ) from None
     if not (isinstance(kind, type) and issubclass(kind, SegmentationDataModule)):
-        raise UserError(f"--data {path} is no subclass of early_fusion_seg.data.SegmentationDataModule")
+        raise UserError(f"--data {path} is not a subclass of early_fusion_seg.data.SegmentationDataModule")
     return kind
 
 
-def _path(kind: DataClass) -> str:
+def _class_path(kind: DataClass) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,6 +1,6 @@
-"""`early-fusion-seg demo`: train, score and look, in a few minutes on two cores, with nothing to download.
+"""`early-fusion-seg demo`: train and test on synthetic scenes, in a few minutes on two cores; nothing is downloaded.
 
-The classifier is a random ResNet-18 that stays as it is; all that is learned is learned by the head.
+The encoder is a frozen ResNet-18 with random weights, so only the head is trained.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from early_fusion_seg.callbacks import ResultsWriter, to_pixels
 from early_fusion_seg.callbacks.narrow_progress_bar import NarrowProgressBar
+from early_fusion_seg.cli import example
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.data.synthetic import SyntheticDataModule
 from early_fusion_seg.errors import UserError
@@ -32,8 +33,8 @@ TEST_SCENES = 100
 BATCH_SIZE = 8
 PANELS = 4
 INTRODUCTION = (
-    "Training a reverse HRNet on {scenes} synthetic street scenes of {width}x{height} pixels, on the maps of a frozen "
-    "ResNet-18 with random weights ({precision}). Nothing is downloaded."
+    "Training a reverse HRNet on {scenes} synthetic street scenes of {width}x{height} pixels, on the feature maps of a "
+    "frozen ResNet-18 with random weights ({precision}). Nothing is downloaded."
 )
 
 
@@ -41,13 +42,13 @@ def main(args: list[str]) -> int:
     """Run the demo.
 
     Args:
-        args: What follows `demo` on the command line.
+        args: Command line arguments after `demo`.
 
     Returns:
         0.
 
     Raises:
-        UserError: A setting out of its range.
+        UserError: A number is out of range.
     """
     options = _parser().parse_args(args)
     if options.epochs < 1 or options.scenes < BATCH_SIZE:
@@ -60,7 +61,7 @@ def main(args: list[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, test and draw panels."""
+    """Train, test, and draw panels."""
     start = time.monotonic()
     data = SyntheticDataModule(
         SIZE,
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         batch_size=BATCH_SIZE,
         eval_batch_size=BATCH_SIZE,
-        num_workers=0,  # the two cores have enough to do
+        num_workers=0,  # training uses both cores already
     )
     seed_everything(options.seed)
     model = build_model(data)
@@ -98,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def build_model(data: SyntheticDataModule) -> ReverseHRNetSeg:
-    """Make the network of the demo: a frozen random encoder, and a head that two cores train in two minutes."""
+    """Make the network of the demo: a frozen random encoder, and a head that trains in two minutes on two cores."""
     return ReverseHRNetSeg(
         class_names=data.class_names,
         palette=data.palette,
@@ -118,35 +119,35 @@ def write_panels(model: ReverseHRNetSeg, data: SyntheticDataModule, folder: Path
         sample = scenes[i]
         image, truth = to_pixels(sample["image"]), sample["mask"].numpy()
         prediction = model.predict(image)
-        assert isinstance(prediction, np.ndarray)  # one image gives one map
+        assert isinstance(prediction, np.ndarray)  # one image gives one label map
         picture = Image.fromarray(panel(image, truth, prediction, data.palette, data.class_names))
         replace_file(folder / f"{sample['key']}.png", picture.save)
 
 
 def constant_scores(confusion: Tensor) -> tuple[int, float, float]:
-    """Score a prediction of the commonest class everywhere.
+    """Score the prediction of the most frequent class at every pixel.
 
     Args:
-        confusion: (K, K + 1) counts, rows truth.
+        confusion: (K, K + 1) pixel counts, one row per class of the ground truth.
 
     Returns:
         The class, its mIoU and its pixel accuracy, 0..1.
     """
     counts = confusion.sum(1)
     constant = torch.zeros_like(confusion)
-    commonest = int(counts.argmax())
-    constant[:, commonest] = counts
-    return commonest, float(class_iou(constant).nanmean()), float(counts.max() / counts.sum())
+    most_frequent = int(counts.argmax())
+    constant[:, most_frequent] = counts
+    return most_frequent, float(class_iou(constant).nanmean()), float(counts.max() / counts.sum())
 
 
 def faster_precision() -> Literal["bf16-mixed", "32-true"]:
-    """Return "bf16-mixed" where this machine convolves bfloat16 clearly faster than float32, else "32-true"."""
+    """Return "bf16-mixed" if bfloat16 convolutions are clearly faster than float32 on this machine, else "32-true"."""
     if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         return "bf16-mixed"
     images = torch.rand(4, 32, 64, 64).to(memory_format=torch.channels_last)
     conv = nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # where other processes are at work, two threads would wait for each other
+    torch.set_num_threads(1)  # while other processes run, two threads would wait for each other
     slow = _seconds(conv, images)
     fast = _seconds(conv.bfloat16(), images.bfloat16())
     torch.set_num_threads(threads)
@@ -155,7 +156,7 @@ def faster_precision() -> Literal["bf16-mixed", "32-true"]:
 
 @torch.no_grad()
 def _seconds(conv: nn.Module, images: Tensor) -> float:
-    """Measure a convolution: the best of thirty, so that interruptions do not count."""
+    """Return the seconds of a convolution: the least of thirty runs, so that interruptions do not count."""
     times = []
     for _ in range(30):
         start = time.perf_counter()
@@ -166,13 +167,14 @@ def _seconds(conv: nn.Module, images: Tensor) -> float:
 
 def _conclusion(model: ReverseHRNetSeg, folder: Path, seconds: float) -> str:
     metrics = model.metrics["test"]
-    commonest, miou, accuracy = constant_scores(metrics.confusion)  # type: ignore[arg-type]  # a Module's attribute
+    most_frequent, miou, accuracy = constant_scores(metrics.confusion)  # type: ignore[arg-type]  # a Module's attribute
+    constant = f"mIoU {100 * miou:.1f} %, pixel accuracy {100 * accuracy:.1f} %"
     return "\n".join(
         [
-            f"always {model.class_names[commonest]}: mIoU {100 * miou:.1f} %, pixel accuracy {100 * accuracy:.1f} %",
+            f"for comparison, {model.class_names[most_frequent]} at every pixel: {constant}",
             f"{seconds:.0f} s; model.ckpt, results.json, confusion.png and panels/ are in {folder}",
             f"next: early-fusion-seg predict --ckpt_path {folder / 'model.ckpt'} --data.root FOLDER_OF_IMAGES",
-            "  or: early-fusion-seg fit --config camvid --data.root PATH   (a pretrained encoder and real streets)",
+            "  or: early-fusion-seg fit --config camvid --data.root PATH   (pretrained encoder, real images)",
         ]
     )
 
@@ -180,11 +182,12 @@ def _conclusion(model: ReverseHRNetSeg, folder: Path, seconds: float) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "early-fusion-seg demo",
-        description="Train on synthetic street scenes, score on others, and draw panels. No download.",
+        usage=f"%(prog)s [options]\nexample: {example('demo')} --epochs 2",
+        description="Train on synthetic street scenes, test on others, and draw panels. Nothing is downloaded.",
         formatter_class=partial(argparse.ArgumentDefaultsHelpFormatter, max_help_position=30),
     )
-    parser.add_argument("--output", default="runs/demo", help="folder for results; what is there is replaced")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes and training, from 0")
-    parser.add_argument("--epochs", type=int, default=8, help="passes over the scenes")
-    parser.add_argument("--scenes", type=int, default=TRAIN_SCENES, help="to train on")
+    parser.add_argument("--output", default="runs/demo", help="folder for the results; earlier results are replaced")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of scenes and training, 0 or more")
+    parser.add_argument("--epochs", type=int, default=8, help="training epochs")
+    parser.add_argument("--scenes", type=int, default=TRAIN_SCENES, help="number of training scenes")
     return parser

@@ -1,4 +1,4 @@
-"""What the trainer is given where it runs in several processes."""
+"""Trainer settings for runs with several processes (DDP)."""
 
 import os
 from collections.abc import Mapping
@@ -12,26 +12,27 @@ from early_fusion_seg.errors import UserError
 
 
 def distributed_settings(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose strategy and batch norms for several processes; nothing for one, or where the user named another strategy.
+    """Choose the strategy and the batch norms of several processes.
 
     Args:
         trainer: The arguments of Lightning's Trainer.
 
     Returns:
-        `strategy`: DDP whose gradients are not copied to be sent, and with a static graph where no gradients are
-        accumulated (torch fails with both); `sync_batchnorm`: on for CUDA devices, it has no form for the CPU.
+        `strategy`: DDP with `gradient_as_bucket_view`, and a static graph unless gradients are accumulated (torch fails
+        with both); `sync_batchnorm`: on for CUDA devices, as torch has none for the CPU. Empty for one process, and if
+        the user chose another strategy.
 
     Raises:
-        UserError: torchrun or srun has started another number of processes than devices and machines make.
+        UserError: torchrun or srun started another number of processes than devices times machines.
     """
     on_cuda = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if trainer["strategy"] not in ("auto", "ddp"):
         return {}
     count, launched = process_count(trainer, on_cuda), launched_count()
-    if launched not in (1, count):  # with a count of 1, each would train for itself and write the same files
+    if launched not in (1, count):  # with a count of 1, each process would train alone and write the same files
         raise UserError(
             f"{launched} processes were started, but --trainer.devices {trainer['devices']} and --trainer.num_nodes "
-            f"{trainer['num_nodes']} make {count}; devices is the number of processes on each machine"
+            f"{trainer['num_nodes']} make {count}; set devices to the number of processes on each machine"
         )
     if count == 1:
         return {}
@@ -52,15 +53,15 @@ def process_count(trainer: Mapping[str, Any], on_cuda: bool) -> int:
     if isinstance(devices, str) and "," in devices:
         devices = [part for part in devices.split(",") if part.strip()]
     if isinstance(devices, list):
-        here = len(devices)
+        local = len(devices)
     elif devices in ("auto", "-1", -1):
-        here = torch.cuda.device_count() if on_cuda else 1
+        local = torch.cuda.device_count() if on_cuda else 1
     else:
-        here = int(devices)
-    return here * int(trainer["num_nodes"])
+        local = int(devices)
+    return local * int(trainer["num_nodes"])
 
 
 def launched_count() -> int:
-    """Return how many processes torchrun, or srun, has started on all machines together; 1 for neither."""
+    """Return the number of processes that torchrun or srun started on all machines; 1 without them."""
     name = "WORLD_SIZE" if TorchElasticEnvironment.detect() else "SLURM_STEP_NUM_TASKS"
     return int(os.environ.get(name, 1))

@@ -1,6 +1,6 @@
-"""`early-fusion-seg evaluate DATASET --predictions DIR`: score a folder of PNGs, from any network.
+"""`early-fusion-seg evaluate DATASET --predictions DIR`: score PNG predictions of any network.
 
-The rules are those of the official evaluator, so the score is the one that the benchmark's server would give.
+The rules are those of the official evaluator, so the score is what the benchmark's server would report.
 """
 
 import re
@@ -16,7 +16,7 @@ from rich.progress import track
 
 from early_fusion_seg.callbacks import show_results
 from early_fusion_seg.cli.datasets import dataset_parser, parse
-from early_fusion_seg.cli.messages import say
+from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.data import FileSource, SegmentationDataModule, Split
 from early_fusion_seg.data.listing import files_below
 from early_fusion_seg.errors import MissingFileError, UserError
@@ -32,38 +32,40 @@ def main(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: What follows `evaluate` on the command line.
+        args: Command line arguments after `evaluate`.
 
     Returns:
         0.
 
     Raises:
-        UserError: Files are missing, or their labels or sizes are wrong; the message names one.
+        UserError: A file is missing, or its labels or size are wrong.
     """
-    description = "Score a folder of PNGs with the rules of the official evaluator."
+    description = "Score a folder of predictions (PNGs) by the rules of the official evaluator."
     kind, parser, rest = dataset_parser("evaluate", description, args)
     parser.add_argument(
-        "--predictions", type=str, required=True, help="folder of PNGs named like the images, or IMAGE_ANYTHING.png"
+        "--predictions", type=str, required=True, help="folder of PNGs, named IMAGE.png or IMAGE_ANYTHING.png"
     )
     parser.add_argument(
         "--split",
         type=Literal["train", "val", "test"],
         default="val",
-        help="split whose labels to score with (default: val)",
+        help="split to score",
     )
     parser.add_argument(
         "--ids",
         type=Ids,
         default="raw",
-        help="ids in the PNGs. raw: those of the data set's own masks, as servers take them; train: those that predict "
-        "writes (default: raw)",
+        help="class ids in the PNGs; raw: those of the data set's masks, which test servers take; train: those that "
+        "predict writes",
     )
-    parser.add_argument("--output", type=str | None, help="results.json; default: none is written")
+    parser.add_argument("--output", type=str | None, help="file for the scores, such as results.json; default: none")
     data, options = parse(kind, parser, rest)
     metrics = score_folder(data, options.split, Path(options.predictions), options.ids)
     void = metrics.confusion[:, -1].sum() / max(1, int(metrics.confusion.sum()))
     if options.ids == "raw" and void > 0.5:
-        say(f"{100 * void:.0f} % of the predictions are of ignored labels; if they are train ids, give --ids train")
+        echo(
+            f"{100 * void:.0f} % of the predicted pixels have ignored labels; if these are train ids, give --ids train"
+        )
     facts = RunFacts(
         data=type(data).__name__,
         split=options.split,
@@ -87,19 +89,19 @@ def main(args: list[str]) -> int:
 
 
 def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: Ids = "raw") -> SegmentationMetrics:
-    """Compare a folder of predictions with the truth, at the size of the truth.
+    """Score a folder of predictions at the size of the ground truth.
 
     Args:
         data: The data set.
-        split: Whose labels to score with.
-        folder: PNGs of one channel, called as `find_predictions` says, or what `predict` wrote.
-        ids: Whether they hold the data set's raw ids or train ids. Raw ids of ignored classes are void predictions.
+        split: The split to score.
+        folder: PNGs of one channel with names as in `find_predictions`, or the output folder of `predict`.
+        ids: Whether the PNGs hold raw ids or train ids. Raw ids of ignored classes are void predictions.
 
     Returns:
-        The metrics, with the data set's rules.
+        The metrics, by the data set's rules.
 
     Raises:
-        UserError: A prediction is missing, is there twice, has another size or an unknown label.
+        UserError: A prediction is missing or duplicate, or has a wrong size or an unknown label.
     """
     source = data.source(split)
     if not isinstance(source, FileSource) or not source.labeled:
@@ -112,13 +114,15 @@ def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: 
         prediction = read_prediction(path, labels)
         if prediction.shape != truth.shape:
             raise UserError(
-                f"{path} is {size_text(prediction)} pixels (width x height) and the truth {size_text(truth)}"
+                f"{path} is {size_text(prediction)} pixels (width x height); its ground truth is {size_text(truth)}"
             )
         if (
             data.pred_void == "error"
             and (void := (prediction == data.ignore_index) & (truth != data.ignore_index)).any()
         ):
-            raise UserError(f"{path} has {void.sum()} void pixels where the truth has classes; the rules refuse that")
+            raise UserError(
+                f"{path} has {void.sum()} void pixels where the ground truth has a class; predict a class for each"
+            )
         metrics.update(torch.from_numpy(prediction)[None], torch.from_numpy(truth)[None])
     return metrics
 
@@ -126,39 +130,40 @@ def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: 
 def find_predictions(folder: Path, keys: list[str]) -> dict[str, Path]:
     """Find the PNG of each image below a folder.
 
-    It is called as its image, or that and _ANYTHING: with or without the image's own suffix, and below any folders.
+    A PNG is named like its image, optionally with _ANYTHING added. It may lack the image's own suffix, and may lie in
+    any subfolder.
 
     Args:
-        folder: Where they are; of a folder that `predict` wrote, those in `masks`.
+        folder: The folder; in the output folder of `predict`, its `masks` are searched.
         keys: The images.
 
     Raises:
-        MissingFileError: There is no such folder, or it lacks some.
-        UserError: An image has several.
+        MissingFileError: The folder does not exist, or an image has no prediction.
+        UserError: An image has several predictions.
     """
     if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder of predictions")
+        raise MissingFileError(f"{folder} is not a folder; give the folder of the predictions")
     if (folder / "masks").is_dir() and (folder / "overlays").is_dir():
         folder = folder / "masks"
     known = {_without_suffix(key): key for key in keys} | {key: key for key in keys}
     found: dict[str, list[Path]] = {key: [] for key in keys}
     for name, file in files_below(folder, ".", ".png").items():
-        key = next((known[form] for form in _forms(name) if form in known), None)
+        key = next((known[form] for form in _candidate_keys(name) if form in known), None)
         if key is not None:
             found[key].append(Path(str(file)))
     for key, paths in found.items():
         if len(paths) > 1:
             raise UserError(f"{key} has {len(paths)} predictions, {paths[0]} and {paths[1]}; expected one")
-    if lacking := [key for key, paths in found.items() if not paths]:
-        example = f"{_without_suffix(lacking[0])}.png"
+    if missing := [key for key, paths in found.items() if not paths]:
+        example = f"{_without_suffix(missing[0])}.png"
         raise MissingFileError(
-            f"{folder} lacks the predictions of {len(lacking)} of {len(keys)} images, such as {example}"
+            f"{folder} has no prediction for {len(missing)} of {len(keys)} images; expected, for example, {example}"
         )
     return {key: paths[0] for key, paths in found.items()}
 
 
-def _forms(name: str) -> Iterator[str]:
-    """Yield the keys that a file may be meant for, the most exact first."""
+def _candidate_keys(name: str) -> Iterator[str]:
+    """Yield the keys that a file name can stand for, the most exact first."""
     parts = name.split("/")
     tails = ["/".join(parts[i:]) for i in range(len(parts))]
     yield from tails

@@ -1,10 +1,10 @@
-"""`early-fusion-seg fit`: train a model, from the start or from a checkpoint."""
+"""`early-fusion-seg fit`: train a model, or resume from a checkpoint."""
 
 import signal
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from early_fusion_seg.cli.output import preserve_metrics_csv, report_checkpoint, report_end, start_wandb
+from early_fusion_seg.cli.output import preserve_metrics_csv, report_checkpoint, report_stop, start_wandb
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.cli.training_cli import TrainingCLI
 
@@ -13,26 +13,30 @@ def main(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: What follows `fit` on the command line.
+        args: Command line arguments after `fit`.
 
     Returns:
         0; 143 after SIGTERM.
 
     Raises:
-        UserError: Anything that the user can fix.
+        UserError: An option, a file or a setting is wrong.
     """
     with quiet_lightning():
         return FitCLI(args).fit()
 
 
 class FitCLI(TrainingCLI):
-    """Train a model. The best and the last checkpoint, scores and panels go to the folder of the run."""
+    """Train a model; checkpoints, metrics and panels are written to the run folder."""
+
+    output_help = (
+        "run folder; default: when resuming, that of --ckpt_path, else runs/fit/version_N with the next free N"
+    )
 
     def __init__(self, args: list[str]) -> None:
         super().__init__("fit", args)
 
     def fit(self) -> int:
-        """Train, from the start or from a checkpoint; 143 where the process was told to end."""
+        """Train, from the start or from a checkpoint, and return the exit code."""
         path = self.config["ckpt_path"]
         self.check_resumable()
         start_wandb(self.trainer.loggers)
@@ -40,7 +44,7 @@ class FitCLI(TrainingCLI):
             with preserve_metrics_csv(self.folder):
                 self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
         except SIGTERMException:
-            report_end(self.trainer)
+            report_stop(self.trainer)
             return 128 + signal.SIGTERM
         report_checkpoint(self.trainer)
         return 0

@@ -1,4 +1,4 @@
-"""Load the model of a checkpoint, and check that options and data agree with it."""
+"""Load the model of a checkpoint, and check that options and data agree with the checkpoint."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ def load_model(path: str, given: Mapping[str, Any]) -> ReverseHRNetSeg:
 
     Args:
         path: The checkpoint.
-        given: Model options of the command line; `encoder_weights` replaces the stored source of the encoder.
+        given: Model options of the command line; `encoder_weights` replaces the stored source of the weights.
 
     Raises:
         UserError: Another option differs from the stored one, or the checkpoint cannot be loaded.
@@ -37,16 +37,16 @@ def check_hparams_match(given: Mapping[str, Any], stored: Mapping[str, Any], pat
     """
     for key, value in given.items():
         if key not in stored:
-            raise UserError(f"model.{key} is not a setting of the model; it has {', '.join(stored)}")
+            raise UserError(f"model.{key} is not an option of the model; its options are {', '.join(stored)}")
         if key != "encoder_weights" and json.dumps(value) != json.dumps(stored[key]):
             raise UserError(
-                f"model.{key} is {value!r}, but {stored[key]!r} in {path}, whose value is used; "
-                "give --config the config.yaml of the run that wrote the checkpoint"
+                f"model.{key} is {value!r}, but {stored[key]!r} in {path}; leave the option out, or pass the "
+                "config.yaml of the run that wrote the checkpoint as --config"
             )
 
 
 def is_plain_folder(data: SegmentationDataModule, command: str) -> bool:
-    """Return whether this is a folder of images to predict without a label CSV."""
+    """Return whether the data is a folder of images to predict, without a label CSV."""
     return command == "predict" and isinstance(data, FolderDataModule) and not data.labels.is_file()
 
 
@@ -59,9 +59,9 @@ def check_classes_match(names: Sequence[str], stored: Sequence[str], path: str) 
     for i, (name, other) in enumerate(zip(names, stored, strict=False)):
         if name != other:
             raise UserError(
-                f"class {i} is {name!r} in the data, but {other!r} in {path}; use the data it was trained on"
+                f"class {i} is {name!r} in the data, but {other!r} in {path}; use the data set of that model"
             )
     if len(names) != len(stored):
         raise UserError(
-            f"the data has {len(names)} classes, but {path} has {len(stored)}; use the data it was trained on"
+            f"the data has {len(names)} classes, but {path} has {len(stored)}; use the data set of that model"
         )

@@ -1,4 +1,4 @@
-"""The folder of a run: configuration, checkpoints, loggers, and what is said when it ends."""
+"""The run folder: its checkpoints, loggers and metrics, and the messages at the end of a run."""
 
 import sys
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ CHECKPOINTS = "checkpoints"
 
 
 def run_folder(checkpoint: str | None) -> Path | None:
-    """Return the folder of the run that wrote a checkpoint, if it still lies where `best_and_last` put it."""
+    """Return the folder of the run that wrote a checkpoint, if the file is still where `best_and_last` puts it."""
     folder = Path(checkpoint or "").parent
     return folder.parent if folder.name == CHECKPOINTS else None
 
 
 def best_and_last(folder: Path, every_n_steps: int) -> list[Checkpoint]:
-    """Keep `best.ckpt` (val/mIoU) and `last.ckpt`; a run that goes on in the same folder replaces them."""
+    """Return callbacks that save `best.ckpt` (highest val/mIoU) and `last.ckpt`; a resumed run replaces both."""
     folder = folder / CHECKPOINTS
     best = ModelCheckpoint(folder, "best", monitor="val/mIoU", mode="max", enable_version_counter=False)
     return [best, LastCheckpoint(folder, every_n_steps)]
@@ -35,73 +35,73 @@ def best_and_last(folder: Path, every_n_steps: int) -> list[Checkpoint]:
 
 @contextmanager
 def preserve_metrics_csv(folder: Path) -> Iterator[None]:
-    """Set the scores of an earlier run in the same folder aside, which the CSV logger would delete.
+    """Rename the metrics.csv of an earlier run in the same folder, which the CSV logger would delete.
 
-    They come back where no others have taken their place: a run that is refused, or `predict`.
+    The file gets its name back if no new one was written: after an early error, or by `predict`.
     """
-    scores = folder / "metrics.csv"
-    if getattr(rank_zero_only, "rank", 0) or not scores.is_file():
+    metrics = folder / "metrics.csv"
+    if getattr(rank_zero_only, "rank", 0) or not metrics.is_file():
         yield
         return
-    aside = scores.replace(folder / f"metrics_{max(0, last_number(folder, 'metrics_')) + 1}.csv")
+    earlier = metrics.replace(folder / f"metrics_{max(0, last_number(folder, 'metrics_')) + 1}.csv")
     try:
         yield
     finally:
-        if not scores.exists():
-            aside.replace(scores)
+        if not metrics.exists():
+            earlier.replace(metrics)
 
 
 def make_loggers(names: LoggerName | list[LoggerName], folder: Path) -> list[Logger]:
-    """Return the CSV logger and, after it, those asked for."""
-    wanted = [names] if isinstance(names, str) else names
+    """Return the CSV logger, then the other loggers by name."""
+    requested = [names] if isinstance(names, str) else names
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
-    if "tensorboard" in wanted:
+    if "tensorboard" in requested:
         loggers.append(TensorBoardLogger(folder, name="", version=""))
-    if "wandb" in wanted:
+    if "wandb" in requested:
         loggers.append(WandbLogger(project="early-fusion-seg", save_dir=folder))
     return loggers
 
 
 def start_wandb(loggers: list[Logger]) -> None:
-    """Start the run of a W&B logger, before anything costs time.
+    """Start the run of a W&B logger, before any slow work.
 
     Raises:
-        UserError: There is no account, or no connection.
+        UserError: W&B has no account or no connection.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            from wandb.errors import Error  # takes more than a second, and few need it
+            from wandb.errors import Error  # takes more than a second to import
 
             try:
                 _ = logger.experiment
             except Error as error:
                 reason = str(error).splitlines()[0].rstrip(".")
                 raise UserError(
-                    f"W&B does not start ({reason}); without an account run `wandb login`, "
-                    "without a connection set WANDB_MODE=offline, and `wandb sync` sends the files later"
+                    f"W&B does not start ({reason}); run `wandb login` to sign in, or set WANDB_MODE=offline to work "
+                    "without a connection and upload later with `wandb sync`"
                 ) from error
 
 
 @rank_zero_only
 def report_checkpoint(trainer: Trainer) -> None:
-    """Say where the best checkpoint is."""
+    """Print score and path of the best checkpoint."""
     best = trainer.checkpoint_callback
     if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
         print(f"best val/mIoU {100 * float(best.best_model_score):.1f} %: {best.best_model_path}")
 
 
 @rank_zero_only
-def report_end(trainer: Trainer) -> None:
-    """Say on stderr that the process was told to end, and how to go on."""
-    kept = [str(c.path) for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.saved]
-    kept = [path for path in kept if Path(path).is_file()]
-    how = f"fit goes on with --ckpt_path {kept[0]}" if kept else "nothing was saved yet"
-    print(f"ended by SIGTERM; {how}", file=sys.stderr)
+def report_stop(trainer: Trainer) -> None:
+    """Print on stderr that SIGTERM stopped the run, and how to resume it."""
+    saved = [str(c.path) for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.saved]
+    saved = [path for path in saved if Path(path).is_file()]
+    advice = f"resume with --ckpt_path {saved[0]}" if saved else "no checkpoint was saved yet"
+    print(f"stopped by SIGTERM; {advice}", file=sys.stderr)
 
 
 @rank_zero_only
 def report_predictions(writer: PredictionWriter) -> None:
-    """Say where the predictions are, and name on stderr the files that could not be read."""
+    """Print the folder of the predictions, and on stderr the files that could not be read."""
     print(f"written: {writer.folder}")
     if writer.unreadable:
-        print("\n".join(["not segmented:", *writer.unreadable]), file=sys.stderr)
+        print("\n".join(["files that could not be read:", *writer.unreadable]), file=sys.stderr)

@@ -1,9 +1,9 @@
-"""What the command line takes, recipes by their names, and the parser's complaints in plain words."""
+"""Options that several commands share, recipes by name, and parsing with short error messages."""
 
 import contextlib
 import io
 import re
-from argparse import Action, ArgumentError
+from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # PyYAML comes without types
 from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
@@ -21,64 +22,85 @@ from early_fusion_seg.data.frequencies import Weighting
 from early_fusion_seg.errors import UserError
 
 HINTS = (
-    "--trainer.NAME sets any argument of Lightning's Trainer, such as --trainer.max_epochs 30 or --trainer.devices 2; "
-    "--data.NAME those of the data class, which --data.help CLASS lists."
+    "--data.NAME sets an option of the data class, such as --data.batch_size 4; --data.help CLASS lists them all. "
+    "--trainer.NAME sets an argument of Lightning's Trainer, such as --trainer.max_epochs 30 or --trainer.devices 2."
 )
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """Show the options of this project; the trainer's forty are Lightning's to explain."""
+    """Show the options of this project, without those of Lightning's Trainer, which Lightning documents."""
 
     def add_argument(self, action: Action) -> None:
-        """Leave out the trainer's options, and what is linked and so cannot be given."""
+        """Leave out the options of the trainer, and model options whose values come from the data."""
         linked = any(" --> " in option for option in action.option_strings)
         if not linked and action.dest.split(".")[0] != "trainer":
             super().add_argument(action)
 
 
 def add_trainer(parser: LightningArgumentParser) -> None:
-    """Add Lightning's Trainer."""
+    """Add the arguments of Lightning's Trainer."""
     parser.add_lightning_class_args(Trainer, "trainer")
-    parser.set_defaults({"trainer.log_every_n_steps": 10})  # small data sets have fewer batches than its 50
+    parser.set_defaults({"trainer.log_every_n_steps": 10})  # small data sets have fewer batches than the default of 50
 
 
 def add_data(parser: LightningArgumentParser, default: dict[str, str] | None = None) -> None:
-    """Add the data as one argument that is a class.
+    """Add `--data`, the class of the data module.
 
-    As Lightning adds it, it may be None too, and what its constructor says of a wrong value drowns among alternatives.
+    Lightning's own argument allows None too, and hides the constructor's error message among those of alternatives.
     """
-    built_in_datasets()  # imports them, so that their short names are known
+    built_in_datasets()  # imports them, so that jsonargparse knows their short names
     parser.add_argument(
         "--data",
         type=SegmentationDataModule,
         required=default is None,
         default=default,
-        help="the data class",
+        help="data class: one of those below, or your own, such as my_package.MyDataModule",
     )
 
 
-def add_class_weights(parser: LightningArgumentParser) -> None:
-    """Add what `fill_class_weights` takes."""
-    parser.add_argument(
-        "--class_weights",
-        type=Weighting | None,
-        help="for fit: weights of the classes in the loss from how often they occur in the training images, by "
-        "median-frequency balancing or ENet's 1/ln(1.02 + share); --model.class_weights takes numbers instead",
-    )
+def add_training_options(parser: LightningArgumentParser, hidden: bool = False) -> None:
+    """Add the options that act only in training.
+
+    Args:
+        parser: The parser.
+        hidden: Leave them out of the help.
+    """
+    options: dict[str, tuple[Any, Any, str]] = {  # name -> (type, default, help)
+        "save_every_n_steps": (
+            PositiveInt,
+            200,
+            "save last.ckpt every N optimizer steps and at the end of each epoch",
+        ),
+        "ema_decay": (
+            float | None,
+            None,
+            "validate and save an exponential moving average (EMA) of the head's weights, with this decay per step, "
+            "such as 0.999; default: no average",
+        ),
+        "class_weights": (
+            Weighting | None,
+            None,
+            "compute the class weights of the loss from the class frequencies of the training images: median "
+            "(median-frequency balancing) or inverse-log (ENet's 1/ln(1.02 + frequency)); default: none. "
+            "--model.class_weights sets numbers instead",
+        ),
+    }
+    for name, (kind, default, text) in options.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=SUPPRESS if hidden else text)
 
 
 def fill_class_weights(config: Namespace) -> None:
-    """Replace the kind of class weights in a configuration of fit by the numbers for its data.
+    """Replace `class_weights` in a configuration by the numbers for its data, in `model.class_weights`.
 
     Raises:
-        UserError: Numbers are given too, or the data cannot be read.
+        UserError: Both are given, or the data cannot be read.
     """
     kind = config["class_weights"]
     if kind is None:
         return
     if config["model"]["class_weights"] is not None:
         raise UserError(f"--class_weights {kind} and --model.class_weights are both given; leave one of them out")
-    parser = LightningArgumentParser()  # the model is made with the data, so these come from another instance
+    parser = LightningArgumentParser()  # for another data module: the one of the run is made with the model
     add_data(parser)
     data = parser.instantiate_classes(config)["data"]
     rank_zero_only(data.prepare_data)()
@@ -87,10 +109,10 @@ def fill_class_weights(config: Namespace) -> None:
 
 
 def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
-    """Parse a command's arguments, or print what `--help` and `--print_config` ask for and exit.
+    """Parse the arguments of a command; `--help` and `--print_config` print their text and exit.
 
     Raises:
-        UserError: They are wrong; one sentence.
+        UserError: An argument is wrong; the message is one sentence.
     """
     args = with_recipes(args)
     printing = any(arg.startswith("--print_config") for arg in args)
@@ -105,27 +127,27 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
 
 
 def recipe_names() -> dict[str, str]:
-    """Return the files of the packaged recipes by name."""
+    """Return the packaged recipes: name -> file."""
     folder = files("early_fusion_seg") / "recipes"
     return {Path(file.name).stem: str(file) for file in folder.iterdir() if file.name.endswith(".yaml")}
 
 
 def recipe_path(name: str) -> str:
-    """Return the file that `--config NAME` means: an existing file, or else a packaged recipe.
+    """Return the file for `--config NAME`: an existing file of that name, or else a packaged recipe.
 
     Raises:
-        UserError: Neither exists.
+        UserError: There is neither.
     """
     if Path(name).is_file():
         return name
     recipes = recipe_names()
     if name not in recipes:
-        raise UserError(f"--config {name}: there is no such file, and the recipes are {', '.join(sorted(recipes))}")
+        raise UserError(f"--config {name}: no such file or recipe; the recipes are {', '.join(sorted(recipes))}")
     return recipes[name]
 
 
 def with_recipes(args: Sequence[str]) -> list[str]:
-    """Replace what follows `-c` and `--config` by the file that it means."""
+    """Replace the names of recipes after `-c` and `--config` by their files."""
     resolved = list(args)
     for i, arg in enumerate(args):
         if arg in ("-c", "--config") and i + 1 < len(args):
@@ -136,10 +158,10 @@ def with_recipes(args: Sequence[str]) -> list[str]:
 
 
 def without_defaults(text: str, trainer: Mapping[str, Any]) -> str:
-    """Leave out of a printed configuration what the trainer would do anyway.
+    """Remove the trainer's arguments that have their default value from a printed configuration.
 
     Args:
-        text: YAML, or nothing.
+        text: YAML, or an empty string.
         trainer: The trainer's defaults.
     """
     config = yaml.safe_load(text)
@@ -150,8 +172,8 @@ def without_defaults(text: str, trainer: Mapping[str, Any]) -> str:
 
 
 def _hint(prog: str, message: str) -> str:
-    """Say where to look: the data class has its own settings."""
+    """Return which help lists the options: that of the command, or that of the data class."""
     if not re.match(r'Parser key "data|.*required: data', message):
-        return f"{prog} --help lists the settings"
+        return f"{prog} --help lists the options"
     names = sorted(kind.__name__ for kind in built_in_datasets().values())
-    return f"the data classes are {', '.join(names)}, and --data.help CLASS lists the settings of one"
+    return f"the data classes are {', '.join(names)}, and --data.help CLASS lists the options of one"

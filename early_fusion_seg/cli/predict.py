@@ -12,20 +12,20 @@ def main(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: What follows `predict` on the command line.
+        args: Command line arguments after `predict`.
 
     Returns:
         0; 1 if some files could not be read.
 
     Raises:
-        UserError: Anything that the user can fix.
+        UserError: An option, a file or a setting is wrong.
     """
     with quiet_lightning():
         return PredictCLI("predict", args).run_command()
 
 
 class PredictCLI(CheckpointCLI):
-    """Segment the images of a folder with a trained model; the checkpoint has model and classes. Writes masks/."""
+    """Segment a folder of images with a trained model and write masks and overlays."""
 
     def result_callbacks(self) -> list[Callback]:
         """Return the callback that writes masks and overlays."""
@@ -33,7 +33,7 @@ class PredictCLI(CheckpointCLI):
         return [self.predictions]
 
     def run_trainer(self) -> int:
-        """Segment every image that can be read."""
+        """Segment every readable image; return 1 if some could not be read."""
         self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
         report_predictions(self.predictions)
         return 1 if self.predictions.unreadable else 0

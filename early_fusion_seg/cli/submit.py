@@ -1,6 +1,6 @@
-"""`early-fusion-seg submit DATASET`: write, or check, what the benchmark's test server takes.
+"""`early-fusion-seg submit DATASET`: write, or check, the upload for a benchmark's test server.
 
-The format of each server is the `submission` of its data module.
+The format of each server is the attribute `submission` of its data module.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from rich.progress import track
 from early_fusion_seg.cli.datasets import dataset_name, dataset_parser, datasets, parse
 from early_fusion_seg.cli.evaluate import find_predictions
 from early_fusion_seg.cli.load_model import check_classes_match, load_model
-from early_fusion_seg.cli.messages import say
+from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.data import FileSource, SegmentationDataModule, SubmissionFormat
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.images import image_size, read_image, read_mask
@@ -27,28 +27,30 @@ def main(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: What follows `submit` on the command line.
+        args: Command line arguments after `submit`.
 
     Returns:
-        0; 1 if something is wrong with the submission.
+        0; 1 if the submission has problems.
 
     Raises:
-        UserError: There is no such server, data or checkpoint.
+        UserError: The data set has no test server, or data or checkpoint are wrong.
     """
-    description = "Write what the benchmark's test server takes, or check it."
+    description = "Write the upload for the benchmark's test server, or check it."
     kind, parser, rest = dataset_parser("submit", description, args)
-    parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of the model")
-    parser.add_argument("--encoder_weights", type=str | None, help="file of the encoder's weights, if they have moved")
-    parser.add_argument("--output", type=str | None, help="folder to write to; images that it already has are kept")
-    parser.add_argument("--check", type=str | None, help="folder or archive to check instead; needs no checkpoint")
+    parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of the model to submit")
     parser.add_argument(
-        "--split", type=Literal["train", "val", "test"], default="test", help="images to segment (default: test)"
+        "--encoder_weights", type=str | None, help="new place of an encoder weights file if it has moved"
+    )
+    parser.add_argument("--output", type=str | None, help="folder for the PNGs and the archive; a rerun keeps its PNGs")
+    parser.add_argument("--check", type=str | None, help="check this folder or archive instead; needs no checkpoint")
+    parser.add_argument(
+        "--split", type=Literal["train", "val", "test"], default="test", help="split to segment or check"
     )
     data, options = parse(kind, parser, rest)
     form = data.submission
     if form is None:
         known = ", ".join(name for name, other in datasets().items() if _has_server(other))
-        raise UserError(f"{dataset_name(kind)} has no test server; those that have one are {known}")
+        raise UserError(f"{dataset_name(kind)} has no test server; the data sets that have one are {known}")
     source = data.source("predict" if options.split == "test" else options.split)
     assert isinstance(source, FileSource)  # data sets with a server read files
     if options.check is not None:
@@ -60,7 +62,7 @@ def main(args: list[str]) -> int:
     check_classes_match(data.class_names, model.class_names, options.ckpt_path)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     output = Path(options.output)
-    claim(output, Path(options.ckpt_path))
+    record_checkpoint(output, Path(options.ckpt_path))
     keys = [item.key for item in source.items]
     kept = sum(form.path(output, key).exists() for key in keys)
     for item in track(source.items, "segmenting", console=rich.get_console(), transient=True):
@@ -70,11 +72,11 @@ def main(args: list[str]) -> int:
             assert isinstance(labels, np.ndarray)  # one image gives one label map
             form.write(path, labels, data.label_set)
     if found := list(png_problems(form, data, source, output / form.folder)):
-        return report([*found, "delete these and run the command again"], str(output))
+        return report([*found, "delete these files and run the command again"], str(output))
     archive = form.write_archive(output, keys)
-    say(f"{len(source)} images, of which {kept} were there already")
-    to_upload = f", to be uploaded to {form.server}" if options.split == "test" else ""
-    say(f"written: {archive}{to_upload}")
+    echo(f"{len(source)} images, {kept} of them from an earlier run")
+    to_upload = f"; upload it to {form.server}" if options.split == "test" else ""
+    echo(f"written: {archive}{to_upload}")
     return 0
 
 
@@ -82,25 +84,25 @@ def _has_server(kind: type[SegmentationDataModule]) -> bool:
     return kind.submission is not SegmentationDataModule.submission
 
 
-def claim(output: Path, checkpoint: Path) -> None:
-    """Record in a folder which checkpoint fills it, so that no submission mixes two.
+def record_checkpoint(output: Path, checkpoint: Path) -> None:
+    """Record the hash of the checkpoint in the output folder, so that no submission mixes two checkpoints.
 
     Raises:
-        UserError: Another checkpoint fills it, or another command wrote to it.
+        UserError: The folder has files of another checkpoint, or unknown files.
     """
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    note = output / "checkpoint.sha256"
-    known = note.read_text(encoding="utf-8") if note.is_file() else ""
+    record = output / "checkpoint.sha256"
+    known = record.read_text(encoding="utf-8") if record.is_file() else ""
     if known != digest and output.is_dir() and any(output.iterdir()):
-        whose = "another checkpoint" if known else "something else"
-        raise UserError(f"{output} holds files of {whose}; give another --output, or delete it")
+        found = "files of another checkpoint" if known else "files that submit did not write"
+        raise UserError(f"{output} holds {found}; give another --output, or delete the folder")
     output.mkdir(parents=True, exist_ok=True)
-    note.write_text(digest, encoding="utf-8")
+    record.write_text(digest, encoding="utf-8")
 
 
 def problems(form: SubmissionFormat, data: SegmentationDataModule, source: FileSource, place: Path) -> Iterator[str]:
-    """Yield what is wrong with a submission: names, count, size, mode and ids."""
+    """Yield the problems of a submission: names, count, sizes, modes and ids."""
     if form.check_archive is not None:
         yield from form.check_archive(source, place if place.is_file() else place / form.archive)
     else:
@@ -110,7 +112,7 @@ def problems(form: SubmissionFormat, data: SegmentationDataModule, source: FileS
 def png_problems(
     form: SubmissionFormat, data: SegmentationDataModule, source: FileSource, place: Path
 ) -> Iterator[str]:
-    """Yield what is wrong with the PNGs below a folder."""
+    """Yield the problems of the PNGs below a folder."""
     mode_expected = "P" if form.indexed else "L"
     allowed = {raw for raw, train in data.label_set.raw_to_train if data.pred_void != "error" or train != 255}
     try:
@@ -135,17 +137,17 @@ def png_problems(
             kind = "indexed" if mode_expected == "P" else "gray"
             yield f"{path} has the mode {mode}; expected {mode_expected} ({kind})"
         if wrong := [value for value in values if value not in allowed]:
-            yield f"{path} holds the labels {', '.join(map(str, wrong[:5]))}, which the server does not know"
+            yield f"{path} holds the labels {', '.join(map(str, wrong[:5]))}, which the server does not accept"
         occurring.update(values)
     if form.check_raw_ids is not None and (wrong_ids := form.check_raw_ids(occurring)):
         yield f"{place}: {wrong_ids}"
 
 
 def report(found: list[str], place: str) -> int:
-    """Print the problems found; 1 if there are any, else 0."""
+    """Print the problems and return the exit code: 1 if there are any, else 0."""
     for line in found[:20]:
         print(line)
     if len(found) > 20:
         print(f"and {len(found) - 20} more")
-    print(f"{place}: {len(found)} problem(s)" if found else f"{place} is fit to be submitted")
+    print(f"{place}: {len(found)} problem(s)" if found else f"{place} is ready to submit")
     return 1 if found else 0

@@ -8,20 +8,20 @@ def main(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: What follows `test` on the command line.
+        args: Command line arguments after `test`.
 
     Returns:
         0.
 
     Raises:
-        UserError: Anything that the user can fix.
+        UserError: An option, a file or a setting is wrong.
     """
     with quiet_lightning():
         return TestCLI("test", args).run_command()
 
 
 class TestCLI(ScoreCLI):
-    """Score a trained model on the test split; the checkpoint has model and classes. Writes results.json."""
+    """Score a trained model on the test split and write results.json; model and classes come from the checkpoint."""
 
     def run_trainer(self) -> int:
         """Score every image once."""

@@ -1,4 +1,4 @@
-"""TrainingCLI: what `fit` and `estimate` share, model and data from the configuration."""
+"""TrainingCLI: the base of `fit` and `estimate`, which make model and data from the configuration."""
 
 from abc import ABC
 from typing import Any
@@ -13,7 +13,7 @@ from early_fusion_seg.callbacks.validate_at_end import ValidateAtEnd
 from early_fusion_seg.cli.command_cli import CommandCLI
 from early_fusion_seg.cli.load_model import check_classes_match, check_hparams_match
 from early_fusion_seg.cli.output import best_and_last
-from early_fusion_seg.cli.parsing import add_data, add_trainer, fill_class_weights
+from early_fusion_seg.cli.parsing import add_data, add_trainer, add_training_options, fill_class_weights
 from early_fusion_seg.encoder.encoder_checkpoint import read_checkpoint
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.segmenter import ReverseHRNetSeg
@@ -22,22 +22,27 @@ LINKED = ("class_names", "num_classes", "palette", "ignore_index", "absent", "pr
 
 
 class TrainingCLI(CommandCLI, ABC):
-    """What `fit` takes, and the trainer that it uses."""
+    """Base of the commands that take the options of `fit` and make its trainer."""
 
     def __init__(self, command: str, args: list[str]) -> None:
-        self.stored: dict[str, Any] | None = None  # hyperparameters of the checkpoint to go on from
+        self.stored: dict[str, Any] | None = None  # hyperparameters of the checkpoint to resume from
         super().__init__(command, args)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add trainer, model and data; the data tells the model the classes."""
+        """Add trainer, model and data; the model takes its classes from the data."""
         add_trainer(parser)
         parser.add_lightning_class_args(ReverseHRNetSeg, "model")
         add_data(parser)
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of training."""
+        super().add_arguments_to_parser(parser)
+        add_training_options(parser)
+
     def before_instantiate_classes(self) -> None:
-        """Read the checkpoint before anything costs time."""
+        """Read the checkpoint first, so that a wrong one is refused at once."""
         super().before_instantiate_classes()
         path, epochs = self.config["ckpt_path"], self.config["trainer"]["max_epochs"]
         if path is None:
@@ -45,20 +50,20 @@ class TrainingCLI(CommandCLI, ABC):
         checkpoint = read_checkpoint(path)
         self.stored = checkpoint["hyper_parameters"]
         if (KEY in checkpoint) != (self.config["ema_decay"] is not None):
-            has = "holds an average of weights" if KEY in checkpoint else "holds no average of weights"
-            raise UserError(f"{path} {has}; give --ema_decay to go on where it was given before, and only there")
+            word = "with" if KEY in checkpoint else "without"
+            raise UserError(f"{path} was saved {word} --ema_decay; resume {word} it")
         if epochs is not None and 0 <= epochs <= checkpoint["epoch"]:
             raise UserError(
                 f"trainer.max_epochs is {epochs}, but {path} is from epoch {checkpoint['epoch'] + 1}; raise max_epochs"
             )
 
     def instantiate_classes(self) -> None:
-        """Make data, model and trainer, after the class weights that follow from the data."""
+        """Compute the class weights, then make data, model and trainer."""
         fill_class_weights(self.config)
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer with what training needs beside."""
+        """Make the trainer with the callbacks of training."""
         trainer = self.config["trainer"]
         self.run_callbacks = [Throughput(), ClassIoU(), PanelLogger(), ValidateAtEnd()]
         if self.config["ema_decay"] is not None:
@@ -70,7 +75,7 @@ class TrainingCLI(CommandCLI, ABC):
         return super().instantiate_trainer(**kwargs)
 
     def check_resumable(self) -> None:
-        """Check that the checkpoint to go on from, if any, has the classes of the data and the settings of the model.
+        """Check that the checkpoint to resume from, if any, has the classes of the data and the settings of the model.
 
         Raises:
             UserError: Names the first difference.

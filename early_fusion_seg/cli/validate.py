@@ -8,20 +8,20 @@ def main(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: What follows `validate` on the command line.
+        args: Command line arguments after `validate`.
 
     Returns:
         0.
 
     Raises:
-        UserError: Anything that the user can fix.
+        UserError: An option, a file or a setting is wrong.
     """
     with quiet_lightning():
         return ValidateCLI("validate", args).run_command()
 
 
 class ValidateCLI(ScoreCLI):
-    """Score a trained model on the validation split; the checkpoint has model and classes. Writes results.json."""
+    """Score a trained model on the val split and write results.json; model and classes come from the checkpoint."""
 
     def run_trainer(self) -> int:
         """Score every image once."""

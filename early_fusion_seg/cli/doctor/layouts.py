@@ -1,4 +1,4 @@
-"""Where data sets lie: the layouts of a folder and of the folders around it, and the command that reads them."""
+"""Recognize data sets in a folder and the folders around it, and suggest the command that reads them."""
 
 import os
 import shlex
@@ -14,46 +14,46 @@ from early_fusion_seg.data.layout import layouts_in
 from early_fusion_seg.errors import UserError
 
 LEVELS_UP = 3  # from VOCdevkit/VOC2012/JPEGImages to the folder that holds VOCdevkit
-ENTRIES = 1000  # entries of a folder that are read, so that folders full of images take no time
-FOLDERS = 40  # folders below a folder that are searched
+ENTRIES = 1000  # entries read per folder, so that a folder full of images takes no time
+FOLDERS = 40  # subfolders searched per folder
 
 
-def known_layouts(root: Path, asked: DataClass) -> list[Layout]:
-    """Return the layouts that a folder holds, of the data set asked for and of all built-in ones."""
-    kinds = dict.fromkeys([*datasets().values(), asked])
-    return layouts_in(root, chain.from_iterable(kind.layouts for kind in kinds))
+def known_layouts(root: Path, kind: DataClass) -> list[Layout]:
+    """Return the layouts in a folder: those of a data set and of all built-in ones."""
+    kinds = dict.fromkeys([*datasets().values(), kind])
+    return layouts_in(root, chain.from_iterable(each.layouts for each in kinds))
 
 
-def offers(kind: DataClass, options: dict[str, Any], root: Path) -> list[str]:
-    """Return what can be read instead of what was asked for: the same data set elsewhere, or another one that is there.
+def suggestions(kind: DataClass, options: dict[str, Any], root: Path) -> list[str]:
+    """Return what to try instead: another root for the same data set, or the command for another layout.
 
-    Every offer was tried, so it leads further than what was asked for.
+    Each suggestion was tried: it lists more splits than the options given.
 
     Args:
-        kind: The data set asked for.
-        options: The arguments of its data module.
-        root: Where it was looked for.
+        kind: The data module class of the command line.
+        options: Its arguments.
+        root: The folder that does not hold the data set as expected.
     """
-    places = [place for place in nearby(root) if layouts_in(place, kind.layouts)]
-    best = max([root, *places], key=lambda place: _splits(kind, options | {"root": place}))
+    folders_around = [place for place in nearby(root) if layouts_in(place, kind.layouts)]
+    best = max([root, *folders_around], key=lambda place: _listable_splits(kind, options | {"root": place}))
     if best != root:
         names = " and ".join(layout.name for layout in layouts_in(best, kind.layouts))
-        return [f"{best} holds {names}: give {shlex.join(['--data.root', str(best)])}"]
+        return [f"{best} holds {names}; give {shlex.join(['--data.root', str(best)])}"]
     here = layouts_in(root, kind.layouts)
-    if any(_asked_for(layout, options) for layout in here):
-        return []  # files are missing, and another choice of labels would hide that
+    if any(_has_options(layout, options) for layout in here):
+        return []  # files are missing; reading other labels would hide that
     found = [(root, other, layout) for other in datasets().values() for layout in layouts_in(root, other.layouts)]
-    found += [(place, kind, layout) for place in places for layout in layouts_in(place, kind.layouts)]
-    commands: dict[DataClass, str] = {}  # one for each data set
+    found += [(place, kind, layout) for place in folders_around for layout in layouts_in(place, kind.layouts)]
+    commands: dict[DataClass, str] = {}  # one per data set
     for place, other, layout in found:
         choice = layout.options
-        if choice is not None and other not in commands and _splits(other, choice | {"root": place}) == 2:
+        if choice is not None and other not in commands and _listable_splits(other, choice | {"root": place}) == 2:
             commands[other] = _command(other, choice, place)
-    return [f"what is there may fit: {command}" for command in commands.values()]
+    return [f"another layout was found; try: {command}" for command in commands.values()]
 
 
 def nearby(root: Path) -> list[Path]:
-    """Return the folders around a folder: some levels up, the nearest first, and two levels down."""
+    """Return the folders around a folder: three levels up, nearest first, then two levels down."""
     children = _folders(root)
     return [*root.resolve().parents[:LEVELS_UP], *children, *(inner for child in children for inner in _folders(child))]
 
@@ -62,21 +62,22 @@ def _folders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             folders = [Path(entry.path) for entry in islice(entries, ENTRIES) if entry.is_dir()]
-    except PermissionError:  # an unreadable folder holds no data set for this user
+    except PermissionError:  # this user cannot read data from it
         return []
     return sorted(path for path in folders if not path.name.startswith("."))[:FOLDERS]
 
 
-def _asked_for(layout: Layout, options: dict[str, Any]) -> bool:
+def _has_options(layout: Layout, options: dict[str, Any]) -> bool:
+    """Return whether these options of the data module read the layout."""
     choice = layout.options
     return choice is not None and all(options[name] in (value, None) for name, value in choice.items())
 
 
-def _splits(kind: DataClass, options: dict[str, Any]) -> int:
-    """Return how many of train and val have images that can be listed."""
+def _listable_splits(kind: DataClass, options: dict[str, Any]) -> int:
+    """Return how many of the splits train and val have images that can be listed."""
     count = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Mapillary's, of a missing config file; its own run repeats it
+        warnings.simplefilter("ignore")  # Mapillary's warning of a missing config file, repeated when it is read
         data = kind(**options)
         for split in ("train", "val"):
             with suppress(UserError):  # this split cannot be listed

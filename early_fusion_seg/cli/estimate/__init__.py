@@ -1,4 +1,4 @@
-"""`early-fusion-seg estimate`: measure what `fit` would take with the same options, from a few real steps."""
+"""`early-fusion-seg estimate`: measure the time and memory that `fit` needs with the same options."""
 
 from early_fusion_seg.cli.estimate.command import main
 

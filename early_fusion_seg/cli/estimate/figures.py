@@ -1,4 +1,4 @@
-"""The arithmetic of `estimate`: rates from batches that were timed, the length of a run, the largest batch."""
+"""The arithmetic of `estimate`: rates of timed batches, length of a run, search for the largest batch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from early_fusion_seg.callbacks.step_timer import TimedBatch
 
-LARGEST = 4096  # images; the search for the largest batch ends there
+LARGEST = 4096  # images; the search for the largest batch stops here
 
 
 class Rate(NamedTuple):
-    """What some batches took.
+    """Speed of some batches.
 
     Attributes:
         images: Images per second.
@@ -24,13 +24,13 @@ class Rate(NamedTuple):
 
 
 class Length(NamedTuple):
-    """What a run does, in each of its processes.
+    """Length of a run, in each of its processes.
 
     Attributes:
         batches: Training batches.
         steps: Optimizer steps.
-        epochs: Epochs, the one included that it ends in.
-        validations: Times that the validation split is scored; None where the clock decides.
+        epochs: Epochs that are begun.
+        validations: Validations; None if they are due at intervals of time.
     """
 
     batches: int
@@ -40,11 +40,11 @@ class Length(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What one checkpoint takes.
+    """Cost of one checkpoint.
 
     Attributes:
         size: Bytes.
-        seconds: To write it.
+        seconds: Time to write it.
     """
 
     size: int
@@ -52,11 +52,11 @@ class Saved(NamedTuple):
 
 
 def rate(timed: Sequence[TimedBatch], warmup: int) -> Rate:
-    """Compute what a batch takes once the run is warm.
+    """Compute the speed after warmup.
 
     Args:
         timed: The batches, at least one.
-        warmup: Steps that do not count; where there are no more than that, the last one does.
+        warmup: Number of first steps to leave out; the last step always counts.
 
     Example:
         >>> rate([TimedBatch(0, 4, 8.0, 9.0), TimedBatch(1, 4, 0.5, 2.0), TimedBatch(2, 4, 0.5, 2.0)], warmup=1)
@@ -69,7 +69,7 @@ def rate(timed: Sequence[TimedBatch], warmup: int) -> Rate:
 
 
 def limited(batches: int, limit: float | None) -> int:
-    """Apply the trainer's `limit_train_batches` or `limit_val_batches`: a number of batches, or a share of them.
+    """Apply the trainer's `limit_train_batches` or `limit_val_batches`: a number of batches, or a fraction.
 
     Example:
         >>> limited(7, 3), limited(7, 1.0), limited(7, 0.5), limited(7, None)
@@ -81,13 +81,13 @@ def limited(batches: int, limit: float | None) -> int:
 
 
 def batches_and_steps(epoch: int, accumulate: int, max_epochs: int, max_steps: int) -> tuple[int, int]:
-    """Compute how many batches and optimizer steps a run has; what is reached first ends it.
+    """Compute the batches and optimizer steps of a run, which ends at the limit that it reaches first.
 
     Args:
-        epoch: Batches of an epoch.
-        accumulate: Batches of a step; the last step of an epoch may have fewer.
-        max_epochs: -1: no limit.
-        max_steps: -1: no limit; there must be one of the two.
+        epoch: Batches per epoch.
+        accumulate: Batches per step; the last step of an epoch may have fewer.
+        max_epochs: Limit of epochs; -1: none.
+        max_steps: Limit of steps; -1: none. At least one of the two limits is needed.
 
     Example:
         >>> batches_and_steps(epoch=10, accumulate=4, max_epochs=-1, max_steps=7)
@@ -101,13 +101,13 @@ def batches_and_steps(epoch: int, accumulate: int, max_epochs: int, max_steps: i
 
 
 def validations(batches: int, epoch: int, every_epochs: int | None, interval: float) -> int:
-    """Count the validations of a run, the one at its end included.
+    """Count the validations of a run, including the one at its end.
 
     Args:
-        batches: Of the run.
-        epoch: Batches of an epoch.
+        batches: Batches of the run.
+        epoch: Batches per epoch.
         every_epochs: The trainer's `check_val_every_n_epoch`; None: `interval` counts batches over all epochs.
-        interval: The trainer's `val_check_interval`: a number of batches, or a share of an epoch.
+        interval: The trainer's `val_check_interval`: a number of batches, or a fraction of an epoch.
 
     Example:
         >>> validations(batches=45, epoch=10, every_epochs=2, interval=1.0)  # after epochs 2 and 4, and at the end
@@ -123,15 +123,15 @@ def validations(batches: int, epoch: int, every_epochs: int | None, interval: fl
 
 
 def largest_that_fits(fits: Callable[[int], bool], start: int, limit: int = LARGEST) -> tuple[int, int | None]:
-    """Find the largest batch that fits by doubling and bisecting, to one image in sixteen.
+    """Find the largest batch that fits into memory, by doubling and bisection, to one image in sixteen.
 
     Args:
-        fits: Tells whether a batch of so many images does.
-        start: Images to begin with.
-        limit: Images to end with.
+        fits: Returns whether a batch of that many images fits.
+        start: First number of images to try.
+        limit: Highest number of images to try.
 
     Returns:
-        The most images that did fit, 0 if not even one, and the fewest that did not, None if none were found.
+        The largest number of images that fits, 0 if none does, and the smallest that does not, None if all fit.
 
     Example:
         >>> largest_that_fits(lambda images: images <= 11, start=2)
@@ -150,7 +150,7 @@ def largest_that_fits(fits: Callable[[int], bool], start: int, limit: int = LARG
 
 
 def duration(seconds: float) -> str:
-    """Say how long something takes, in the two units that matter.
+    """Format a duration in its two largest units.
 
     Example:
         >>> duration(0.4), duration(125), duration(5000), duration(200_000)
@@ -166,7 +166,7 @@ def duration(seconds: float) -> str:
 
 
 def mebibytes(count: float) -> str:
-    """Say how much memory or disk something takes.
+    """Format a number of bytes.
 
     Example:
         >>> mebibytes(3 * 2**20), mebibytes(3 * 2**30)
