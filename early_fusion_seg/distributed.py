@@ -1,4 +1,4 @@
-"""Communication between processes: sums, gathered objects, equality checks, averages of batch norm statistics.
+"""Communication between processes: sums, collected objects, equality checks, averages of batch norm statistics.
 
 Without `torch.distributed`, all functions behave as with one process.
 """

@@ -118,9 +118,9 @@ class ReverseHRNet(nn.Module):
         streams = {int(s): adapt(x) for (s, adapt), x in zip(self.adapt.items(), inputs, strict=True)}
         if self.stem is not None:
             streams[2] = self.stem(images)
-        recompute_in_backward = self.activation_checkpointing and self.training
+        checkpointing = self.activation_checkpointing and self.training
         for module in self.stages:
-            streams |= checkpointed(module, streams) if recompute_in_backward else module(streams)
+            streams |= checkpointed(module, streams) if checkpointing else module(streams)
         return tuple(streams[s] for s in self.strides)
 
     def lazy_logits(self, features: Sequence[Tensor], images: Tensor) -> LazyLogits:
@@ -240,7 +240,7 @@ class ExchangeUnit(nn.Module):
         return {s: F.relu(total, inplace=total is not streams[s]) for s, total in totals.items()}
 
     def _upward(self, streams: Streams) -> Iterator[tuple[int, Tensor]]:
-        """Yield each stride except the coarsest, with the summed contributions of all coarser streams, in its shape."""
+        """Yield each stride except the coarsest, with the sum of what all coarser streams contribute, in its shape."""
         carried: Tensor | None = None
         for target, source in reversed(list(pairwise(self.widths))):
             x = self.up[str(source)](streams[source])

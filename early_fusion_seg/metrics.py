@@ -1,6 +1,6 @@
 """Segmentation scores from one confusion matrix over the whole split, as in the official evaluators of benchmarks.
 
-IoU of class c is TP / (TP + FP + FN) of pixel counts summed over all images and all ranks; mIoU is the mean over
+IoU of class c is TP / (TP + FP + FN) of pixel counts over all images and all ranks; mIoU is the mean over
 classes. Official evaluators differ in two rules only. Both are options here; see `labels.evaluator_rules`.
 
 Shapes: K classes; a confusion matrix is (K, K + 1) int64, rows ground truth, columns prediction, the last

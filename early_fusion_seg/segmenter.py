@@ -244,7 +244,7 @@ class ReverseHRNetSeg(LightningModule):
             cast(Metric, metric).reset()
 
     def _log_scores(self, split: str) -> None:
-        scores = cast(SegmentationMetrics, self.metrics[split]).compute()  # summed over ranks, so equal on all
+        scores = cast(SegmentationMetrics, self.metrics[split]).compute()  # the sum over ranks, so equal on all
         miou = scores["miou"].where(scores["miou"].isfinite(), scores["per_class"].nanmean())  # VOC's mIoU can be nan
         values = {f"{split}/mIoU": miou.float(), f"{split}/pixel_accuracy": scores["pixel_accuracy"].float()}
         values[f"{split}/loss"] = cast(MeanLoss, self.losses[split]).compute().float()

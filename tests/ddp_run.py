@@ -172,9 +172,9 @@ if __name__ == "__main__":
     else:
         results["train_norms"] = fit(devices, BATCH // devices, freeze_norms=False, max_epochs=1)
         results["sigterm"] = [stopped_by_sigterm(devices, step, folder / str(step)) for step in (1, 2, 4)]
-    gathered: list[Any] = [results]
+    collected: list[Any] = [results]
     if devices > 1:
-        gathered = [None] * devices
-        torch.distributed.all_gather_object(gathered, results)
+        collected = [None] * devices
+        torch.distributed.all_gather_object(collected, results)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print("RESULT", json.dumps(gathered))
+        print("RESULT", json.dumps(collected))

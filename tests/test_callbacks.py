@@ -477,7 +477,7 @@ def test_a_symbolic_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         path_inside(tmp_path / "out", "link/a.png")
 
 
-def test_unreadable_images_are_gathered_in_a_process_group(tmp_path: Path) -> None:
+def test_unreadable_images_are_collected_in_a_process_group(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         writer = PredictionWriter(tmp_path)
@@ -512,7 +512,7 @@ def test_scores_in_metrics_csv_equal_the_results(tmp_path: Path) -> None:
     assert float(row["test/mIoU"]) == pytest.approx(writer.results["miou"])
 
 
-def test_unreadable_images_of_all_processes_are_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_images_of_all_processes_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(values: list[list[str]], own: list[str]) -> None:
         values[:] = [own, ["b is no image"]]
 

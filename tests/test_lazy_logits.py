@@ -107,7 +107,7 @@ def test_a_second_backward_gives_the_same_gradients():
         assert torch.equal(a, c)
 
 
-def test_low_precision_features_are_summed_in_float32():
+def test_low_precision_features_are_added_in_float32():
     lazy = example((12, 16))
     low = lazy._replace(features=tuple(x.detach().bfloat16().requires_grad_() for x in lazy.features))
     with torch.autocast("cpu", torch.bfloat16):

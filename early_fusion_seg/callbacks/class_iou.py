@@ -19,7 +19,7 @@ class ClassIoU(Callback):
         self._log(pl_module, "test")
 
     def _log(self, module: Any, split: str) -> None:
-        iou: list[float] = module.metrics[split].compute()["per_class"].tolist()  # summed over ranks, so equal on all
+        iou: list[float] = module.metrics[split].compute()["per_class"].tolist()  # the sum over ranks, so equal on all
         names = names_for_loggers(module.class_names)
         values = {f"{split}/IoU/{name}": value for name, value in zip(names, iou, strict=True) if value == value}
         module.log_dict(values, sync_dist=True, reduce_fx="max")  # the maximum of equal values is exact

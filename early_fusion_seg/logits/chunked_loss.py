@@ -49,7 +49,7 @@ def cross_entropy(
 
 
 def pixel_weight(target: Tensor, kept: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Return the summed class weights of the kept pixels, or their number without class weights: float32 scalar."""
+    """Return the sum of the class weights of the kept pixels, or their number without class weights: float32 scalar."""
     if class_weights is None:
         return kept.sum().float()
     return (class_weights[target.long().where(kept, 0)] * kept).sum()
