@@ -67,7 +67,7 @@ def test_doctor_names_its_own_fix(leaves: Path, capsys: pytest.CaptureFixture[st
     ("own_benchmark.Nope", "--data own_benchmark.Nope cannot be imported ("),
     ("nowhere.Nope", "--data nowhere.Nope cannot be imported ("),
     ("Nope", "--data Nope cannot be imported ("),
-    ("own_benchmark.LEAVES", "is no subclass of early_fusion_seg.data.SegmentationDataModule"),
+    ("own_benchmark.LEAVES", "is not a subclass of early_fusion_seg.data.SegmentationDataModule"),
 ])  # fmt: skip
 def test_a_class_that_cannot_be_used_is_an_error(
     path: str, message: str, leaves: Path, capsys: pytest.CaptureFixture[str]

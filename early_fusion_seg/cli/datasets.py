@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 import early_fusion_seg
 from early_fusion_seg.cli import example
 from early_fusion_seg.cli.messages import one_sentence
+from early_fusion_seg.cli.parsing import ShortHelp
 from early_fusion_seg.data import SegmentationDataModule, built_in_datasets
 from early_fusion_seg.errors import UserError
 
@@ -44,6 +45,7 @@ def dataset_parser(command: str, description: str, args: Sequence[str]) -> tuple
         usage=f"{usage}\nexample: {example(command)}",
         description=f"{description} DATASET is one of {names}; for a data module of your own, give --data CLASS "
         f"instead, such as --data my_package.MyDataModule. `{command} voc --help` lists the --data options of VOC.",
+        formatter_class=ShortHelp,
         exit_on_error=False,
         default_env=False,
     )
