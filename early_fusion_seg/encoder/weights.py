@@ -3,11 +3,10 @@
 import hashlib
 from pathlib import Path
 
-import httpx
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from timm.models import load_state_dict
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a random encoder is the same on every rank and in every run
             return timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
-    except (httpx.HTTPError, HfHubHTTPError, OSError) as error:
+    except (HTTPError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"the weights of {name} could not be downloaded from timm's hub ({type(error).__name__}); give a file with "
             'encoder_weights=PATH, or set encoder_weights="random" to train without pretrained weights'
