@@ -6,7 +6,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]  # of its HTTP library
 from timm.models import load_state_dict
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
