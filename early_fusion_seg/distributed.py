@@ -1,6 +1,6 @@
-"""Communication between processes: sums, gathered objects, equality checks, batch norm averages.
+"""Communication between processes: sums, collected objects, equality checks, averages of batch norm statistics.
 
-Every function also works without `torch.distributed`, as one process.
+Without `torch.distributed`, all functions behave as with one process.
 """
 
 from typing import Any
@@ -35,21 +35,24 @@ def all_gather_object(value: Any) -> list[Any]:
 
 
 def check_equal_across_ranks(value: str, what: str) -> None:
-    """Raise a UserError on all processes if their values differ.
+    """Check that all processes have the same value.
 
     Args:
         value: The value of this process.
         what: Plural noun for the message, such as "encoders".
+
+    Raises:
+        UserError: The values differ; raised on all processes.
     """
     values = all_gather_object(value)
     if len(set(values)) > 1:
-        raise UserError(f"the processes have different {what}: {[v[:12] for v in values]}; give all the same")
+        raise UserError(f"the processes have different {what}: {[v[:12] for v in values]}; give all processes the same")
 
 
 def ddp_ignored_names(module: nn.Module) -> list[str]:
-    """Return the names that DistributedDataParallel must not send: frozen parameters, and all buffers.
+    """Return the names of the tensors that DistributedDataParallel must not synchronize.
 
-    `average_batch_norm_stats` synchronizes the buffers that change.
+    These are the frozen parameters and all buffers. `average_batch_norm_stats` synchronizes the buffers that change.
     """
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     return frozen + [name for name, _ in module.named_buffers()]
@@ -58,7 +61,7 @@ def ddp_ignored_names(module: nn.Module) -> list[str]:
 def average_batch_norm_stats(module: nn.Module) -> None:
     """Average the running statistics of batch norms over all processes, so that all evaluate the same network.
 
-    SyncBatchNorm has equal statistics already and is left alone.
+    SyncBatchNorm is left out: its statistics are already equal.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.running_mean is not None]
     statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]

@@ -1,7 +1,7 @@
 """ReverseHRNet: fuse all scales first, then drop the coarse streams one by one (arXiv 2402.06091).
 
-HRNet (arXiv 1908.07919) starts with one fine stream and adds coarser ones. The reverse HRNet starts with every scale of
-the encoder and an extra stream at stride 2, fuses all of them at once, and drops the coarsest stream after each stage.
+HRNet (arXiv 1908.07919) starts with one fine stream and adds coarser ones. The reverse HRNet starts with all feature
+maps of the encoder and an extra stream at stride 2, fuses them at once, and drops the coarsest stream after each stage.
 
     E_2   E_4   E_8   E_16   E_32      feature maps of the encoder, C_s channels
      |     |     |     |      |        adapt: 1x1 conv, batch norm, ReLU
@@ -10,14 +10,14 @@ the encoder and an extra stream at stride 2, fuses all of them at once, and drop
      |=====|=====|=====|      |        stage 2 without s32, and so on
      +-----+-----+-----+------+        classify: 1x1 conv to K classes on each stream, upsampled and added
 
-Every stream is classified from its last features, also a stream that was dropped. This equals HRNetV2's 1x1 conv on the
-concatenation of all streams at the finest resolution, because a 1x1 conv commutes with bilinear upsampling, and it
-never makes that wide tensor. `logits/lazy_logits.py` computes the sum.
+Every stream is classified from its last features, even a stream that was dropped. The sum equals HRNetV2's 1x1 conv on
+the concatenation of all streams at the finest resolution, because a 1x1 conv commutes with bilinear upsampling. But the
+wide concatenated tensor is never computed. `logits/lazy_logits.py` computes the sum.
 
 Shapes: n images, K classes, stream s is (n, W_s, ceil(h / s), ceil(w / s)) for h x w pixels.
 
-Our own choices, where the published summary is silent: widths, blocks, HR modules, one classifier per stream, and no
-downward connection to a stream that no later module uses.
+Our own choices, which the published summary does not specify: widths, blocks, number of HR modules, one classifier per
+stream, and no downward connection to a stream that no later module uses.
 """
 
 from collections.abc import Iterator, Sequence, Set
@@ -47,17 +47,17 @@ class ReverseHRNet(nn.Module):
         strides: Stride of each feature map, strictly increasing, each a power-of-two multiple of the one before.
         num_classes: K.
         plan: Order in which streams are used. `"early"`: all streams from the start, the coarsest is dropped after each
-            stage. `"progressive"`: the coarsest first, a finer one joins at each stage, as in usual decoders.
+            stage. `"progressive"`: the coarsest alone, a finer one joins at each stage, as in usual decoders.
         width: Channels of the stride-4 stream; W_s = width * s / 4.
         blocks: Residual blocks on each stream in an HR module; a list has one number per stream, finest first.
             Default: see `default_modules`.
         hr_modules: HR modules of each stage, one number per stage; 0 skips a stage. Default: see `default_modules`.
-        extra_stream: Use the stream at stride 2; where the encoder has no such map, a trainable stem makes it from the
-            image.
+        extra_stream: Use the stream at stride 2. If the encoder has no map at this stride, a trainable stem computes it
+            from the image.
         activation_checkpointing: Recompute the activations of HR modules in backward instead of storing them.
 
     Raises:
-        UserError: Settings that make no head.
+        UserError: Settings are out of range or do not fit the strides.
 
     Example:
         >>> head = ReverseHRNet((8, 16), (4, 8), num_classes=3, extra_stream=False)
@@ -106,10 +106,11 @@ class ReverseHRNet(nn.Module):
         Args:
             features: The encoder's maps (n, C_s, ceil(h / s), ceil(w / s)); maps finer than the head's are not used.
             images: (n, 3, h, w) normalized images; only the stem uses them.
-            classify: False returns the last features of the streams instead, finest first.
+            classify: If False, return the last features of the streams instead of logits.
 
         Returns:
-            (n, K, ceil(h / s), ceil(w / s)) float32 at the finest stride s.
+            (n, K, ceil(h / s), ceil(w / s)) float32 logits at the finest stride s; or a tuple of the last features of
+            each stream, finest first.
         """
         if classify:
             return self.lazy_logits(features, images).logits()
@@ -117,13 +118,13 @@ class ReverseHRNet(nn.Module):
         streams = {int(s): adapt(x) for (s, adapt), x in zip(self.adapt.items(), inputs, strict=True)}
         if self.stem is not None:
             streams[2] = self.stem(images)
-        recompute_in_backward = self.activation_checkpointing and self.training
+        checkpointing = self.activation_checkpointing and self.training
         for module in self.stages:
-            streams |= checkpointed(module, streams) if recompute_in_backward else module(streams)
+            streams |= checkpointed(module, streams) if checkpointing else module(streams)
         return tuple(streams[s] for s in self.strides)
 
     def lazy_logits(self, features: Sequence[Tensor], images: Tensor) -> LazyLogits:
-        """Compute lazy logits, of which losses and label maps take a few rows at a time; arguments as in `forward`."""
+        """Compute lazy logits, from which losses and label maps compute a few rows at a time; see `forward`."""
         last = self(features, images, classify=False)
         parameters = dict(self.classifiers.named_parameters())
         weights, biases = (tuple(parameters[f"{s}.{name}"] for s in self.strides) for name in ("weight", "bias"))
@@ -133,11 +134,12 @@ class ReverseHRNet(nn.Module):
 def default_modules(plan: Plan, strides: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return the default HR modules of each stage and residual blocks on each stream.
 
-    The early plan fuses all streams twice, the progressive plan once each time a stream joins; see
+    The early plan has two modules in its first stage, with all streams; the progressive plan has one in each stage. See
     docs/decisions/0005-default-head.md.
 
-    >>> default_modules("early", [2, 4, 8])
-    ([2, 0, 0], [0, 0, 1])
+    Example:
+        >>> default_modules("early", [2, 4, 8])
+        ([2, 0, 0], [0, 0, 1])
     """
     n = len(strides)
     if plan == "progressive":
@@ -146,12 +148,13 @@ def default_modules(plan: Plan, strides: Sequence[int]) -> tuple[list[int], list
 
 
 def stage_strides(plan: Plan, strides: Sequence[int]) -> list[list[int]]:
-    """List the streams of each stage.
+    """Return the strides of the streams of each stage.
 
-    >>> stage_strides("early", [2, 4, 8])
-    [[2, 4, 8], [2, 4], [2]]
-    >>> stage_strides("progressive", [2, 4, 8])
-    [[8], [4, 8], [2, 4, 8]]
+    Example:
+        >>> stage_strides("early", [2, 4, 8])
+        [[2, 4, 8], [2, 4], [2]]
+        >>> stage_strides("progressive", [2, 4, 8])
+        [[8], [4, 8], [2, 4, 8]]
     """
     if plan == "early":
         return [list(strides[: len(strides) - i]) for i in range(len(strides))]
@@ -163,8 +166,8 @@ class HRModule(nn.Module):
 
     Args:
         widths: Stride -> channels of each stream of the module.
-        blocks: Stride -> residual blocks on it.
-        used_later: Strides that a later module uses.
+        blocks: Stride -> residual blocks on this stream.
+        used_later: Strides of the streams that a later module uses.
     """
 
     def __init__(self, widths: dict[int, int], blocks: dict[int, int], used_later: Set[int]) -> None:
@@ -198,14 +201,18 @@ class ExchangeUnit(nn.Module):
     """HRNet's exchange unit (its fuse layers): every stream becomes the sum of itself and all other streams.
 
     A coarser stream is added through a 1x1 conv and bilinear upsampling, a finer one through a chain of strided 3x3
-    convs. One 1x1 conv per stream computes what all finer streams get from it; on the way up, each stream takes its own
-    channels and the rest is upsampled further, with that stream's contribution added. One strided conv per stream
-    computes the first step to all coarser streams. A stream that no later module uses gets nothing from finer streams:
-    these are classified themselves.
+    convs. A stream that no later module uses gets nothing from finer streams, because those have their own classifiers.
+
+    Convolutions with the same input are one convolution with all their output channels:
+
+    - Upward, one 1x1 conv per stream computes its contributions to all finer streams. The result is upsampled to the
+      next finer stream, which takes its own channels. The remaining channels are for still finer streams: the
+      contribution of this stream to them is added, and the sum is upsampled further.
+    - Downward, one strided conv per stream computes the first step to all coarser streams.
 
     Args:
         widths: Stride -> channels.
-        used_later: Strides that a later module uses.
+        used_later: Strides of the streams that a later module uses.
     """
 
     def __init__(self, widths: dict[int, int], used_later: Set[int]) -> None:
@@ -233,7 +240,7 @@ class ExchangeUnit(nn.Module):
         return {s: F.relu(total, inplace=total is not streams[s]) for s, total in totals.items()}
 
     def _upward(self, streams: Streams) -> Iterator[tuple[int, Tensor]]:
-        """Yield each stride but the coarsest, with the sum of what all coarser streams add to it, in its shape."""
+        """Yield each stride except the coarsest, with the sum of what all coarser streams contribute, in its shape."""
         carried: Tensor | None = None
         for target, source in reversed(list(pairwise(self.widths))):
             x = self.up[str(source)](streams[source])
@@ -244,7 +251,7 @@ class ExchangeUnit(nn.Module):
             yield target, own
 
     def _downward(self, streams: Streams) -> Iterator[tuple[int, Tensor]]:
-        """Yield pairs of a stride and what one finer stream adds to it, in its shape."""
+        """Yield pairs of a stride and the contribution of one finer stream to it, in its shape."""
         for source, down in self.down.items():
             first = self._first_down_widths(int(source))
             for target, x in zip(first, down(streams[int(source)]).split(list(first.values()), 1), strict=True):
@@ -252,12 +259,12 @@ class ExchangeUnit(nn.Module):
                 yield target, self.further_down[path](x) if path in self.further_down else x
 
     def _first_down_widths(self, source: int) -> dict[int, int]:
-        """Return the coarser streams that get something from this one, and the channels after the first step."""
+        """Return the strides of the coarser streams that get a contribution, and its channels after the first step."""
         return {s: w if s == 2 * source else self.widths[source] for s, w in self.down_widths.items() if s > source}
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
-    """Build a convolution ("same" padding, no bias), a batch norm and, unless `relu` is False, a ReLU."""
+    """Build a convolution ("same" padding, no bias), a batch norm and, if `relu`, a ReLU."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if relu else []))
 
@@ -265,8 +272,8 @@ def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool 
 def upsample(x: Tensor, ratio: int, size: Sequence[int]) -> Tensor:
     """Upsample (n, c, h, w) bilinearly by a ratio of strides and crop to the size of the finer map.
 
-    A map of stride s covers s * ceil(h / s) pixels, more than the image where h is no multiple of s. Resizing it to the
-    size of the finer map instead would shift it, by up to s - 1 pixels at the far edges.
+    If h is not a multiple of s, a map of stride s covers s * ceil(h / s) rows, more than the image has. Resizing such a
+    map to the size of the finer map would misalign it, by up to s - 1 pixels at the bottom and right edges.
     """
     fine = F.interpolate(x, scale_factor=ratio, mode="bilinear", align_corners=False)
     return fine[..., : size[0], : size[1]]
@@ -284,7 +291,7 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], Abstract
 
 @contextmanager
 def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
-    """Let batch norms normalize with batch statistics but keep their running statistics."""
+    """Within the block, batch norms use batch statistics but do not update their running statistics."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -301,10 +308,10 @@ def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
 def _check(
     strides: list[int], widths: dict[int, int], width: int, blocks: list[int], counts: list[int], plan: str
 ) -> None:
-    """Raise a UserError for settings that make no head."""
+    """Raise a UserError if settings are out of range or do not fit the strides."""
     ratios = [b / a for a, b in pairwise(strides)]
     if not strides or any(r < 2 or r != int(r) or int(r) & (int(r) - 1) for r in ratios):
-        raise UserError(f"streams have the strides {strides}; each must be 2, 4, 8, ... times the one before")
+        raise UserError(f"streams have the strides {strides}; expected each to be 2, 4, 8, ... times the previous one")
     if plan not in ("early", "progressive"):
         raise UserError(f'plan is {plan!r}; expected "early" or "progressive"')
     if min(widths.values()) < 1 or any(w * 4 != width * s for s, w in widths.items()):
@@ -312,5 +319,5 @@ def _check(
     for name, numbers in (("hr_modules", counts), ("blocks", blocks)):
         if len(numbers) != len(strides) or min(numbers) < 0:
             raise UserError(
-                f"{name}={numbers}; expected {len(strides)} numbers of at least 0, one for each of {strides}"
+                f"{name}={numbers}; expected {len(strides)} numbers of at least 0, one for each stride of {strides}"
             )

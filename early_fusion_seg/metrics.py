@@ -1,9 +1,10 @@
-"""Scores from one confusion matrix over the whole split, counted as in the benchmarks' official evaluators.
+"""Segmentation scores from one confusion matrix over the whole split, as in the official evaluators of benchmarks.
 
-IoU of class c is TP / (TP + FP + FN) of pixel counts summed over all images and all ranks; mIoU is the mean over
-classes. Official evaluators differ only in two rules, which are options here; see `labels.evaluator_rules`.
+IoU of class c is TP / (TP + FP + FN) of pixel counts over all images and all ranks; mIoU is the mean over
+classes. Official evaluators differ in two rules only. Both are options here; see `labels.evaluator_rules`.
 
-Shapes: K classes; a confusion matrix is (K, K + 1) int64, rows truth, columns prediction, the last column void.
+Shapes: K classes; a confusion matrix is (K, K + 1) int64, rows ground truth, columns prediction, the last
+column void.
 """
 
 from typing import get_args
@@ -16,27 +17,27 @@ from early_fusion_seg.errors import UserError
 from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, VoidPredictionRule
 
 CHUNK = 2**18
-"""Pixels counted at a time: few enough for the cache of the processor."""
+"""Pixels counted at a time; the buffers for them fit into the processor's cache."""
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Count pixels by truth and prediction; ignored pixels of the truth are left out.
+    """Count pixels by ground truth and prediction; pixels with ignored ground truth are left out.
 
     Args:
         prediction: Integers 0..K-1 or `ignore_index` (void), any shape.
         target: Integers 0..K-1 or `ignore_index`, of the same shape.
         num_classes: K.
-        ignore_index: Not within 0..K-1.
+        ignore_index: Label of ignored and void pixels, outside of 0..K-1.
 
     Returns:
-        (K + 1, K + 2) int64: the (K, K + 1) matrix, and a last row and column that count values that are neither.
+        (K + 1, K + 2) int64: the (K, K + 1) matrix, and a last row and column with the counts of invalid labels.
     """
     k = num_classes
-    # pairs of bytes are counted first and mapped to classes afterwards: 8 times as fast for many pixels
+    # many pixels: pairs of bytes are counted first and mapped to classes after, which is 8 times as fast
     as_bytes = prediction.dtype == target.dtype == torch.uint8 and target.is_cpu and target.numel() > 256**2
     side = 256 if as_bytes else k + 2
     counts = torch.zeros(side**2, dtype=torch.int64, device=target.device)
-    # deterministic algorithms fill every new tensor, so these two are allocated once
+    # allocated once, because deterministic algorithms fill every new tensor
     buffers = torch.zeros(2, min(CHUNK, target.numel()) if as_bytes else 0, dtype=torch.int32, device=target.device)
     for truth, predicted in zip(*(torch.split(x.flatten(), CHUNK) for x in (target, prediction)), strict=True):
         if as_bytes:
@@ -50,7 +51,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
         bins = _bins(torch.arange(side, device=target.device), k, ignore_index)
         counts = torch.zeros(k + 2, side, dtype=torch.int64).index_add_(0, bins, counts)
         counts = torch.zeros(k + 2, k + 2, dtype=torch.int64).index_add_(1, bins, counts)
-    return torch.cat([counts[:k], counts[k + 1 :]])  # row k is the ignored pixels
+    return torch.cat([counts[:k], counts[k + 1 :]])  # row k has the ignored pixels
 
 
 def _bins(labels: Tensor, k: int, ignore_index: int) -> Tensor:
@@ -68,7 +69,7 @@ def class_iou(confusion: Tensor, pred_void: VoidPredictionRule = "fn") -> Tensor
         pred_void: Whether void predictions are false negatives; see `VoidPredictionRule`.
 
     Returns:
-        (K,) float64 in 0..1, nan where a class is neither in the truth nor predicted.
+        (K,) float64 in 0..1, nan if a class is neither in the ground truth nor predicted.
     """
     square = confusion[:, :-1].double()
     hit = square.diagonal()
@@ -77,15 +78,15 @@ def class_iou(confusion: Tensor, pred_void: VoidPredictionRule = "fn") -> Tensor
 
 
 def mean_iou(iou: Tensor, in_truth: Tensor, absent: AbsentClassRule = "nan-skip") -> Tensor:
-    """Compute the mean of class IoUs under a benchmark's rule.
+    """Compute the mean of the class IoUs under the rule of a benchmark.
 
     Args:
         iou: (K,) from `class_iou`.
-        in_truth: (K,) bool, whether the class has truth pixels.
+        in_truth: (K,) bool, whether the class has pixels in the ground truth.
         absent: See `AbsentClassRule`.
 
     Returns:
-        Scalar float64, nan where no class counts.
+        Scalar float64, nan if no class counts.
     """
     if absent == "gt-only":
         return iou[in_truth].mean()
@@ -95,21 +96,21 @@ def mean_iou(iou: Tensor, in_truth: Tensor, absent: AbsentClassRule = "nan-skip"
 
 
 class SegmentationMetrics(Metric):
-    """Confusion matrix and the scores that follow from it.
+    """Confusion matrix of a split, and the scores computed from it.
 
     Args:
         num_classes: K.
-        ignore_index: Truth value of pixels that are not scored.
+        ignore_index: Label of pixels without ground truth, outside of 0..K-1; they are not scored.
         absent: Rule for absent classes; see `AbsentClassRule`.
-        pred_void: Rule for void predictions; only external folders of predictions have any. See `VoidPredictionRule`.
+        pred_void: Rule for void predictions; see `VoidPredictionRule`. Only predictions of other software have any.
 
     Attributes:
         confusion: (K, K + 1) int64.
         images: Number of images seen, int64.
 
     Raises:
-        UserError: On update (on the CPU) or on compute: labels outside 0..K-1 and `ignore_index`, or void predictions
-            where the rule refuses them.
+        UserError: An option does not exist. In `update` (on the CPU) or `compute`: labels are invalid, or pixels are
+            predicted as void and `pred_void` is "error".
 
     Example:
         >>> metrics = SegmentationMetrics(num_classes=2)
@@ -139,7 +140,9 @@ class SegmentationMetrics(Metric):
                 f"expected one of {get_args(AbsentClassRule)} and one of {get_args(VoidPredictionRule)}"
             )
         if 0 <= ignore_index < num_classes:
-            raise UserError(f"ignore_index={ignore_index} is one of the {num_classes} classes; take 255")
+            raise UserError(
+                f"ignore_index={ignore_index} is one of the {num_classes} classes; use another value, such as 255"
+            )
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.absent: AbsentClassRule = absent
@@ -150,14 +153,14 @@ class SegmentationMetrics(Metric):
         self.add_state("invalid", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count a batch.
+        """Add a batch to the confusion matrix.
 
         Args:
             prediction: (n, h, w) integer labels.
             target: (n, h, w) integer labels.
 
         Raises:
-            UserError: Shapes differ, or (on the CPU) labels are out of range.
+            UserError: Shapes differ, or (on the CPU) labels are invalid.
         """
         if prediction.shape != target.shape or target.ndim != 3:
             raise UserError(
@@ -168,15 +171,19 @@ class SegmentationMetrics(Metric):
         self.confusion += counts[:k, : k + 1]
         self.images += len(target)
         self.invalid += counts[k].sum() + counts[:k, k + 1].sum()
-        if target.device.type == "cpu":  # on other devices the check would stall them, so compute() does it
+        if target.device.type == "cpu":  # on other devices the check would synchronize, so compute() does it
             self._check_labels()
 
     def compute(self) -> dict[str, Tensor]:
         """Compute the scores, fractions in 0..1.
 
         Returns:
-            `miou`, `pixel_accuracy`, `mean_accuracy` (over classes in the truth) and `fw_iou` (IoU weighted by the
-            share of truth pixels), float64 scalars, nan where nothing was counted; `per_class` (K,), nan where absent.
+            float64 scalars `miou`, `pixel_accuracy`, `mean_accuracy` (over the classes in the ground truth) and
+            `fw_iou` (mean IoU weighted by class frequency in the ground truth), nan if no pixel was counted;
+            `per_class` (K,) IoUs, nan for absent classes.
+
+        Raises:
+            UserError: See the class.
         """
         self._check_labels()
         counted = self.confusion if self.pred_void == "fn" else self.confusion[:, :-1]
@@ -196,17 +203,20 @@ class SegmentationMetrics(Metric):
         if self.invalid:
             raise UserError(
                 f"{int(self.invalid)} pixels have a label that is neither in 0..{self.num_classes - 1} nor "
-                f"{self.ignore_index}; map raw ids to train ids first"
+                f"{self.ignore_index}; map raw ids to train ids before scoring"
             )
         if self.pred_void == "error" and self.confusion[:, -1].any():
-            raise UserError("some valid pixels are predicted as void, which this benchmark's rule does not allow")
+            raise UserError(
+                "some labeled pixels are predicted as void, which this benchmark does not allow; "
+                "predict a class for every pixel"
+            )
 
 
 class MeanLoss(Metric):
-    """Mean loss over the labeled pixels of a split.
+    """Mean of a loss over the labeled pixels of a split.
 
-    For cross-entropy, it does not depend on how the split is divided into batches and ranks. With class weights it is
-    the weighted mean, equal to `torch.nn.functional.cross_entropy` on the whole split at once.
+    For cross-entropy, the mean does not depend on how the split is divided into batches and ranks. With class weights
+    it is the weighted mean, equal to `torch.nn.functional.cross_entropy` of the whole split at once.
     """
 
     is_differentiable = False
@@ -221,7 +231,7 @@ class MeanLoss(Metric):
         self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, weight: Tensor) -> None:
-        """Add a batch: its mean loss and the weight of its labeled pixels (see `SegmentationLoss`), scalars."""
+        """Add a batch: its mean loss and its weight from `SegmentationLoss.weight`, both scalars."""
         self.total += loss.double() * weight
         self.weight += weight
 

@@ -1,4 +1,4 @@
-"""EarlyFusionNet = normalize + encoder + head: the plain nn.Module that is trained, evaluated and exported.
+"""EarlyFusionNet: normalization, encoder and head as one plain nn.Module, for training, evaluation and export.
 
 Shapes: n images of h x w pixels, K classes, s the finest stride of the head.
 """
@@ -15,8 +15,8 @@ from early_fusion_seg.logits import LazyLogits
 class EarlyFusionNet(nn.Module):
     """Map images to logits at the finest stride of the head.
 
-    Images are normalized here, on the device, with the mean and std of the encoder, so training, evaluation and export
-    cannot differ in it.
+    Images are normalized here, on the device, with the mean and std of the encoder. So normalization is the same in
+    training, evaluation and export.
 
     Args:
         encoder: Computes the feature maps.
@@ -44,13 +44,13 @@ class EarlyFusionNet(nn.Module):
             (n, K, ceil(h / s), ceil(w / s)) float32.
 
         Raises:
-            UserError: Another dtype, shape or range. The range of floats is checked on every batch on the CPU and on
-                the first batch on other devices.
+            UserError: The images have another dtype, shape or range. The range of floats is checked in every batch on
+                the CPU and in the first batch on other devices.
         """
         return self.lazy_logits(images).logits()
 
     def lazy_logits(self, images: Tensor) -> LazyLogits:
-        """Compute lazy logits, from which losses and label maps take a few rows at a time; see `forward`."""
+        """Compute lazy logits, from which losses and label maps compute a few rows at a time; see `forward`."""
         normalized = (self._to_unit_range(images) - self.mean) / self.std
         normalized = normalized.to(next(self.head.parameters()).dtype)
         return self.head.lazy_logits(self.encoder(normalized), normalized)
@@ -67,7 +67,7 @@ class EarlyFusionNet(nn.Module):
             low, high = (float(x) for x in images.aminmax())
             if not (low >= 0 and high <= 1):
                 raise UserError(
-                    f"float images range from {low:.3g} to {high:.3g}; expected 0..1: the network normalizes by itself"
+                    f"float images range from {low:.3g} to {high:.3g}; expected 0..1, because the network normalizes"
                 )
             self._range_checked = True
         return images

@@ -1,4 +1,4 @@
-"""Which parameters decay, and how the learning rate goes."""
+"""Optimizers and learning rate schedules."""
 
 import math
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ Schedule = Literal["poly", "cosine"]
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into two groups: weights, which decay, and norms and biases, which do not."""
+    """Split trainable parameters into two groups: weights with weight decay, and norms and biases without."""
     trained = [p for p in parameters if p.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
@@ -27,27 +27,30 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 def make_optimizer(
     name: OptimizerName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, fused: bool
 ) -> Optimizer:
-    """Build AdamW, or SGD with momentum 0.9, of the parameters that are trained; norms and biases do not decay.
+    """Build AdamW, or SGD with momentum 0.9, for all trainable parameters; norms and biases have no weight decay.
 
     Args:
-        name: Which.
-        parameters: All, or those that are trained.
+        name: `"adamw"` or `"sgd"`.
+        parameters: Parameters; frozen ones are left out.
         lr: Learning rate.
-        weight_decay: Of the weights.
-        fused: Update each tensor in one pass. Lightning clips no gradients of fused optimizers in mixed precision.
+        weight_decay: Weight decay of the weights, at least 0.
+        fused: Use the fused implementation. Lightning cannot clip gradients of fused optimizers in mixed precision.
     """
     groups = parameter_groups(parameters, weight_decay)
     return AdamW(groups, lr=lr, fused=fused) if name == "adamw" else SGD(groups, lr=lr, momentum=0.9, fused=fused)
 
 
 def make_schedule(optimizer: Optimizer, steps: float, warmup_steps: int, schedule: Schedule) -> LambdaLR:
-    """Build the schedule of a run; see `lr_factor`.
+    """Build the learning rate schedule of a run; see `lr_factor`.
 
     Raises:
-        UserError: The run has no end.
+        UserError: The number of steps is infinite.
     """
     if not math.isfinite(steps):
-        raise UserError("the learning-rate schedule needs an end: set the trainer's max_epochs or max_steps")
+        raise UserError(
+            "training has no last step, but the learning rate schedule needs one; "
+            "set the trainer's max_epochs or max_steps"
+        )
     factor = partial(lr_factor, steps=int(steps), warmup_steps=warmup_steps, schedule=schedule)
     return LambdaLR(optimizer, factor)
 
@@ -56,17 +59,18 @@ def lr_factor(step: int, steps: int, warmup_steps: int, schedule: Schedule) -> f
     """Compute the factor of the learning rate at a step.
 
     Args:
-        step: From 0.
-        steps: Of the whole run.
-        warmup_steps: Linear rise over these, multiplied with the schedule.
+        step: Optimizer steps done so far.
+        steps: Optimizer steps of the whole run.
+        warmup_steps: Steps of linear warmup, a factor on top of the schedule.
         schedule: `"poly"` (power 0.9, as in DeepLab, arXiv 1606.00915) or `"cosine"`.
 
     Returns:
-        In 0..1.
+        The factor, in 0..1.
 
-    >>> [round(lr_factor(s, 10, 2, "poly"), 2) for s in (0, 1, 5, 10)]
-    [0.5, 0.91, 0.54, 0.0]
+    Example:
+        >>> [round(lr_factor(s, 10, 2, "poly"), 2) for s in (0, 1, 5, 10)]
+        [0.5, 0.91, 0.54, 0.0]
     """
-    rest = max(0.0, 1 - step / max(1, steps))
-    down = rest**0.9 if schedule == "poly" else 0.5 * (1 - math.cos(math.pi * rest))
-    return down * min(1.0, (step + 1) / max(1, warmup_steps))
+    remaining = max(0.0, 1 - step / max(1, steps))
+    decay = remaining**0.9 if schedule == "poly" else 0.5 * (1 - math.cos(math.pi * remaining))
+    return decay * min(1.0, (step + 1) / max(1, warmup_steps))

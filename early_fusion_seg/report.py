@@ -1,7 +1,7 @@
-"""Scores as a results dictionary, JSON, Markdown and a table for the terminal.
+"""Evaluation results as a dictionary, as JSON, as Markdown and as a table for the terminal.
 
-Scores are fractions 0..1 in the dictionary and its JSON, per cent on the screen and in Markdown. A score that does not
-exist (a class that never occurs) is None, `null` in JSON. Every key is explained in docs/results-schema.md.
+Scores are fractions 0..1 in the dictionary and in JSON, and percentages in the terminal and in Markdown. An undefined
+score (of a class that never occurs) is None, `null` in JSON. docs/results-schema.md explains every key.
 """
 
 import json
@@ -26,7 +26,7 @@ HEADLINES = {
 
 
 class EncoderFacts(TypedDict):
-    """What identifies the encoder, where its weights come from, and under which license they stand."""
+    """Name of the encoder, and source, fingerprint and license of its weights."""
 
     name: str
     weights: str
@@ -35,7 +35,7 @@ class EncoderFacts(TypedDict):
 
 
 class RunFacts(TypedDict):
-    """What was scored and how: everything in `results.json` that is not a score."""
+    """Data, settings and model of an evaluation: everything in `results.json` that is not a score."""
 
     data: str
     split: str
@@ -53,7 +53,7 @@ class RunFacts(TypedDict):
 
 
 class Results(RunFacts):
-    """The whole of `results.json`."""
+    """All contents of `results.json`."""
 
     schema: int
     miou: float | None
@@ -65,7 +65,7 @@ class Results(RunFacts):
 
 
 def finite(value: SupportsFloat) -> float | None:
-    """Return the value as a float, or None where it is nan or infinite.
+    """Return the value as a float, or None if it is nan or infinite.
 
     Example:
         >>> finite(0.5), finite(float("nan"))
@@ -76,7 +76,7 @@ def finite(value: SupportsFloat) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a score depends on."""
+    """Return the versions of Python and of the packages that scores depend on."""
     packages = {"early_fusion_seg": "early-fusion-seg"} | {
         name: name for name in ("torch", "lightning", "torchmetrics", "timm")
     }
@@ -84,16 +84,16 @@ def versions() -> dict[str, str]:
 
 
 def build_results(scores: Mapping[str, Any], class_names: Sequence[str], facts: RunFacts) -> Results:
-    """Join the scores of `SegmentationMetrics.compute()` with the facts of the run.
+    """Combine the scores of `SegmentationMetrics.compute()` with the facts of the run.
 
     Args:
         scores: Scalars `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` and `per_class` (K,), fractions 0..1,
-            nan where a score does not exist.
+            nan if undefined.
         class_names: The K names, in train-id order.
         facts: Everything that is not a score.
 
     Returns:
-        Plain Python values only, without nan, in the order in which they are written.
+        Plain Python values without nan, in the order of the file.
     """
     per_class = zip(class_names, scores["per_class"], strict=True)
     return Results(
@@ -109,29 +109,29 @@ def build_results(scores: Mapping[str, Any], class_names: Sequence[str], facts: 
 
 
 def write_json(results: Mapping[str, Any], path: Path) -> None:
-    """Write results as strict JSON, replacing the file in one step.
+    """Write results as strict JSON, replacing the file atomically.
 
     Args:
-        results: Plain values; numbers that are not finite become null.
-        path: The file; its folder is made where it is missing.
+        results: Plain values; nan and infinite numbers become null.
+        path: Output file; missing folders are created.
     """
-    text = json.dumps(_strict(results), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n"
     replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _strict(value: Any) -> Any:
-    """Replace every float that JSON does not know by None, at any depth."""
+def _without_nan(value: Any) -> Any:
+    """Replace nan and infinite floats by None, at any depth."""
     if isinstance(value, float):
         return finite(value)
     if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {str(key): _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
+        return [_without_nan(item) for item in value]
     return value
 
 
 def percent(value: float | None) -> str:
-    """Show a fraction in per cent.
+    """Format a fraction as a percentage.
 
     Example:
         >>> percent(0.4567), percent(None)
@@ -141,25 +141,25 @@ def percent(value: float | None) -> str:
 
 
 def table_rows(results: Results) -> list[tuple[str, str]]:
-    """Return (class name, IoU in per cent) for each class, in train-id order."""
+    """Return (class name, IoU as a percentage) for each class, in train-id order."""
     return [(name, percent(value)) for name, value in results["per_class"].items()]
 
 
 def headline_rows(results: Results) -> list[tuple[str, str]]:
-    """Return (name, per cent) for the scores over all classes, mIoU first."""
+    """Return (name, percentage) for each score over all classes, mIoU first."""
     values: Mapping[str, Any] = results
     return [(title, percent(values[key])) for key, title in HEADLINES.items()]
 
 
 def caption(results: Results) -> str:
-    """Say in one line what was scored, so that a table is not read for something else."""
+    """Describe in one line what was scored: data, split, number of images, scale."""
     part = " (a part of the split)" if results["partial"] else ""
     scale = "" if results["scale"] in (None, 1.0) else f", scale {results['scale']:g}"
     return f"{results['data']} {results['split']}: {results['images']} images{part}{scale}"
 
 
 def markdown(results: Results) -> str:
-    """Return the scores as a Markdown table with its caption above."""
+    """Return the scores as a Markdown table below a caption."""
     rows = [*table_rows(results), *((f"**{name}**", f"**{value}**") for name, value in headline_rows(results))]
     return "\n".join([caption(results), "", "| class | IoU % |", "|---|---:|", *_markdown_rows(rows)]) + "\n"
 

@@ -1,7 +1,7 @@
 """ReverseHRNetSeg, the LightningModule: steps, optimizer, checkpoint contents.
 
 Shapes: n images of h x w pixels, K classes. A batch is a dict: `image` (n, 3, h, w) uint8 (or floats in 0..1), `mask`
-(n, h, w) train ids, `ignore_index` where there is no label, `key` the names of the images.
+(n, h, w) uint8 train ids or `ignore_index`, `key` the names of the images.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from early_fusion_seg.step_loss import StepLoss
 
 
 class Batch(TypedDict):
-    """What the data modules give."""
+    """A batch of a data module; see the head of this file."""
 
     image: Tensor
     mask: Tensor
@@ -45,9 +45,9 @@ class ReverseHRNetSeg(LightningModule):
     """Segment images with a frozen timm encoder and a reverse HRNet head.
 
     Args:
-        num_classes: Number of classes K, at most 255; not needed if `class_names` is given.
-        class_names: K names in the order of the train ids.
-        palette: K RGB colors, each three numbers in 0..255; default: the colors of PASCAL VOC.
+        num_classes: Number of classes K, 1 to 255; not needed if `class_names` is given.
+        class_names: Name of each class, in the order of the train ids.
+        palette: RGB color of each class, three numbers in 0..255; default: the colors of PASCAL VOC.
         ignore_index: Mask value of pixels without a label.
         absent: How a class that is absent counts in the mIoU; see `labels.evaluator_rules.AbsentClassRule`.
         pred_void: How a void prediction counts; see `labels.evaluator_rules.VoidPredictionRule`. This network predicts
@@ -80,7 +80,7 @@ class ReverseHRNetSeg(LightningModule):
         warmup_steps: Optimizer steps of linear learning rate warmup.
 
     Raises:
-        UserError: Settings that make no network, or encoder weights that cannot be loaded.
+        UserError: Settings are invalid or do not fit together, or encoder weights cannot be loaded.
 
     Example:
         >>> model = ReverseHRNetSeg(num_classes=11, encoder="resnet18", encoder_weights="random").eval()
@@ -137,7 +137,7 @@ class ReverseHRNetSeg(LightningModule):
         self.step_loss = StepLoss(shared=False, batches=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits at input size; a convenience that training and evaluation never call.
+        """Compute logits at input size. For convenience only: training and evaluation never call it.
 
         Args:
             images: (n, 3, h, w) RGB, uint8 in 0..255 or floats in 0..1.
@@ -148,16 +148,17 @@ class ReverseHRNetSeg(LightningModule):
         return F.interpolate(self.network(images), size=images.shape[-2:], mode="bilinear", align_corners=False)
 
     def predict(self, images: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
-        """Segment one picture, or each of a list.
+        """Segment one image or a list of images.
 
         Args:
-            images: Pictures of any size; a path's is turned as its EXIF tag says.
+            images: Images of any size: arrays, PIL images or paths. Images from paths are rotated according
+                to their EXIF tag.
 
         Returns:
-            The label map (h, w) uint8 of train ids, or a list of them.
+            A label map (h, w) uint8 of train ids, or a list of label maps.
 
         Raises:
-            UserError: A picture that cannot be read or is of another form.
+            UserError: An image cannot be read, or has another type or shape.
         """
         if isinstance(images, np.ndarray | Image.Image | Path | str):
             return self._predict_one(images)
@@ -174,11 +175,11 @@ class ReverseHRNetSeg(LightningModule):
             self.train(training)
 
     def _segment(self, images: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Give the labels (n, H, W) uint8 of images (n, 3, h, w) at another size."""
+        """Compute labels (n, H, W) uint8 of images (n, 3, h, w); `size` is (H, W)."""
         return upsampled_argmax(self.network.lazy_logits(images), (size[0], size[1]))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Compute the loss of a batch; with several batches per step, see `StepLoss`."""
+        """Compute the loss of a batch, scaled by `StepLoss` if an optimizer step has several batches."""
         images, mask = batch["image"], batch["mask"]
         if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
             raise UserError("batch norm needs more than one value per channel: raise crop_size or batch_size")
@@ -188,33 +189,33 @@ class ReverseHRNetSeg(LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Correct the gradients for the whole step; a loss that is not finite raises an error that names the images."""
+        """Rescale the gradients to the loss of the whole step; if the loss is not finite, raise a UserError."""
         loss = self.step_loss.finish(self.parameters(), self.global_step)
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
         average_batch_norm_stats(self.network)
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
-        """Score a batch; gives `prediction` (n, h, w) uint8."""
+        """Score a batch and return `prediction` (n, h, w) uint8."""
         return self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
-        """Score a batch; gives `prediction` (n, h, w) uint8."""
+        """Score a batch and return `prediction` (n, h, w) uint8."""
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor] | None:
-        """Give `prediction` (n, h, w) uint8, or None for a batch without images."""
+        """Return `prediction` (n, h, w) uint8, or None for a batch without images."""
         if "image" not in batch:
             return None
         images: Tensor = batch["image"]
         return {"prediction": self._segment(images, images.shape[-2:])}
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
-        """Score at the size of the label map; None for the one empty batch of a process without images."""
+        """Score a batch at the size of its masks; return None for the empty batch of a process without images."""
         metrics, losses = cast(SegmentationMetrics, self.metrics[split]), cast(MeanLoss, self.losses[split])
         if not batch["key"]:
-            none = torch.empty(0, 1, 1, dtype=torch.uint8, device=self.device)
-            metrics.update(none, none)  # torchmetrics sums only metrics that were updated
-            losses.update(none.sum(), none.sum())
+            no_images = torch.empty(0, 1, 1, dtype=torch.uint8, device=self.device)
+            metrics.update(no_images, no_images)  # or torchmetrics would not sum it
+            losses.update(no_images.sum(), no_images.sum())
             return None
         lazy_logits, mask = self.network.lazy_logits(batch["image"]), batch["mask"]
         prediction = upsampled_argmax(lazy_logits, (mask.shape[-2], mask.shape[-1]))
@@ -243,14 +244,14 @@ class ReverseHRNetSeg(LightningModule):
             cast(Metric, metric).reset()
 
     def _log_scores(self, split: str) -> None:
-        scores = cast(SegmentationMetrics, self.metrics[split]).compute()  # summed over ranks, so equal on all
-        miou = scores["miou"].where(scores["miou"].isfinite(), scores["per_class"].nanmean())  # VOC's can be nan
+        scores = cast(SegmentationMetrics, self.metrics[split]).compute()  # the sum over ranks, so equal on all
+        miou = scores["miou"].where(scores["miou"].isfinite(), scores["per_class"].nanmean())  # VOC's mIoU can be nan
         values = {f"{split}/mIoU": miou.float(), f"{split}/pixel_accuracy": scores["pixel_accuracy"].float()}
         values[f"{split}/loss"] = cast(MeanLoss, self.losses[split]).compute().float()
-        self.log_dict(values, prog_bar=True, sync_dist=True, reduce_fx="max")  # of equal values the maximum is exact
+        self.log_dict(values, prog_bar=True, sync_dist=True, reduce_fx="max")  # the maximum of equal values is exact
 
     def setup(self, stage: str) -> None:
-        """Check that all ranks have the same encoder, compile if asked, and set up the loss of a step."""
+        """Compile if asked, check that all ranks have the same encoder, and prepare the loss of a step."""
         if stage == "fit" and self.hparams["compile"]:
             self.network.encoder.compile()
             self.network.head.compile()
@@ -260,7 +261,7 @@ class ReverseHRNetSeg(LightningModule):
         self._ddp_params_and_buffers_to_ignore = ddp_ignored_names(self)  # read by DistributedDataParallel
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build the optimizer and its schedule, stepped with each batch."""
+        """Build the optimizer and the learning rate schedule, which advances at each optimizer step."""
         options: Any = self.hparams
         fused = not (self.trainer.gradient_clip_val or getattr(self.trainer.precision_plugin, "scaler", None))
         optimizer = make_optimizer(options.optimizer, self.parameters(), options.lr, options.weight_decay, fused)
@@ -269,29 +270,29 @@ class ReverseHRNetSeg(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the encoder: name and fingerprint if it can be fetched again, else all weights in timm's keys."""
-        store_encoder(checkpoint, self.network.encoder, whole=self.hparams["save_encoder"])
+        """Store name and fingerprint of the encoder, and all its weights if they cannot be loaded from elsewhere."""
+        store_encoder(checkpoint, self.network.encoder, store_weights=self.hparams["save_encoder"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load the encoder's weights if the checkpoint has them; another encoder raises a UserError."""
+        """Load the encoder's weights if the checkpoint has them; raise a UserError if it has another encoder."""
         restore_encoder(checkpoint, self.network.encoder)
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's downloads remote addresses, and unpickles
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's version downloads URLs and unpickles code
         cls, checkpoint_path: str | Path, map_location: str | torch.device | None = None, **overrides: Any
     ) -> Self:
         """Load the model of a checkpoint.
 
         Args:
-            checkpoint_path: A local file.
-            map_location: Device of its tensors; default: the CPU.
-            **overrides: Constructor arguments that replace the stored ones, e.g. `encoder_weights=FILE`.
+            checkpoint_path: Path of a local file.
+            map_location: Device of the model; default: the CPU.
+            **overrides: Constructor arguments that replace the stored ones, such as `encoder_weights=FILE`.
 
         Returns:
             The model, in training mode.
 
         Raises:
-            UserError: No such file, a remote address, a damaged file, or another encoder or head.
+            UserError: The file does not exist, is a remote address or is damaged, or the encoder or head does not fit.
         """
         return cls.from_checkpoint(read_checkpoint(checkpoint_path), checkpoint_path, **overrides).to(
             map_location or "cpu"
@@ -299,15 +300,18 @@ class ReverseHRNetSeg(LightningModule):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **overrides: Any) -> Self:
-        """Build the model of a checkpoint that has been read already.
+        """Build the model of a checkpoint that is already in memory.
 
         Args:
-            checkpoint: From `read_checkpoint`; changed in place.
-            path: Its file, for messages.
+            checkpoint: Result of `read_checkpoint`; changed in place.
+            path: Path of the checkpoint, for error messages.
             **overrides: Constructor arguments that replace the stored ones.
 
+        Returns:
+            The model, in training mode.
+
         Raises:
-            UserError: Another encoder or head.
+            UserError: The encoder or head does not fit.
         """
         stored = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
         model = cls(**(stored | overrides))

@@ -1,4 +1,4 @@
-"""StepLoss: the loss of one optimizer step over all of its batches, those of other processes and accumulated ones."""
+"""StepLoss: the loss of an optimizer step over all its batches, on all processes and over accumulation."""
 
 from collections.abc import Iterable
 
@@ -9,20 +9,20 @@ from early_fusion_seg.distributed import all_gather_object, all_reduce_sum
 from early_fusion_seg.errors import UserError
 
 PROVISIONAL_NORMALIZER = 2**16
-"""Divides the loss of a batch until the total weight of the step is known: any constant of about its size."""
+"""Divisor of the loss of a batch until the total weight of the step is known; any constant of similar size works."""
 
 
 class StepLoss:
-    """The loss of an optimizer step over all of its batches.
+    """The loss of an optimizer step over all its batches: those of all processes, and accumulated ones.
 
     It is sum(w_i * L_i) / sum(w_i), where L_i is the mean loss of batch i over its labeled pixels and w_i their weight.
-    For cross-entropy this equals the loss of all batches as one. The weights of the other batches are known only when
-    the step is taken. So a batch contributes w_i * L_i / PROVISIONAL_NORMALIZER, and `finish` corrects the gradients
-    before the step.
+    For cross-entropy this equals the loss of one batch with all images. The denominator is not known before the last
+    backward. So backward is called on w_i * L_i / PROVISIONAL_NORMALIZER, and `finish` rescales the gradients before
+    the optimizer step.
 
     Args:
-        shared: Whether the step has other batches; if not, losses and gradients are left unchanged.
-        batches: Number of batches that the engine averages gradients over: processes times accumulated batches.
+        shared: Whether a step has several batches; if False, losses and gradients are left unchanged.
+        batches: Number of batches over which the trainer averages gradients: processes times accumulated batches.
     """
 
     def __init__(self, shared: bool, batches: int) -> None:
@@ -31,7 +31,7 @@ class StepLoss:
         self.parts: list[tuple[Tensor, Tensor, list[str]]] = []  # (loss * weight, weight, keys) of each batch
 
     def add(self, loss: Tensor, weight: Tensor, keys: list[str]) -> Tensor:
-        """Add a batch, and return the value to call backward on.
+        """Add a batch and return the value to call backward on.
 
         Args:
             loss: Mean loss of the batch, a scalar.
@@ -42,10 +42,10 @@ class StepLoss:
         return loss * weight / PROVISIONAL_NORMALIZER if self.shared else loss
 
     def finish(self, parameters: Iterable[nn.Parameter], step: int) -> Tensor:
-        """Correct the gradients and return the loss of the step, equal on all processes.
+        """Rescale the gradients and return the loss of the step, equal on all processes.
 
         Args:
-            parameters: Parameters whose gradients the engine has averaged.
+            parameters: Parameters whose gradients the trainer has averaged.
             step: Optimizer steps done so far, for the error message.
 
         Raises:
@@ -58,7 +58,7 @@ class StepLoss:
             affected = [key for value, _, keys in parts if not torch.isfinite(value) for key in keys]
             names = [key for part in all_gather_object(affected) for key in part]
             raise UserError(
-                f"the loss is {total.item()} at step {step}, on the images {', '.join(names)}; "
+                f"the loss is {total.item()} at step {step}, on the images {', '.join(names)}; it must be finite: "
                 "lower lr, or check these images and masks"
             )
         labeled = weight.clamp(min=torch.finfo(weight.dtype).tiny)  # without labeled pixels, all gradients are 0

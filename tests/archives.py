@@ -1,4 +1,4 @@
-"""Archives such as the benchmarks' sites have."""
+"""Write archives in the formats of the benchmarks' downloads."""
 
 import io
 import tarfile
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def pack(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
-    """Write a zip file or, by the name, a tar file."""
+    """Write files into a zip file or a tar file, depending on the suffix."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", method) as archive:
             for name, data in files.items():
@@ -22,6 +22,6 @@ def pack(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_STORED) 
 
 
 def pack_folder(path: Path, folder: Path, top: str = "") -> Path:
-    """Pack the files below a folder, at the top or below another one."""
+    """Pack the files below a folder; `top` is a prefix of their names, such as "folder/"."""
     files = {f"{top}{f.relative_to(folder).as_posix()}": f for f in sorted(folder.rglob("*")) if f.is_file()}
     return pack(path, {name: file.read_bytes() for name, file in files.items()})

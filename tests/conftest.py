@@ -1,4 +1,4 @@
-"""What every test has: no network but this machine's own, and one thread for each worker."""
+"""Fixtures for all tests: no network except this machine, one thread per worker, a temporary cache."""
 
 import ipaddress
 import socket
@@ -16,7 +16,7 @@ from early_fusion_seg.data.camvid import fake_camvid_segnet
 
 SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by Lightning
 
-torch.set_num_threads(1)  # the workers of pytest-xdist are the parallelism
+torch.set_num_threads(1)  # tests run in parallel with pytest-xdist
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Leave the user's cache alone; not by XDG_CACHE_HOME, where matplotlib would look for its list of fonts."""
+    """Use a temporary cache folder. XDG_CACHE_HOME stays as it is, because matplotlib reads its list of fonts there."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(class_pixel_counts, "cache_folder", lambda: folder)
@@ -49,7 +49,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that run commands: an empty working directory, and the seed in the environment undone."""
+    """For tests that run commands: an empty working directory, and environment variables of the seed that are reset."""
     monkeypatch.chdir(tmp_path)
     for name in SEEDS:
         monkeypatch.setenv(name, "0")
@@ -57,13 +57,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three images in each split of CamVid."""
+    """A fake replica of CamVid with three images in each split."""
     return fake_camvid_segnet(tmp_path_factory.mktemp("data") / "camvid", images=3, size=SIZE)
 
 
 @pytest.fixture(scope="session")
 def trained(camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two epochs; read only."""
+    """The folder of a training run of two epochs; tests must not change it."""
     run = tmp_path_factory.mktemp("runs") / "trained"
     with pytest.MonkeyPatch.context() as patch:
         for name in SEEDS:

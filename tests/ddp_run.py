@@ -1,4 +1,4 @@
-"""Run by test_distributed.py in 1, 2 or 3 processes: trains and scores, and prints as JSON what must be the same."""
+"""Script that test_distributed.py runs in 1, 2 or 3 processes: train, evaluate, and print the results as JSON."""
 
 import json
 import os
@@ -26,7 +26,7 @@ BATCH, STEPS = 6, 20
 
 
 class UnevenSource(Source):
-    """Images of which some have many ignored pixels and some few."""
+    """Images with different numbers of ignored pixels."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -57,21 +57,21 @@ class Uneven(SegmentationDataModule):
 
 
 class Recorder(Callback):
-    """Loss, images and reduced bytes of each step."""
+    """Records loss, image keys and bytes of synchronized gradients of each step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.keys: list[list[str]] = []
         self.bytes: list[int] = []
-        self.sent: list[str] = []  # of what does not change
+        self.synchronized: list[str] = []  # encoder parameters and buffers that DDP synchronizes
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
             trainer.strategy.model.register_comm_hook(None, self.hook)
             ignored = trainer.strategy.model.parameters_to_ignore
             encoder = [name for name, _ in pl_module.named_parameters() if ".encoder." in name]
-            self.sent = [name for name in encoder if name not in ignored]
-            self.sent += [f"buffer {buffer.shape}" for buffer in trainer.strategy.model.modules_buffers]
+            self.synchronized = [name for name in encoder if name not in ignored]
+            self.synchronized += [f"buffer {buffer.shape}" for buffer in trainer.strategy.model.modules_buffers]
 
     def hook(self, _: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
         self.bytes[-1] += bucket.buffer().nbytes
@@ -82,12 +82,12 @@ class Recorder(Callback):
         self.keys.append(batch["key"])
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step > len(self.losses):  # not while gradients accumulate
+        if trainer.global_step > len(self.losses):  # not between accumulated batches
             self.losses.append(trainer.callback_metrics["train/loss"].item())
 
 
-class TellOne(Callback):
-    """Tells the last process alone to end, after a step."""
+class SigtermToLastRank(Callback):
+    """Sends SIGTERM to the last process after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -97,14 +97,14 @@ class TellOne(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def model(still: bool) -> ReverseHRNetSeg:
+def model(freeze_norms: bool) -> ReverseHRNetSeg:
     seed_everything(0, verbose=False)
     made = ReverseHRNetSeg(
         encoder="resnet18", encoder_weights="random", width=8, blocks=1, num_classes=3, class_weights=[0.5, 1.0, 3.0],
         warmup_steps=1, optimizer="sgd", lr=0.05,
     )  # fmt: skip
     for module in made.modules():
-        if isinstance(module, nn.BatchNorm2d) and still:  # its statistics are of each process's own batch
+        if isinstance(module, nn.BatchNorm2d) and freeze_norms:  # batch statistics differ between processes
             module.eval()
             module.train = lambda mode=True, module=module: module
     return made
@@ -116,8 +116,8 @@ def engine(devices: int, *callbacks: Callback, **options: Any) -> Trainer:
     return Trainer(accelerator="cpu", devices=devices, callbacks=list(callbacks), **options)
 
 
-def fit(devices: int, batch: int, still: bool = True, **options: Any) -> dict[str, Any]:
-    made, recorder = model(still), Recorder()
+def fit(devices: int, batch: int, freeze_norms: bool = True, **options: Any) -> dict[str, Any]:
+    made, recorder = model(freeze_norms), Recorder()
     before = made.network.encoder.state_hash()
     trainer = engine(devices, recorder, max_steps=STEPS, **options)
     trainer.fit(made, Uneven("", batch_size=batch, num_workers=0, crop_size=48))
@@ -127,12 +127,12 @@ def fit(devices: int, batch: int, still: bool = True, **options: Any) -> dict[st
     gradients = sum(p.numel() * 4 for p in made.network.head.parameters())
     return {
         "losses": recorder.losses, "bytes": recorder.bytes, "gradients": gradients, "keys": recorder.keys,
-        "sent": recorder.sent, "scores": scores, "statistics": statistics,
+        "synchronized": recorder.synchronized, "scores": scores, "statistics": statistics,
     }  # fmt: skip
 
 
 def test(devices: int, images: int, folder: Path) -> dict[str, Any]:
-    made, data = model(still=False), Uneven("", num_workers=0)
+    made, data = model(freeze_norms=False), Uneven("", num_workers=0)
     data.sizes = data.sizes | {"test": images}
     trainer = engine(devices, PanelLogger(), logger=CSVLogger(folder, name=f"test-{images}"))
     trainer.test(made, data, verbose=False)
@@ -144,15 +144,20 @@ def test(devices: int, images: int, folder: Path) -> dict[str, Any]:
     return {"scores": scores, "images": metric.images.item(), "confusion": metric.confusion.tolist(), "panels": panels}
 
 
-def told_to_end(devices: int, step: int, folder: Path) -> tuple[bool, int]:
-    """Two epochs of two steps: whether it ended early, and the step of the checkpoint."""
+def stopped_by_sigterm(devices: int, step: int, folder: Path) -> tuple[bool, int]:
+    """Train two epochs of two steps; return whether SIGTERM stopped it, and the step of the checkpoint."""
     data = Uneven("", batch_size=2, num_workers=0, crop_size=48)
     data.sizes = data.sizes | {"train": 4 * devices}
     trainer = engine(
-        devices, TellOne(step), LastCheckpoint(folder), max_epochs=2, enable_checkpointing=True, num_sanity_val_steps=0
+        devices,
+        SigtermToLastRank(step),
+        LastCheckpoint(folder),
+        max_epochs=2,
+        enable_checkpointing=True,
+        num_sanity_val_steps=0,
     )
     try:
-        trainer.fit(model(still=False), data)
+        trainer.fit(model(freeze_norms=False), data)
     except SIGTERMException:
         return True, torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
     return False, torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
@@ -165,11 +170,11 @@ if __name__ == "__main__":
     if devices == 1:
         results["accumulated"] = fit(1, BATCH // 3, accumulate_grad_batches=3)
     else:
-        results["moving"] = fit(devices, BATCH // devices, still=False, max_epochs=1)
-        results["told"] = [told_to_end(devices, step, folder / str(step)) for step in (1, 2, 4)]
-    everyone: list[Any] = [results]
+        results["train_norms"] = fit(devices, BATCH // devices, freeze_norms=False, max_epochs=1)
+        results["sigterm"] = [stopped_by_sigterm(devices, step, folder / str(step)) for step in (1, 2, 4)]
+    collected: list[Any] = [results]
     if devices > 1:
-        everyone = [None] * devices
-        torch.distributed.all_gather_object(everyone, results)
+        collected = [None] * devices
+        torch.distributed.all_gather_object(collected, results)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print("RESULT", json.dumps(everyone))
+        print("RESULT", json.dumps(collected))

@@ -1,4 +1,7 @@
-"""Real files of the benchmarks, which may not be redistributed: beside the checkout, or where a variable says."""
+"""Real files of the benchmarks, which may not be redistributed.
+
+Their folder is ../shared/samples next to the checkout, or that in the variable EARLY_FUSION_SEG_SAMPLES.
+"""
 
 import os
 from pathlib import Path
@@ -9,5 +12,5 @@ DEFAULT = Path(__file__).parents[2] / "shared" / "samples"
 SAMPLES = Path(os.environ.get("EARLY_FUSION_SEG_SAMPLES", DEFAULT))
 needs_samples = pytest.mark.skipif(
     not SAMPLES.is_dir(),
-    reason="the benchmarks' real files are not at hand (EARLY_FUSION_SEG_SAMPLES names their folder)",
+    reason="no real files of the benchmarks; set EARLY_FUSION_SEG_SAMPLES to their folder",
 )

@@ -2,6 +2,7 @@ import csv
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_runs import LOOK, QUICK
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from early_fusion_seg.__main__ import main
 from early_fusion_seg.callbacks import (
     ClassIoU,
     PanelLogger,
     PredictionWriter,
     ResultsWriter,
     Throughput,
+    ValidateAtEnd,
     check_images,
-    inside,
-    pixels,
+    path_inside,
+    to_pixels,
 )
 from early_fusion_seg.callbacks.class_iou import names_for_loggers
+from early_fusion_seg.callbacks.slow_bfloat16 import SlowBfloat16Warning
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.metrics import SegmentationMetrics
 from early_fusion_seg.visualize import overlay
 
@@ -44,7 +48,7 @@ class Encoder(nn.Module):
 
 
 class Brightness(LightningModule):
-    """Class 1 is where the red channel is bright: what the callbacks ask of a module, without a network."""
+    """A module with all that the callbacks need and no network: class 1 is where the red channel is bright."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,15 +121,6 @@ def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
     return Trainer(callbacks=list(callbacks), **(defaults | options))
 
 
-@pytest.fixture(autouse=True)
-def quiet(recwarn: pytest.WarningsRecorder) -> None:
-    """Lightning advises more workers; these tests read from lists."""
-    import warnings
-
-    warnings.filterwarnings("ignore", ".*does not have many workers")
-    warnings.filterwarnings("ignore", "predict returned None")  # of a file that is no image
-
-
 def pngs(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -133,13 +128,13 @@ def pngs(folder: Path) -> list[str]:
 # --- panels
 
 
-def test_panels_of_the_first_images_at_each_validation(tmp_path: Path) -> None:
+def test_each_validation_draws_panels_of_the_first_images(tmp_path: Path) -> None:
     data = Pictures([sample(f"deep/{i}.jpg", i) for i in range(4)], batch_size=3)
     trainer(tmp_path, PanelLogger(2)).fit(Brightness(), datamodule=data)
     assert pngs(tmp_path / "panels") == [f"step-00000{step}/deep/{i}.jpg.png" for step in (2, 4) for i in (0, 1)]
 
 
-def test_a_panel_holds_truth_and_prediction_in_the_colors_of_the_classes(tmp_path: Path) -> None:
+def test_a_panel_shows_truth_and_prediction_in_the_colors_of_the_classes(tmp_path: Path) -> None:
     image = torch.zeros(3, 40, 60, dtype=torch.uint8)
     image[0, :, 30:] = 255  # predicted 1 on the right; the truth is 0 everywhere
     data = Pictures([{"key": "a", "image": image, "mask": torch.zeros(40, 60, dtype=torch.uint8)}])
@@ -151,12 +146,12 @@ def test_a_panel_holds_truth_and_prediction_in_the_colors_of_the_classes(tmp_pat
     assert (255, 0, 0) in colors  # the image itself
 
 
-def test_validation_by_itself_has_a_folder_without_step(tmp_path: Path) -> None:
+def test_panels_of_validate_have_a_folder_without_step_number(tmp_path: Path) -> None:
     trainer(tmp_path, PanelLogger()).validate(Brightness(), datamodule=Pictures([sample("a")]), verbose=False)
     assert pngs(tmp_path / "panels") == ["val/a.png"]
 
 
-def test_a_logger_without_pictures_gets_none(tmp_path: Path) -> None:
+def test_a_logger_without_images_gets_no_panels(tmp_path: Path) -> None:
     from lightning.pytorch.loggers.logger import DummyLogger
 
     run = trainer(tmp_path, PanelLogger(), logger=DummyLogger(), default_root_dir=tmp_path)
@@ -168,7 +163,7 @@ def test_a_logger_without_pictures_gets_none(tmp_path: Path) -> None:
 
 
 def rows(folder: Path, column: str) -> list[dict[str, str]]:
-    """Rows of metrics.csv that have a value in the column."""
+    """Return the rows of metrics.csv that have a value in the column."""
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row.get(column)]
 
@@ -186,7 +181,7 @@ def test_the_iou_of_each_class_is_logged_by_name(split: str, tmp_path: Path) -> 
         assert float(row[f"{split}/IoU/{name}"]) == pytest.approx(iou)
 
 
-def test_absent_classes_are_left_out_and_the_progress_bar_shows_none(tmp_path: Path) -> None:
+def test_absent_classes_are_not_logged_and_the_progress_bar_shows_no_class_iou(tmp_path: Path) -> None:
     dark = {"key": "a", "image": torch.zeros(3, 4, 4, dtype=torch.uint8), "mask": torch.zeros(4, 4, dtype=torch.uint8)}
     run = trainer(tmp_path, ClassIoU())
     run.fit(Brightness(), datamodule=Pictures([dark]))
@@ -195,7 +190,7 @@ def test_absent_classes_are_left_out_and_the_progress_bar_shows_none(tmp_path: P
     assert not [name for name in run.progress_bar_metrics if "IoU" in name]
 
 
-def test_names_of_classes_become_harmless_and_stay_different() -> None:
+def test_class_names_become_unique_names_without_special_characters() -> None:
     odd = [
         "Straße",
         "a b",
@@ -227,7 +222,7 @@ from early_fusion_seg.callbacks import ClassIoU, ResultsWriter, Throughput
 folder, devices = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 strategy = "ddp" if devices > 1 else "auto"
-options = dict(devices=devices, strategy=strategy, num_sanity_val_steps=0)  # Brightness never resets its scores
+options = dict(devices=devices, strategy=strategy, num_sanity_val_steps=0)  # Brightness does not reset its metrics
 run = trainer(folder, Throughput(), ClassIoU(), ResultsWriter(), **options)
 data = Pictures([sample(str(i), i) for i in range(4)])
 run.fit(Brightness(), datamodule=data)
@@ -236,7 +231,7 @@ run.test(Brightness(), datamodule=data, verbose=False)
 
 
 @pytest.mark.slow
-def test_two_processes_log_and_draw_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_log_and_write_the_same_as_one(tmp_path: Path) -> None:
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
@@ -254,10 +249,10 @@ def test_two_processes_log_and_draw_what_one_does(tmp_path: Path) -> None:
 # --- throughput
 
 
-class Slow(Pictures):
-    """Takes 3 s for each batch by a clock that only the test's classes move on; `Working` 1 s, then 2 s, for a step."""
+class SlowLoader(Pictures):
+    """Advances a fake clock by 3 s for each batch."""
 
-    def __init__(self, clock: "Clock", **options: Any) -> None:
+    def __init__(self, clock: "FakeClock", **options: Any) -> None:
         super().__init__([sample(str(i)) for i in range(12)], **options)
         self.clock = clock
 
@@ -265,7 +260,7 @@ class Slow(Pictures):
         loader = super().train_dataloader()
         clock = self.clock
 
-        class Waiting:
+        class WaitingLoader:
             def __len__(self) -> int:
                 return len(loader)
 
@@ -274,18 +269,22 @@ class Slow(Pictures):
                     clock.now += 3
                     yield batch
 
-        return Waiting()
+        return WaitingLoader()
 
 
-class Clock:
+class FakeClock:
+    """A replacement of the module `time` that only tests advance."""
+
     now = 0.0
 
     def perf_counter(self) -> float:
         return self.now
 
 
-class Working(Brightness):
-    def __init__(self, clock: Clock, at_first: int = 0) -> None:
+class SlowStep(Brightness):
+    """Advances a fake clock by 1 s for each step of the first epoch, by 2 s for each of the second."""
+
+    def __init__(self, clock: FakeClock, at_first: int = 0) -> None:
         super().__init__()
         self.clock = clock
         self.at_first = at_first
@@ -299,19 +298,19 @@ class Working(Brightness):
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
     monkeypatch.setattr("early_fusion_seg.callbacks.throughput.time", clock)
     return clock
 
 
 @pytest.mark.parametrize(("every", "accumulate", "steps"), [(1, 1, 12), (2, 1, 6), (1, 2, 6)])
-def test_throughput_and_waiting_by_a_clock_that_the_test_moves(
-    every: int, accumulate: int, steps: int, clock: Clock, tmp_path: Path
+def test_throughput_and_data_wait_measured_with_a_fake_clock(
+    every: int, accumulate: int, steps: int, clock: FakeClock, tmp_path: Path
 ) -> None:
     options = {"log_every_n_steps": every, "accumulate_grad_batches": accumulate, "val_check_interval": 4}
     run = trainer(tmp_path, Throughput(), **options)
-    run.fit(Working(clock), datamodule=Slow(clock, batch_size=2))  # 6 batches an epoch, validation also amid one
+    run.fit(SlowStep(clock), datamodule=SlowLoader(clock, batch_size=2))  # 6 batches an epoch, validation also amid one
     logged = rows(tmp_path, "train/data_wait")
     assert len(logged) == steps
     speeds = [float(row["train/images_per_second"]) for row in logged]
@@ -323,12 +322,10 @@ def test_throughput_and_waiting_by_a_clock_that_the_test_moves(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_waiting_of_an_undisturbed_epoch_is_all_of_the_reading(
-    accumulate: int, clock: Clock, tmp_path: Path
-) -> None:
+def test_without_validation_all_loading_counts_as_data_wait(accumulate: int, clock: FakeClock, tmp_path: Path) -> None:
     every = 6 // accumulate
     run = trainer(tmp_path, Throughput(), max_epochs=1, log_every_n_steps=every, accumulate_grad_batches=accumulate)
-    run.fit(Working(clock, at_first=6), datamodule=Slow(clock, batch_size=2))
+    run.fit(SlowStep(clock, at_first=6), datamodule=SlowLoader(clock, batch_size=2))
     (row,) = rows(tmp_path, "train/data_wait")
     assert float(row["train/data_wait"]) == pytest.approx(6 * 3 / (6 * 3 + 6 * 1 + 6))
     assert float(row["train/images_per_second"]) == pytest.approx(12 / 30)
@@ -337,7 +334,7 @@ def test_the_waiting_of_an_undisturbed_epoch_is_all_of_the_reading(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_memory_of_a_gpu_is_logged(tmp_path: Path) -> None:
+def test_gpu_memory_is_logged(tmp_path: Path) -> None:
     trainer(tmp_path, Throughput(), accelerator="gpu").fit(Brightness(), datamodule=Pictures([sample("a")]))
     assert all(float(row["train/gpu_memory_gib"]) > 0 for row in rows(tmp_path, "train/data_wait"))
 
@@ -345,7 +342,7 @@ def test_the_memory_of_a_gpu_is_logged(tmp_path: Path) -> None:
 # --- results
 
 
-def test_results_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = [sample(str(i), i) for i in range(3)]
     writer = ResultsWriter(tmp_path / "run", "x.ckpt", {"a": 1})
     trainer(tmp_path, writer).test(Brightness(), datamodule=Pictures(samples), verbose=False)
@@ -361,10 +358,10 @@ def test_results_are_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFix
     assert (results["images"], results["partial"], results["scale"]) == (3, False, 0.5)
     assert (results["checkpoint"], results["config"], results["data"]) == ("x.ckpt", {"a": 1}, "Pictures")
     assert results["encoder"] == {"name": "brightness", "weights": "hub", "fingerprint": "00" * 32, "license": "CC0"}
-    shown = capsys.readouterr().out
-    assert "bright" in shown
-    assert "CC0" in shown
-    assert "results.json" in shown
+    printed = capsys.readouterr().out
+    assert "bright" in printed
+    assert "license of the weights: CC0" in " ".join(printed.split())
+    assert "results.json" in printed
 
 
 def test_results_go_to_the_log_folder_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +373,7 @@ def test_results_go_to_the_log_folder_by_default(tmp_path: Path, monkeypatch: py
     assert (writer.results["split"], writer.results["seed"], writer.results["checkpoint"]) == ("val", None, None)
 
 
-def test_training_writes_no_results(tmp_path: Path) -> None:
+def test_fit_writes_no_results(tmp_path: Path) -> None:
     writer = ResultsWriter()
     trainer(tmp_path, writer).fit(Brightness(), datamodule=Pictures([sample("a")]))
     assert writer.results is None
@@ -392,7 +389,7 @@ def test_limited_batches_make_the_results_partial(limit: float, tmp_path: Path) 
     assert (writer.results["images"], writer.results["partial"]) == (2, True)
 
 
-def test_a_limit_that_does_not_bite_leaves_nothing_out(tmp_path: Path) -> None:
+def test_a_limit_above_the_number_of_batches_gives_complete_results(tmp_path: Path) -> None:
     writer = ResultsWriter()
     data = Pictures([sample("a")])
     trainer(tmp_path, writer, limit_test_batches=9).test(Brightness(), datamodule=data, verbose=False)
@@ -400,7 +397,7 @@ def test_a_limit_that_does_not_bite_leaves_nothing_out(tmp_path: Path) -> None:
     assert writer.results["partial"] is False
 
 
-class Forgetful(Brightness):
+class SkipsFirstImage(Brightness):
     def test_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
         return self.score(batch, "test") if index else {"prediction": self.label(batch)}
 
@@ -408,11 +405,11 @@ class Forgetful(Brightness):
 def test_an_image_that_was_not_scored_is_an_error(tmp_path: Path) -> None:
     data = Pictures([sample("a"), sample("b")])
     with pytest.raises(UserError, match="1 images were scored, but the test split has 2"):
-        trainer(tmp_path, ResultsWriter()).test(Forgetful(), datamodule=data, verbose=False)
+        trainer(tmp_path, ResultsWriter()).test(SkipsFirstImage(), datamodule=data, verbose=False)
     assert not (tmp_path / "results.json").exists()
 
 
-def test_an_image_scored_twice_is_an_error_also_where_batches_are_limited(tmp_path: Path) -> None:
+def test_an_image_scored_twice_is_an_error_even_if_batches_are_limited(tmp_path: Path) -> None:
     run = trainer(tmp_path, limit_test_batches=1)
     run.test(Brightness(), datamodule=Pictures([sample("a"), sample("b")]), verbose=False)
     with pytest.raises(UserError, match="3 images"):
@@ -430,7 +427,7 @@ def predict(folder: Path, samples: list[dict[str, Any]]) -> PredictionWriter:
     return writer
 
 
-def test_predictions_are_indexed_and_laid_over_the_image(tmp_path: Path) -> None:
+def test_predictions_are_written_as_indexed_masks_and_overlays(tmp_path: Path) -> None:
     one = sample("sub/a.jpg", 1, (6, 9))
     predict(tmp_path / "out", [one, sample("a.png", 2), sample("a.jpg", 3)])
     assert pngs(tmp_path / "out") == sorted(
@@ -446,8 +443,8 @@ def test_predictions_are_indexed_and_laid_over_the_image(tmp_path: Path) -> None
         np.testing.assert_array_equal(np.asarray(shown), overlay(picture, expected, PALETTE))
 
 
-def test_an_image_is_written_before_the_next_is_read(tmp_path: Path) -> None:
-    class Lazy:
+def test_each_prediction_is_written_before_the_next_image_is_read(tmp_path: Path) -> None:
+    class LazySamples:
         def __len__(self) -> int:
             return 2
 
@@ -455,10 +452,11 @@ def test_an_image_is_written_before_the_next_is_read(tmp_path: Path) -> None:
             assert (tmp_path / "out" / "overlays" / "0.png").exists() == (index == 1)
             return sample(str(index))
 
-    predict(tmp_path / "out", Lazy())
+    predict(tmp_path / "out", LazySamples())
 
 
-def test_files_that_cannot_be_read_are_remembered(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:predict returned None")  # for an image that cannot be read
+def test_errors_of_unreadable_images_are_collected(tmp_path: Path) -> None:
     samples = [{"key": "b.txt", "error": "b.txt is not an image"}, sample("a.png")]
     assert predict(tmp_path / "out", samples).unreadable == ["b.txt is not an image"]
     assert pngs(tmp_path / "out" / "masks") == ["a.png.png"]
@@ -471,15 +469,15 @@ def test_nothing_is_written_outside_of_the_folder(key: str, tmp_path: Path) -> N
     assert pngs(tmp_path) == []
 
 
-def test_a_link_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+def test_a_symbolic_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="outside of"):
-        inside(tmp_path / "out", "link/a.png")
+        path_inside(tmp_path / "out", "link/a.png")
 
 
-def test_all_processes_tell_what_they_could_not_read(tmp_path: Path) -> None:
+def test_unreadable_images_are_collected_in_a_process_group(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         writer = PredictionWriter(tmp_path)
@@ -493,28 +491,15 @@ def test_all_processes_tell_what_they_could_not_read(tmp_path: Path) -> None:
 # --- helpers
 
 
-def test_pixels_of_floats_and_bytes() -> None:
+def test_to_pixels_converts_floats_and_bytes() -> None:
     floats = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
-    assert pixels(floats).tolist() == [[[0, 128, 255]]]
-    assert pixels(floats.half()).tolist() == [[[0, 128, 255]]]
-    assert pixels(floats * 3 - 1).tolist() == [[[0, 128, 255]]]
-    assert pixels(torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1)).tolist() == [[[1, 2, 3]]]
+    assert to_pixels(floats).tolist() == [[[0, 128, 255]]]
+    assert to_pixels(floats.half()).tolist() == [[[0, 128, 255]]]
+    assert to_pixels(floats * 3 - 1).tolist() == [[[0, 128, 255]]]
+    assert to_pixels(torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1)).tolist() == [[[1, 2, 3]]]
 
 
-def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "a.png"
-    replace_file(path, lambda part: part.write_text("first", encoding="utf-8") and None)
-
-    def interrupted(part: Path) -> None:
-        part.write_text("sec", encoding="utf-8")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        replace_file(path, interrupted)
-    assert path.read_text(encoding="utf-8") == "first"
-
-
-def test_scores_are_logged_beside_panels(tmp_path: Path) -> None:
+def test_scores_in_metrics_csv_equal_the_results(tmp_path: Path) -> None:
     class Logging(Brightness):
         def on_test_epoch_end(self) -> None:
             self.log("test/mIoU", self.metrics["test"].compute()["miou"].float())
@@ -527,7 +512,7 @@ def test_scores_are_logged_beside_panels(tmp_path: Path) -> None:
     assert float(row["test/mIoU"]) == pytest.approx(writer.results["miou"])
 
 
-def test_what_several_processes_could_not_read_comes_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_images_of_all_processes_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(values: list[list[str]], own: list[str]) -> None:
         values[:] = [own, ["b is no image"]]
 
@@ -540,7 +525,59 @@ def test_what_several_processes_could_not_read_comes_together(tmp_path: Path, mo
     assert writer.unreadable == ["a is no image", "b is no image"]
 
 
-def test_a_process_without_images_writes_nothing_and_misses_none(tmp_path: Path) -> None:
+def test_the_empty_batch_of_a_process_without_images_is_no_error(tmp_path: Path) -> None:
     writer = PredictionWriter(tmp_path)
     writer.on_predict_batch_end(trainer(tmp_path, logger=False), Brightness(), None, {"key": []}, 0)
     assert writer.unreadable == []
+
+
+# --- slow bfloat16
+
+
+@pytest.mark.parametrize(
+    ("precision", "lacking", "warned"), [("bf16-mixed", True, 1), ("bf16-true", False, 0), ("32-true", True, 0)]
+)
+def test_bfloat16_on_a_processor_without_its_instructions_gives_a_warning(
+    precision: Any, lacking: bool, warned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("early_fusion_seg.callbacks.slow_bfloat16.lacks_bfloat16", lambda: lacking)
+    run = trainer(tmp_path, SlowBfloat16Warning(), precision=precision)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.validate(Brightness(), datamodule=Pictures([sample("a")]), verbose=False)
+    assert sum("--trainer.precision 32-true" in str(w.message) for w in caught) == warned
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_command_line_warns_of_slow_bfloat16(
+    camvid: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("early_fusion_seg.callbacks.slow_bfloat16.lacks_bfloat16", lambda: True)
+    data = ["--config=camvid", f"--data.root={camvid}", f"--ckpt_path={checkpoint}", f"--output={tmp_path / 'run'}"]
+    with pytest.warns(UserWarning, match="this processor has no instructions for bfloat16"):
+        assert main(["validate", *data, *QUICK, *LOOK, "--trainer.precision=bf16-mixed"]) == 0
+
+
+# --- validation at the end
+
+
+@pytest.mark.parametrize(
+    ("options", "validated"),
+    [
+        ({"max_steps": 3, "max_epochs": -1}, [3]),
+        ({"max_epochs": 2, "check_val_every_n_epoch": 5}, [8]),
+        ({"max_epochs": 2}, [4, 8]),
+    ],
+)
+def test_training_ends_with_a_validation(options: dict[str, Any], validated: list[int], tmp_path: Path) -> None:
+    class Counting(Brightness):
+        steps: list[int]
+
+        def on_validation_epoch_end(self) -> None:
+            self.steps.append(self.global_step)
+
+    model = Counting()
+    model.steps = []
+    run = trainer(tmp_path, ValidateAtEnd(), num_sanity_val_steps=0, **options)
+    run.fit(model, datamodule=Pictures([sample(str(i)) for i in range(4)]))
+    assert model.steps == validated

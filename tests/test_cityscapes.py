@@ -14,7 +14,7 @@ EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 3
 
 
 def to_train_ids(ids: np.ndarray) -> np.ndarray:
-    """Written out pixel by pixel, without any table of ours."""
+    """Convert pixel by pixel, without a label set of this package."""
     return np.array([[EVALUATED.index(i) if i in EVALUATED else 255 for i in row] for row in ids.tolist()])
 
 
@@ -23,13 +23,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fake_cityscapes(tmp_path_factory.mktemp("data") / "cityscapes", images=2)
 
 
-def test_facts_need_no_disk() -> None:
+def test_classes_and_rules_need_no_files() -> None:
     dm = CityscapesDataModule("nowhere")
     assert dm.class_names[:2] == ["road", "sidewalk"]
     assert (dm.num_classes, dm.palette[0], dm.absent, dm.pred_void) == (19, [128, 64, 128], "nan-skip", "fn")
 
 
-def test_ids_become_train_ids(root: Path) -> None:
+def test_ids_are_mapped_to_train_ids(root: Path) -> None:
     sample = CityscapesDataModule(root).dataset("val")[1]
     stem = root / "gtFine/val/frankfurt" / "frankfurt_000001_000019_gtFine"
     ids = np.asarray(Image.open(f"{stem}_labelIds.png"))
@@ -57,7 +57,7 @@ def test_train_splits(root: Path, train_split: str, first: str, count: int) -> N
     assert all("mask" in dataset[i] for i in range(count))
 
 
-def test_zip_files_give_what_folders_give(root: Path, tmp_path: Path) -> None:
+def test_zip_files_give_the_same_samples_as_folders(root: Path, tmp_path: Path) -> None:
     fake_cityscapes(tmp_path, images=2, zipped=True)
     assert not (tmp_path / "gtFine").exists()
     for train_split in ("train", "train+train_extra"):
@@ -73,7 +73,7 @@ def test_zip_files_give_what_folders_give(root: Path, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(a.get("mask", 0), b.get("mask", 0))
 
 
-def test_workers_read_one_zip_file_at_once(tmp_path: Path) -> None:
+def test_workers_read_the_same_zip_file_in_parallel(tmp_path: Path) -> None:
     fake_cityscapes(tmp_path, images=6, zipped=True)
     dm = CityscapesDataModule(tmp_path, num_workers=2)
     dataset = dm.dataset("val")
@@ -85,7 +85,7 @@ def test_workers_read_one_zip_file_at_once(tmp_path: Path) -> None:
         np.testing.assert_array_equal(batch["mask"][0], dataset[i]["mask"])
 
 
-def test_test_has_no_labels_though_its_folder_holds_masks(root: Path) -> None:
+def test_test_split_has_no_labels_although_its_folder_has_masks(root: Path) -> None:
     assert list((root / "gtFine/test").rglob("*_labelIds.png"))
     dm = CityscapesDataModule(root, num_workers=0)
     for split in ("test", "predict"):
@@ -95,7 +95,7 @@ def test_test_has_no_labels_though_its_folder_holds_masks(root: Path) -> None:
         dm.test_dataloader()
 
 
-def test_what_is_missing_is_named(root: Path, tmp_path: Path) -> None:
+def test_errors_name_missing_files(root: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"(?s)nowhere holds no images.*csDownload"):
         CityscapesDataModule("nowhere").dataset("train")
     fake_cityscapes(tmp_path, images=2)
@@ -110,7 +110,7 @@ def test_what_is_missing_is_named(root: Path, tmp_path: Path) -> None:
             CityscapesDataModule(root, **wrong)
 
 
-def test_an_unknown_id_and_a_damaged_zip_are_named(tmp_path: Path) -> None:
+def test_errors_name_unknown_ids_and_damaged_zip_files(tmp_path: Path) -> None:
     fake_cityscapes(tmp_path / "a", images=1)
     mask = tmp_path / "a/gtFine/val/frankfurt/frankfurt_000000_000019_gtFine_labelIds.png"
     Image.fromarray(np.full((64, 128), 34, np.uint8)).save(mask)

@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry each time that masks are counted."""
+    """A list that gets one entry per counting of masks."""
     calls: list[int] = []
     real = class_pixel_counts.count
     monkeypatch.setattr(class_pixel_counts, "count", lambda source, k: calls.append(k) or real(source, k))
@@ -33,7 +33,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def by_hand(root: Path) -> np.ndarray:
-    """Pixels of the raw ids 1, 2 and 5 of fake_folder's masks, which are its classes."""
+    """Count the pixels of raw ids 1, 2 and 5, the classes of fake_folder, in its masks."""
     masks = [np.asarray(Image.open(path)) for path in sorted((root / "masks/train").iterdir())]
     return np.array([[(mask == raw_id).sum() for raw_id in (1, 2, 5)] for mask in masks])
 
@@ -44,21 +44,21 @@ def train(root: Path) -> FileSource:
     return source
 
 
-def test_every_pixel_is_counted_in_its_image_and_class(
+def test_pixels_are_counted_per_image_and_class(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = fake_folder(tmp_path / "data", images=5)
     counts = class_pixel_counts.class_pixel_counts(train(root), 3)
     np.testing.assert_array_equal(counts, by_hand(root))
     assert counts.dtype == np.int64
-    assert capsys.readouterr() == ("", "")  # no bar where nobody looks
-    scenes = SyntheticDataModule(size=(24, 32), train_scenes=2)  # no files: drawn, and not kept
+    assert capsys.readouterr() == ("", "")  # no progress bar without a terminal
+    scenes = SyntheticDataModule(size=(24, 32), train_scenes=2)  # not files, so not cached
     expected = [np.bincount(scenes.source("train").read(i)[1].ravel(), minlength=11) for i in range(2)]
     np.testing.assert_array_equal(class_pixel_counts.class_pixel_counts(scenes.source("train"), 11), expected)
     assert len(list(cache.iterdir())) == 1
 
 
-def test_it_is_counted_once_until_a_mask_changes(tmp_path: Path, cache: Path, counted: list[int]) -> None:
+def test_counts_are_cached_until_a_mask_changes(tmp_path: Path, cache: Path, counted: list[int]) -> None:
     root = fake_folder(tmp_path / "data", images=3)
     before = sorted(root.rglob("*"))
     first = class_pixel_counts.class_pixel_counts(train(root), 3)
@@ -89,7 +89,7 @@ def test_it_is_counted_once_until_a_mask_changes(tmp_path: Path, cache: Path, co
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"x" * (len(b) + 99), lambda b: b[:-30]]
 )
-def test_a_damaged_file_is_written_anew(damage, tmp_path: Path, cache: Path, counted: list[int]) -> None:
+def test_damaged_cache_file_is_replaced(damage, tmp_path: Path, cache: Path, counted: list[int]) -> None:
     root = fake_folder(tmp_path / "data", images=2)
     class_pixel_counts.class_pixel_counts(train(root), 3)
     (file,) = cache.iterdir()
@@ -101,21 +101,21 @@ def test_a_damaged_file_is_written_anew(damage, tmp_path: Path, cache: Path, cou
     assert len(file.read_bytes()) == len(whole)
 
 
-def test_it_is_kept_beside_the_run_too(tmp_path: Path, cache: Path, counted: list[int]) -> None:
-    root, beside = fake_folder(tmp_path / "data", images=2), tmp_path / "run" / "class_pixel_counts.npz"
-    class_pixel_counts.class_pixel_counts(train(root), 3, beside)
-    with np.load(beside) as stored:
+def test_counts_are_also_stored_in_the_folder_of_the_run(tmp_path: Path, cache: Path, counted: list[int]) -> None:
+    root, run_file = fake_folder(tmp_path / "data", images=2), tmp_path / "run" / "class_pixel_counts.npz"
+    class_pixel_counts.class_pixel_counts(train(root), 3, run_file)
+    with np.load(run_file) as stored:
         np.testing.assert_array_equal(stored["counts"], by_hand(root))
     shutil.rmtree(cache)
-    class_pixel_counts.class_pixel_counts(train(root), 3, beside)
+    class_pixel_counts.class_pixel_counts(train(root), 3, run_file)
     assert len(counted) == 1
-    other = fake_folder(tmp_path / "other", images=2, seed=9)  # the same folder of a run, other data
-    np.testing.assert_array_equal(class_pixel_counts.class_pixel_counts(train(other), 3, beside), by_hand(other))
-    with np.load(beside) as stored:
+    other = fake_folder(tmp_path / "other", images=2, seed=9)  # same run folder, other data
+    np.testing.assert_array_equal(class_pixel_counts.class_pixel_counts(train(other), 3, run_file), by_hand(other))
+    with np.load(run_file) as stored:
         np.testing.assert_array_equal(stored["counts"], by_hand(other))
 
 
-def test_without_a_cache_it_is_counted_each_time(
+def test_without_a_cache_pixels_are_counted_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int]
 ) -> None:
     root = fake_folder(tmp_path / "data", images=2)
@@ -134,23 +134,23 @@ def test_without_a_cache_it_is_counted_each_time(
     assert class_pixel_counts.class_pixel_counts(train(root), 3).shape == (2, 3)
 
 
-def test_of_those_that_ask_at_the_same_time_one_counts(
+def test_only_one_of_several_simultaneous_callers_counts(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = fake_folder(tmp_path / "data", images=2)
     everyone = threading.Barrier(3)
     calls: list[int] = []
-    locked, real = class_pixel_counts._locked, class_pixel_counts.count
+    lock_file, real = class_pixel_counts._lock_file, class_pixel_counts.count
 
-    def late(path: Path):
-        everyone.wait(60)  # all have looked into the cache, in which there is nothing
-        return locked(path)
+    def wait_then_lock(path: Path):
+        everyone.wait(60)  # until all threads have found the cache empty
+        return lock_file(path)
 
-    monkeypatch.setattr(class_pixel_counts, "_locked", late)
+    monkeypatch.setattr(class_pixel_counts, "_lock_file", wait_then_lock)
     monkeypatch.setattr(class_pixel_counts, "count", lambda source, k: calls.append(k) or real(source, k))
     results: list[np.ndarray] = []
-    ask = lambda: results.append(class_pixel_counts.class_pixel_counts(train(root), 3))  # noqa: E731  # one line three times
-    threads = [threading.Thread(target=ask) for _ in range(3)]
+    call = lambda: results.append(class_pixel_counts.class_pixel_counts(train(root), 3))  # noqa: E731  # used once, in threads
+    threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -161,7 +161,7 @@ def test_of_those_that_ask_at_the_same_time_one_counts(
         np.testing.assert_array_equal(counts, by_hand(root))
 
 
-def test_a_damaged_mask_is_named(tmp_path: Path, cache: Path) -> None:
+def test_error_names_the_damaged_mask(tmp_path: Path, cache: Path) -> None:
     root = fake_folder(tmp_path / "data", images=3)
     (root / "masks/train/001.png").write_bytes(b"no image")
     source = train(root)
@@ -172,7 +172,7 @@ def test_a_damaged_mask_is_named(tmp_path: Path, cache: Path) -> None:
         class_pixel_counts.class_pixel_counts(source, 3)
 
 
-def test_masks_in_zip_files_count_alike(tmp_path: Path, cache: Path, counted: list[int]) -> None:
+def test_masks_in_zip_files_give_the_same_counts(tmp_path: Path, cache: Path, counted: list[int]) -> None:
     root = fake_cityscapes(tmp_path / "folders", images=2)
     (zipped := tmp_path / "zipped").mkdir()
     for folder, name in (("leftImg8bit", "leftImg8bit_trainvaltest.zip"), ("gtFine", "gtFine_trainvaltest.zip")):
@@ -187,7 +187,7 @@ def test_masks_in_zip_files_count_alike(tmp_path: Path, cache: Path, counted: li
     assert len(counted) == 2
 
 
-def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_follows_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert real_cache_folder() == tmp_path / "early_fusion_seg"
     monkeypatch.delenv("XDG_CACHE_HOME")

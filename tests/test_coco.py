@@ -11,12 +11,12 @@ from early_fusion_seg import COCODataModule
 from early_fusion_seg.data.coco.replica import fake_coco_panoptic, fake_coco_stuff, fake_coco_stuff10k
 from early_fusion_seg.errors import MissingFileError, UserError
 
-NEVER = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # COCO ids that no image has, from the README of cocostuff
+UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # COCO ids that no image has, from the README of cocostuff
 
 
 def stuff_class(coco_id: int) -> int:
-    """Number the COCO ids 1..182 that occur."""
-    return 255 if coco_id in NEVER or not 1 <= coco_id <= 182 else coco_id - 1 - sum(n < coco_id for n in NEVER)
+    """Return the class of a COCO category id: its position among the ids 1..182 that occur."""
+    return 255 if coco_id in UNUSED or not 1 <= coco_id <= 182 else coco_id - 1 - sum(n < coco_id for n in UNUSED)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def panoptic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fake_coco_panoptic(tmp_path_factory.mktemp("data") / "panoptic", images=3)
 
 
-def test_facts_need_no_disk() -> None:
+def test_classes_and_rules_need_no_files() -> None:
     dm = COCODataModule("nowhere")
     assert (dm.num_classes, dm.absent, dm.pred_void) == (171, "gt-only", "fn")
     assert dm.class_names[:2] == ["person", "bicycle"]
@@ -36,7 +36,7 @@ def test_facts_need_no_disk() -> None:
 
 @pytest.mark.parametrize("folder", ["stuffthingmaps", "annotations"])
 @pytest.mark.parametrize("images", ["images/train2017", "train2017"])
-def test_pixel_maps_hold_the_coco_id_less_one(tmp_path: Path, folder: str, images: str) -> None:
+def test_stuffthingmaps_have_category_id_minus_one(tmp_path: Path, folder: str, images: str) -> None:
     fake_coco_stuff(tmp_path, images=2)
     (tmp_path / "stuffthingmaps").rename(tmp_path / folder)
     if images == "train2017":
@@ -49,7 +49,7 @@ def test_pixel_maps_hold_the_coco_id_less_one(tmp_path: Path, folder: str, image
     assert dm.dataset("predict")[0].keys() == {"key", "image"}
 
 
-def test_every_stored_number_of_the_pixel_maps() -> None:
+def test_every_number_in_stuffthingmaps() -> None:
     label_set = COCODataModule("nowhere").label_set
     numbers = np.array([*range(182), 255])
     assert label_set.encode(numbers, "x").tolist() == [stuff_class(n + 1) for n in numbers]
@@ -57,7 +57,7 @@ def test_every_stored_number_of_the_pixel_maps() -> None:
         label_set.encode(np.array([182]), "x")
 
 
-def test_10k_has_the_same_classes_under_other_numbers(tmp_path: Path) -> None:
+def test_10k_has_the_same_classes_with_other_numbers(tmp_path: Path) -> None:
     fake_coco_stuff10k(tmp_path, images=2)
     dm = COCODataModule(tmp_path, labels="stuff10k", train_transform=lambda **data: data)
     assert dm.class_names == COCODataModule(tmp_path).class_names
@@ -73,7 +73,7 @@ def test_10k_has_the_same_classes_under_other_numbers(tmp_path: Path) -> None:
     assert len(parent.dataset("val")) == 2
 
 
-def test_panoptic_segments_become_their_categories(panoptic: Path) -> None:
+def test_panoptic_segments_are_mapped_to_their_categories(panoptic: Path) -> None:
     dm = COCODataModule(panoptic, labels="panoptic")
     dataset = dm.dataset("val")
     content = json.loads((panoptic / "annotations/panoptic_val2017.json").read_text())
@@ -89,14 +89,14 @@ def test_panoptic_segments_become_their_categories(panoptic: Path) -> None:
 
 
 def _categories() -> list[dict[str, int]]:
-    """The ids of panoptic_coco_categories.json: things up to 90 and stuff up to 200 with gaps."""
+    """Return the ids of panoptic_coco_categories.json: things up to 90 and stuff up to 200, with gaps."""
     things = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
     stuff = [92, 93, 95, 100, 107, 109, 112, 118, 119, 122, 125, 128, 130, 133, 138, 141, 144, 145, 147, 148, 149, 151,
              154, 155, 156, 159, 161, 166, 168, 171, 175, 176, 177, 178, 180, 181, *range(184, 201)]  # fmt: skip
     return [{"id": i} for i in things + stuff]
 
 
-def test_what_does_not_belong_together_is_named(tmp_path: Path) -> None:
+def test_errors_name_files_that_do_not_match(tmp_path: Path) -> None:
     fake_coco_panoptic(tmp_path, images=2)
     dm = COCODataModule(tmp_path, labels="panoptic")
     path = tmp_path / "annotations/panoptic_val2017.json"
@@ -110,7 +110,7 @@ def test_what_does_not_belong_together_is_named(tmp_path: Path) -> None:
     content["annotations"][1]["file_name"] = "000000000777.png"
     path.write_text(json.dumps(content))
     with pytest.raises(
-        MissingFileError, match=r"lists 1 image\(s\) not in val2017/, 000000000777.jpg; .* val2017.zip again"
+        MissingFileError, match=r"lists 1 image\(s\) not in val2017/, such as 000000000777.jpg; .* val2017.zip again"
     ):
         dm.dataset("val")
     path.write_text("{}")
@@ -126,7 +126,7 @@ def test_what_does_not_belong_together_is_named(tmp_path: Path) -> None:
         dm.dataset("train")
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_errors_name_missing_files(tmp_path: Path) -> None:
     for labels, word in (("stuff", "stuffthingmaps_trainval2017.zip"), ("panoptic", "panoptic_annotations"),
                          ("stuff10k", "cocostuff-10k-v1.1.zip")):  # fmt: skip
         with pytest.raises(MissingFileError, match=rf"(?s)nowhere does not hold COCO's.*{word}"):
@@ -173,4 +173,4 @@ def test_real_files() -> None:
     names = (SAMPLES / "coco/cocostuff_labels.txt").read_text().splitlines()
     by_id = {int(line.split(": ")[0]): line.split(": ")[1] for line in names}
     stuff = COCODataModule(SAMPLES / "coco")
-    assert stuff.class_names == [by_id[i] for i in range(1, 183) if i not in NEVER]
+    assert stuff.class_names == [by_id[i] for i in range(1, 183) if i not in UNUSED]

@@ -12,7 +12,7 @@ import pytest
 from cli_runs import QUICK, QUIET, TINY_MODEL
 
 ROOT = Path(__file__).parents[1]
-STEP = re.compile(r"^(New file|Append to) `([^`]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+STEP = re.compile(r"^(New file|Append to) `([^`]+)`(?:, [\w ]+)?:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def section(title: str) -> str:
@@ -31,7 +31,8 @@ def follow(title: str, copy: Path) -> list[str]:
         path = copy / name
         assert path.exists() == (kind == "Append to"), name
         old = path.read_text(encoding="utf-8") if path.exists() else ""
-        path.write_text(f"{old}\n\n{content}" if old else content, encoding="utf-8")
+        gap = "\n\n" if old and name.endswith(".py") else ""
+        path.write_text(old + gap + content, encoding="utf-8")
     return [name for _, name, _ in steps]
 
 

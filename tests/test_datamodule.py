@@ -62,7 +62,7 @@ def flat(lists: Iterable[list[str]]) -> list[str]:
     return list(itertools.chain.from_iterable(lists))
 
 
-def test_facts_are_known_before_setup_and_without_a_disk() -> None:
+def test_classes_and_rules_need_no_setup_and_no_files() -> None:
     dm = ToyDataModule(ToySource(3))
     assert (dm.class_names, dm.num_classes, dm.palette) == (["a", "b"], 2, [[1, 2, 3], [4, 5, 6]])
     assert (dm.ignore_index, dm.absent, dm.license) == (255, "nan-skip", None)
@@ -76,7 +76,7 @@ def test_facts_are_known_before_setup_and_without_a_disk() -> None:
         ({"scale": 0.0}, "scale is 0.0"),
         ({"scale": float("nan")}, "scale is nan"),
         ({"num_workers": -1}, "num_workers is -1"),
-        ({"rare_class_share": 1.01}, "rare_class_share is 1.01; it must lie from 0 to 1"),
+        ({"rare_class_share": 1.01}, "rare_class_share is 1.01; expected a number from 0 to 1"),
         ({"rare_class_share": -0.1}, "rare_class_share is -0.1"),
         ({"rare_class_share": float("nan")}, "rare_class_share is nan"),
         ({"crop_size": 0}, "crop_height is 0"),
@@ -84,12 +84,12 @@ def test_facts_are_known_before_setup_and_without_a_disk() -> None:
         ({"crop_size": (5, -1)}, "crop_width is -1"),
     ],
 )
-def test_wrong_values_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ToyDataModule(ToySource(1), **arguments)
 
 
-def test_train_batch_has_the_contract_shapes_and_types() -> None:
+def test_train_batch_has_the_documented_shapes_and_types() -> None:
     dm = ToyDataModule(ToySource(5), batch_size=2, crop_size=16, scale=2.0)
     batch = next(iter(dm.train_dataloader()))
     assert batch["image"].shape == (2, 3, 16, 16)
@@ -98,7 +98,7 @@ def test_train_batch_has_the_contract_shapes_and_types() -> None:
     assert len(batch["key"]) == 2
 
 
-def test_eval_gives_each_image_once_unchanged_one_at_a_time() -> None:
+def test_evaluation_gives_each_image_once_and_unchanged() -> None:
     toy = ToySource(3, grow=1)
     for loader in (ToyDataModule(toy).val_dataloader(), ToyDataModule(toy).test_dataloader()):
         for index, batch in enumerate(loader):
@@ -123,7 +123,7 @@ def test_short_last_training_batch_is_dropped_unless_it_is_the_only_one() -> Non
     assert [len(k) for k in keys(val)] == [3, 3, 1]
 
 
-def test_order_and_augmentation_depend_on_seed_and_epoch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_and_augmentation_depend_only_on_seed_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     def epochs(seed: int, workers: int, start: int = 0) -> list[list[dict[str, Any]]]:
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         loader = ToyDataModule(ToySource(6), batch_size=2, num_workers=workers).train_dataloader()
@@ -136,7 +136,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone(monkeypatch: pyte
 
     first, second = epochs(seed=3, workers=0)
     assert not same(first, second)
-    torch.rand(5), np.random.rand(5)  # noqa: NPY002  # other users of the global generators do not matter
+    torch.rand(5), np.random.rand(5)  # noqa: NPY002  # changes the global generators, which must not matter
     again = epochs(seed=3, workers=2)
     assert same(first, again[0])
     assert same(second, again[1])
@@ -157,7 +157,7 @@ def test_augmentation_of_an_image_differs_with_seed_epoch_and_position() -> None
         assert not torch.equal(first, image(*other))
 
 
-def test_processes_share_the_images() -> None:
+def test_processes_split_the_images() -> None:
     dm = ToyDataModule(ToySource(7), batch_size=1)
     shares: dict[str, list[str]] = {"train": [], "val": []}
     for rank in range(3):
@@ -170,7 +170,7 @@ def test_processes_share_the_images() -> None:
 
 
 @pytest.mark.parametrize("n", [15, 16, 17])
-def test_processes_together_take_the_batches_of_one_process(n: int) -> None:
+def test_batches_of_all_processes_together_equal_those_of_one_process(n: int) -> None:
     dm = ToyDataModule(ToySource(n), batch_size=8)
     whole = keys(dm.train_dataloader())
     parts = ToyDataModule(ToySource(n), batch_size=4)
@@ -182,7 +182,7 @@ def test_processes_together_take_the_batches_of_one_process(n: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_process_without_images_gets_one_batch_of_none(workers: int) -> None:
+def test_process_without_images_gets_one_empty_batch(workers: int) -> None:
     dm = ToyDataModule(ToySource(2), num_workers=workers)
     dm.trainer = SimpleNamespace(world_size=3, global_rank=2)
     for loader in (dm.val_dataloader(), dm.test_dataloader(), dm.predict_dataloader()):
@@ -191,7 +191,7 @@ def test_a_process_without_images_gets_one_batch_of_none(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_interrupted_epoch_goes_on_with_the_same_batches(workers: int) -> None:
+def test_interrupted_epoch_resumes_with_the_same_batches(workers: int) -> None:
     def batches(loader: Any, count: int) -> list[tuple[list[str], torch.Tensor]]:
         return [(b["key"], b["image"]) for b, _ in zip(loader, range(count), strict=False)]
 
@@ -214,11 +214,11 @@ def test_an_interrupted_epoch_goes_on_with_the_same_batches(workers: int) -> Non
         remaining = expected[start][done % 5 :]
         assert [k for k, _ in rest] == [k for k, _ in remaining]
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(rest, remaining, strict=True))
-        assert workers or len(read) == 2 * len(remaining)  # nothing is decoded to be thrown away
+        assert workers or len(read) == 2 * len(remaining)  # skipped images are not decoded
 
 
 class RareSource(ToySource):
-    """Label 1 is in one place of every fifth image, and nowhere else."""
+    """Images of which every fifth has class 1, in one place."""
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = np.full((60, 80, 3), index, np.uint8), np.zeros((60, 80), np.uint8)
@@ -230,7 +230,7 @@ class RareSource(ToySource):
 RARE: dict[str, Any] = {"crop_size": 16, "random_scale": (1.0, 1.0), "rare_class_share": 0.6}
 
 
-def test_rare_classes_get_their_share_of_crops_that_show_them() -> None:
+def test_rare_class_share_gives_crops_centered_on_rare_classes() -> None:
     def masks(share: float, **more: Any) -> list[tuple[str, torch.Tensor]]:
         dm = ToyDataModule(RareSource(200), **(RARE | {"rare_class_share": share} | more))
         return [(batch["key"][i], batch["mask"][i]) for batch in dm.train_dataloader() for i in range(8)]
@@ -242,21 +242,21 @@ def test_rare_classes_get_their_share_of_crops_that_show_them() -> None:
     assert {int(key[1:]) % 5 for key in centered} == {0}
     assert len(set(centered)) > 30
     ordinary = [(a, b) for (a, m), (b, n) in zip(plain, rare, strict=True) if a == b and torch.equal(m, n)]
-    assert 60 < len(ordinary) < 110  # the other places of the order are as they were
+    assert 60 < len(ordinary) < 110  # the other samples are unchanged
     key = max(centered, key=centered.count)
     same = [mask for other, mask in rare if other == key and (mask[7:9, 7:9] == 1).all()]
-    assert any(not torch.equal(same[0], mask) for mask in same[1:])  # an image drawn again is cut elsewhere
+    assert any(not torch.equal(same[0], mask) for mask in same[1:])  # an image drawn again has another crop
 
     def own(image: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         return {"image": image[:16, :16], "mask": mask[:16, :16]}
 
     own_crops = masks(0.6, train_transform=own)
-    assert [key for key, _ in own_crops] == [key for key, _ in rare]  # images are chosen, crops are the transform's
+    assert [key for key, _ in own_crops] == [key for key, _ in rare]  # images are chosen, but not crops
     assert not any((mask == 1).any() for _, mask in own_crops)
 
 
 @pytest.mark.parametrize("n", [30, 31, 33])
-def test_processes_share_what_is_drawn_for_rare_classes(n: int, tmp_path: Path) -> None:
+def test_processes_split_the_images_drawn_for_rare_classes(n: int, tmp_path: Path) -> None:
     def contents(loader: Any) -> list[list[tuple[str, bytes]]]:
         pairs = [zip(b["key"], b["image"], b["mask"], strict=True) for b in loader]
         return [sorted((k, bytes(i.numpy()) + bytes(m.numpy())) for k, i, m in batch) for batch in pairs]
@@ -278,7 +278,7 @@ def test_processes_share_what_is_drawn_for_rare_classes(n: int, tmp_path: Path) 
             assert together == whole[epoch]
 
 
-def test_more_processes_than_images_have_rare_classes_too(tmp_path: Path) -> None:
+def test_rare_classes_with_more_processes_than_images(tmp_path: Path) -> None:
     indices: list[tuple[int, ...]] = []
     for rank in range(5):
         dm = ToyDataModule(RareSource(2), batch_size=4, **(RARE | {"rare_class_share": 1.0}))
@@ -288,7 +288,7 @@ def test_more_processes_than_images_have_rare_classes_too(tmp_path: Path) -> Non
     assert [place for *_, place in indices] == [0, 1, 0, 1, 0]
 
 
-def test_rare_classes_are_drawn_anew_in_each_epoch() -> None:
+def test_each_epoch_draws_other_rare_classes() -> None:
     sampler: Any = ToyDataModule(RareSource(99), **(RARE | {"rare_class_share": 1.0})).train_dataloader().sampler
     first, second = list(sampler), list(sampler)
     assert [place for *_, place in first] == [place for *_, place in second] == [*range(99)]
@@ -297,7 +297,7 @@ def test_rare_classes_are_drawn_anew_in_each_epoch() -> None:
     assert list(sampler) == first
 
 
-def test_an_interrupted_epoch_goes_on_with_the_same_rare_classes() -> None:
+def test_interrupted_epoch_resumes_with_the_same_rare_classes() -> None:
     def loader() -> Any:
         return ToyDataModule(RareSource(40), batch_size=4, **RARE).train_dataloader()
 
@@ -311,20 +311,20 @@ def test_an_interrupted_epoch_goes_on_with_the_same_rare_classes() -> None:
     assert all(torch.equal(a["mask"], b["mask"]) for a, b in zip(rest, expected[3:], strict=True))
 
 
-def test_without_rare_classes_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_not_counted_without_rare_class_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SegmentationDataModule, "class_pixel_counts", lambda self: pytest.fail("counted"))
     sampler: Any = ToyDataModule(ToySource(3)).train_dataloader().sampler
     assert {len(index) for index in sampler} == {2}
 
 
-def test_class_index_and_weights_are_those_of_the_training_masks(tmp_path: Path) -> None:
+def test_class_pixel_counts_and_weights_are_those_of_the_training_masks(tmp_path: Path) -> None:
     dm = FolderDataModule(fake_folder(tmp_path / "data", images=4), scale=0.5, num_workers=0)
     masks = [FileSource.read_labels(dm.source("train"), i) for i in range(4)]
     counts = np.array([[(mask == label).sum() for label in range(3)] for mask in masks])
     np.testing.assert_array_equal(dm.class_pixel_counts(), counts)
     share = counts.sum(0) / counts.sum()
     assert dm.class_weights("inverse-log") == pytest.approx((1 / np.log(1.02 + share)).tolist())
-    for rank in (1, 0):  # one process alone writes into the folder of the run
+    for rank in (1, 0):  # only rank 0 writes into the folder of the run
         assert not (tmp_path / "run").exists()
         dm.trainer = SimpleNamespace(world_size=2, global_rank=rank, default_root_dir=str(tmp_path / "run"))
         dm.class_pixel_counts()
@@ -334,17 +334,19 @@ def test_class_index_and_weights_are_those_of_the_training_masks(tmp_path: Path)
         dm.class_weights("median")
 
 
-def test_going_on_in_mid_epoch_with_other_batches_is_refused() -> None:
+def test_resuming_within_an_epoch_with_another_batch_size_is_refused() -> None:
     loader = ToyDataModule(ToySource(10), batch_size=2).train_dataloader()
     next(iter(loader))
     other = ToyDataModule(ToySource(10), batch_size=5).train_dataloader()
     other.load_state_dict(loader.state_dict())
-    with pytest.raises(UserError, match=r"middle of epoch 1 by 1 process\(es\) with batches of 2, now .* batches of 5"):
+    with pytest.raises(
+        UserError, match=r"middle of epoch 1 by 1 process\(es\) with batches of 2; this run has 1 with batches of 5"
+    ):
         next(iter(other))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_file_ends_training_and_evaluation_with_its_sentence(workers: int) -> None:
+def test_broken_file_ends_training_and_evaluation_with_its_message(workers: int) -> None:
     dm = ToyDataModule(ToySource(4, broken=(2,)), batch_size=2, num_workers=workers)
     for loader in (dm.train_dataloader(), dm.val_dataloader()):
         with pytest.raises(UserError) as caught:
@@ -355,7 +357,7 @@ def test_broken_file_ends_training_and_evaluation_with_its_sentence(workers: int
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_file_is_reported_in_predict_and_the_others_go_on(workers: int) -> None:
+def test_predict_reports_a_broken_file_and_continues(workers: int) -> None:
     dm = ToyDataModule(ToySource(3, broken=(1,)), num_workers=workers)
     batches = list(dm.predict_dataloader())
     assert [batch["key"] for batch in batches] == [["k0"], ["k1"], ["k2"]]
@@ -364,13 +366,13 @@ def test_broken_file_is_reported_in_predict_and_the_others_go_on(workers: int) -
     assert "image" in batches[2]
 
 
-def test_images_of_different_sizes_in_a_batch_are_refused_by_name() -> None:
+def test_error_names_images_of_different_sizes_in_a_batch() -> None:
     with pytest.raises(UserError, match=r"differ in size \(k\d 24x2\d, k\d 24x2\d\); set crop_size"):
         list(ToyDataModule(ToySource(2, grow=1), batch_size=2).train_dataloader())
     assert len(list(ToyDataModule(ToySource(2, grow=1), batch_size=2, crop_size=[8, 8]).train_dataloader())) == 1
 
 
-def test_a_split_that_does_not_exist_is_refused() -> None:
+def test_unknown_split_is_refused() -> None:
     with pytest.raises(UserError, match="the split is 'vall'; expected one of train, val, test, predict"):
         SyntheticDataModule().dataset("vall")
 
@@ -380,7 +382,7 @@ def test_split_without_images_is_refused() -> None:
         ToyDataModule(ToySource(0)).dataset("val")
 
 
-def test_own_transforms_may_normalize_and_make_tensors() -> None:
+def test_user_transforms_may_normalize_and_return_tensors() -> None:
     normalize = A.Compose([A.Normalize(), ToTensorV2()])
     dm = ToyDataModule(ToySource(2), batch_size=2, train_transform=normalize, eval_transform=A.HorizontalFlip(p=1.0))
     batch = next(iter(dm.train_dataloader()))
@@ -395,7 +397,7 @@ def test_own_transforms_may_normalize_and_make_tensors() -> None:
     np.testing.assert_array_equal(dm.dataset("val")[0]["mask"], dm.toy.read(0)[1][:, ::-1])
 
 
-def test_own_transform_may_return_any_floats_and_views() -> None:
+def test_user_transform_may_return_floats_and_views() -> None:
     def flip(image: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         return {"image": image[:, ::-1] / 255, "mask": mask[:, ::-1]}
 
@@ -405,7 +407,7 @@ def test_own_transform_may_return_any_floats_and_views() -> None:
     np.testing.assert_array_equal(sample["mask"], mask[:, ::-1])
 
 
-def test_files_are_paired_checked_and_named(tmp_path: Path) -> None:
+def test_errors_name_files_that_do_not_match(tmp_path: Path) -> None:
     fake_folder(tmp_path, images=2)
     image, mask = tmp_path / "images/train/000.jpg", tmp_path / "masks/train/000.png"
     labels = LabelSet.from_csv(tmp_path / "labels.csv")
@@ -428,14 +430,14 @@ def test_collate_lists_every_error() -> None:
     assert collate(samples) == {"key": ["a", "b", "c"], "error": ["1", "2"]}
 
 
-def test_workers_persist_and_pinning_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_persistent_and_memory_is_pinned_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for cuda, workers in itertools.product((False, True), (0, 1)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         loader = ToyDataModule(ToySource(1), num_workers=workers).val_dataloader()
         assert (loader.pin_memory, loader.persistent_workers, loader.num_workers) == (cuda, workers > 0, workers)
 
 
-def test_opencv_starts_no_threads_in_workers() -> None:
+def test_opencv_uses_one_thread_in_workers() -> None:
     def count(image: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         return {"image": np.full_like(image, cv2.getNumThreads()), "mask": mask}
 
@@ -443,12 +445,12 @@ def test_opencv_starts_no_threads_in_workers() -> None:
     assert next(iter(dm.val_dataloader()))["image"].unique().tolist() == [1]
 
 
-def test_default_workers_are_few() -> None:
+def test_default_number_of_workers_is_1_to_4() -> None:
     assert 1 <= ToyDataModule(ToySource(1), num_workers=None).num_workers <= 4
 
 
 class Recorder(LightningModule):
-    """Learns nothing and notes what it sees."""
+    """A model that learns nothing and records its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -482,7 +484,7 @@ QUIET = {
 def test_lightning_fits_and_predicts_without_a_warning(
     tmp_path: Path, workers: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # undone after the test, also what seed_everything sets
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # resets the variable after the test, which seed_everything sets too
     seed_everything(1, verbose=False)
     fake_folder(tmp_path, images=4)
     model = Recorder()
@@ -512,13 +514,13 @@ def test_lightning_overfits_the_same_augmented_batch(tmp_path: Path) -> None:
     assert seen[:2] == seen[2:]
 
 
-def test_default_transform_is_the_one_of_the_crop_size() -> None:
+def test_default_transform_has_the_crop_size() -> None:
     dm = ToyDataModule(ToySource(1), crop_size=9)
     assert isinstance(dm.train_transform, TrainAugmentation)
     assert dm.train_transform.crop_size == (9, 9)
 
 
-def test_random_scale_reaches_the_default_augmentation():
+def test_random_scale_is_passed_to_the_default_augmentation():
     dm = ToyDataModule(ToySource(4), random_scale=(1.0, 1.0), crop_size=(20, 24))
     sample, plain = dm.dataset("train")[0], ToyDataModule(ToySource(4)).dataset("val")[0]
     mask = plain["mask"]
@@ -527,7 +529,7 @@ def test_random_scale_reaches_the_default_augmentation():
         ToyDataModule(ToySource(4), random_scale=(2.0, 0.5))
 
 
-def test_plot_draws_images_beside_their_labels(tmp_path: Path) -> None:
+def test_plot_draws_images_next_to_their_labels(tmp_path: Path) -> None:
     dm = FolderDataModule(fake_folder(tmp_path, size=(160, 320)), crop_size=(160, 320), batch_size=3, num_workers=0)
     batch = next(iter(dm.train_dataloader()))
     picture = np.asarray(dm.plot(batch))

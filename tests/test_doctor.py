@@ -42,9 +42,9 @@ LAYOUT = {
     "folder": "a folder with a label CSV",
     "mapillary": "Mapillary Vistas v2.0",
     "mapillary-v1.1": "Mapillary Vistas 1.0 or 1.1",
-    "voc": "SBD (masks of more images for VOC)",
-    "voc-aug": "SegmentationClassAug beside VOC",
-    "voc-aug-only": "SegmentationClassAug beside VOC",
+    "voc": "SBD (more training images for VOC)",
+    "voc-aug": "SegmentationClassAug for VOC",
+    "voc-aug-only": "SegmentationClassAug for VOC",
 }
 OPTIONS = {"coco-panoptic": ["--data.labels", "panoptic"], "coco-stuff10k": ["--data.labels", "stuff10k"]}
 
@@ -242,7 +242,7 @@ def test_empty_splits_are_explained(tmp_path: Path, capsys) -> None:
     assert "no images; the list or folder of the split is empty: unpack" in capsys.readouterr().out
     folder = fake_folder(tmp_path / "folder", images=1, splits=False)  # it goes to val
     assert doctor("folder", folder) == 1
-    assert "train: 0 images, labeled; 0 read\n  no images; there must be at least 2" in capsys.readouterr().out
+    assert "train: 0 images, labeled; 0 read\n  no images; put at least 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "write", "image"), [
@@ -387,10 +387,10 @@ def test_layouts_are_recognized(tmp_path: Path) -> None:
     assert [layout.name for layout in layouts_of(mapillary)] == ["Mapillary Vistas v2.0", "Mapillary Vistas v1.2"]
     voc = fake_voc(tmp_path / "voc", images=1, extra="aug")
     names = {layout.name for layout in layouts_of(voc / "VOCdevkit/VOC2012")}
-    assert names == {"SegmentationClassAug beside VOC", "PASCAL VOC 2012"}
+    assert names == {"SegmentationClassAug for VOC", "PASCAL VOC 2012"}
     for folder in ("dataset", "sbd"):
         (tmp_path / folder / folder / "cls").mkdir(parents=True)
-        assert [layout.name for layout in layouts_of(tmp_path / folder)] == ["SBD (masks of more images for VOC)"]
+        assert [layout.name for layout in layouts_of(tmp_path / folder)] == ["SBD (more training images for VOC)"]
     cityscapes = fake_cityscapes(tmp_path / "cityscapes", images=1, zipped=True)
     (cityscapes / "gtFine_trainvaltest.zip").unlink()
     assert [layout.name for layout in layouts_of(cityscapes)] == ["Cityscapes in zip files"]
@@ -409,10 +409,10 @@ def test_swapped_train_ids_and_label_ids_are_reported(tmp_path: Path, capsys) ->
         path.write_bytes(swapped[1])
     assert doctor("cityscapes", tmp_path) == 1
     printed = capsys.readouterr().out
-    assert "the files *_labelIds.png hold train ids (" in printed
+    assert "the files *_labelIds.png contain train ids (" in printed
     assert "255; labelIds are 0..33): unpack or download gtFine_trainvaltest.zip again, or rename" in printed
     assert doctor("cityscapes", tmp_path, "--data.labels", "labelTrainIds") == 1
-    assert "hold labelIds (19 is no train id): run csCreateTrainIdLabelImgs again, or" in capsys.readouterr().out
+    assert "contain labelIds (19 is not a train id): run csCreateTrainIdLabelImgs again, or" in capsys.readouterr().out
 
 
 def test_train_ids_without_void_are_not_usable(tmp_path: Path, capsys) -> None:
@@ -422,7 +422,7 @@ def test_train_ids_without_void_are_not_usable(tmp_path: Path, capsys) -> None:
         Image.fromarray(np.where(ids == 255, 0, ids).astype(np.uint8)).save(path)
     assert doctor("cityscapes", tmp_path) == 1
     printed = capsys.readouterr().out
-    assert "hold train ids (" in printed
+    assert "contain train ids (" in printed
     assert "18; labelIds are" in printed
 
 
@@ -457,7 +457,7 @@ def test_diagnoses_from_raw_ids() -> None:
     assert cityscapes.diagnose_raw_ids(Counter({0: 1, 33: 1}), "") is None
     assert cityscapes.diagnose_raw_ids(Counter({7: 1, 33: 1, 255: 1}), "") is None
     assert cityscapes.diagnose_raw_ids(Counter(), "") is None
-    assert "hold train ids (0, 2, 255; " in str(cityscapes.diagnose_raw_ids(Counter({0: 1, 2: 1, 255: 1}), ""))
+    assert "contain train ids (0, 2, 255; " in str(cityscapes.diagnose_raw_ids(Counter({0: 1, 2: 1, 255: 1}), ""))
     assert VOCDataModule("x").diagnose_raw_ids(Counter({30: 1}), "") is None
     assert coco.diagnose_raw_ids(Counter({0: 1, 12: 1, 181: 1, 255: 1}), "") is None
     assert coco_10k.diagnose_raw_ids(Counter({0: 1, 11: 1, 182: 1}), "") is None

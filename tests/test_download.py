@@ -11,7 +11,7 @@ import pytest
 from archives import pack_folder
 
 import early_fusion_seg.data.camvid as camvid
-import early_fusion_seg.data.coco as coco
+import early_fusion_seg.data.coco.datamodule as coco
 import early_fusion_seg.data.voc as voc
 from early_fusion_seg import COCODataModule, VOCDataModule
 from early_fusion_seg.data.camvid import CamVidDataModule, fake_camvid_original
@@ -26,7 +26,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves bodies by path; `cuts` bytes are sent before each of the next connections breaks."""
+    """A server of bodies by path; each of the next connections is closed after the number of bytes in `cuts`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -35,7 +35,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.lengths = True
         self.status = 0
-        self.asked: list[str | None] = []
+        self.requested: list[str | None] = []
 
     def url(self, path: str = "/a.bin") -> str:
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         span = self.headers["Range"]
-        self.server.asked.append(span)
+        self.server.requested.append(span)
         body = self.server.bodies.get(self.path)
         if body is None or self.server.status:
             return self.send_error(self.server.status or 404)
@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setattr(module, "RETRY_DELAY", 0.0)
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -82,45 +82,47 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_file_is_fetched_recorded_and_not_fetched_again(server: Server, tmp_path: Path) -> None:
+def test_file_is_downloaded_once_and_its_checksum_recorded(server: Server, tmp_path: Path) -> None:
     path = download(server.url(), tmp_path / "new")
     assert path == tmp_path / "new" / "a.bin"
     assert path.read_bytes() == BODY
     assert (tmp_path / "new" / "a.bin.sha256").read_text() == f"{SHA256}  a.bin\n"
     assert names(tmp_path / "new") == ["a.bin", "a.bin.sha256"]
     assert download(server.url(), tmp_path / "new") == path
-    assert len(server.asked) == 1
+    assert len(server.requested) == 1
 
 
-def test_published_facts_are_checked_and_nothing_is_recorded(server: Server, tmp_path: Path) -> None:
+def test_published_checksums_are_verified_and_none_is_recorded(server: Server, tmp_path: Path) -> None:
     md5 = hashlib.md5(BODY).hexdigest()
     download(server.url(), tmp_path, size=len(BODY), sha256=SHA256.upper(), md5=md5)
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_cut_connections_are_resumed(server: Server, tmp_path: Path) -> None:
+def test_closed_connections_are_resumed(server: Server, tmp_path: Path) -> None:
     server.cuts = [1_000_000, 500_000]
     assert download(server.url(), tmp_path, sha256=SHA256).read_bytes() == BODY
-    assert server.asked == [None, "bytes=1000000-", "bytes=1500000-"]
+    assert server.requested == [None, "bytes=1000000-", "bytes=1500000-"]
 
 
-def test_a_later_call_goes_on_where_the_last_one_gave_up(server: Server, tmp_path: Path) -> None:
+def test_later_call_resumes_an_incomplete_download(server: Server, tmp_path: Path) -> None:
     server.cuts = [100_000] * module.ATTEMPTS
-    with pytest.raises(UserError, match=r"broke off 8 times \(the connection was cut\).*a\.bin\.part has 800000 bytes"):
+    with pytest.raises(
+        UserError, match=r"failed 8 times \(the connection was closed early\).*a\.bin\.part has 800000 bytes"
+    ):
         download(server.url(), tmp_path)
     assert names(tmp_path) == ["a.bin.part"]
     assert download(server.url(), tmp_path, size=len(BODY)).read_bytes() == BODY
-    assert server.asked[-1] == "bytes=800000-"
+    assert server.requested[-1] == "bytes=800000-"
 
 
-def test_server_that_ignores_ranges_sends_all_again(server: Server, tmp_path: Path) -> None:
+def test_server_that_ignores_ranges_sends_the_whole_file(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     server.cuts = [1_000_000]
     assert download(server.url(), tmp_path, sha256=SHA256).read_bytes() == BODY
-    assert server.asked == [None, "bytes=1000000-"]
+    assert server.requested == [None, "bytes=1000000-"]
 
 
-def test_server_that_tells_no_length(server: Server, tmp_path: Path) -> None:
+def test_server_without_content_length(server: Server, tmp_path: Path) -> None:
     server.lengths = False
     assert download(server.url(), tmp_path).read_bytes() == BODY
     server.bodies["/b.bin"] = BODY
@@ -130,19 +132,21 @@ def test_server_that_tells_no_length(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [None, len(BODY)])
-def test_complete_part_is_only_checked(server: Server, tmp_path: Path, size: int | None) -> None:
+def test_complete_partial_file_is_only_verified(server: Server, tmp_path: Path, size: int | None) -> None:
     (tmp_path / "a.bin.part").write_bytes(BODY)
     assert download(server.url(), tmp_path, size=size, sha256=SHA256).read_bytes() == BODY
-    assert server.asked == ([] if size else ["bytes=3000000-"])
+    assert server.requested == ([] if size else ["bytes=3000000-"])
 
 
-def test_part_of_a_longer_file_is_replaced(server: Server, tmp_path: Path) -> None:
+def test_partial_file_that_is_too_long_is_replaced(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.bin.part").write_bytes(BODY + b"more")
     assert download(server.url(), tmp_path).read_bytes() == BODY
 
 
 def test_wrong_size_is_refused_before_the_transfer(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.bin has 3000000 bytes; expected 7\. The server has another file"):
+    with pytest.raises(
+        UserError, match=r"a\.bin has 3000000 bytes; expected 7\. The file on the server is not the expected one"
+    ):
         download(server.url(), tmp_path, size=7)
     assert names(tmp_path) == []
 
@@ -154,12 +158,12 @@ def test_wrong_checksum_is_refused_and_leaves_nothing(server: Server, tmp_path: 
     assert names(tmp_path) == []
 
 
-def test_file_there_is_checked_too_and_kept(server: Server, tmp_path: Path) -> None:
+def test_existing_file_is_verified_and_kept(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"a\.bin has 4 bytes; expected 3000000"):
         download(server.url(), tmp_path, size=len(BODY))
     assert (tmp_path / "a.bin").read_bytes() == b"mine"
-    assert server.asked == []
+    assert server.requested == []
 
 
 def test_file_that_changed_since_the_first_download_is_refused(server: Server, tmp_path: Path) -> None:
@@ -169,26 +173,26 @@ def test_file_that_changed_since_the_first_download_is_refused(server: Server, t
         download(server.url(), tmp_path)
 
 
-def test_server_errors_are_told(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.zip cannot be downloaded: the server answers 404 Not Found"):
+def test_server_errors_are_reported(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.zip cannot be downloaded: the server returned 404 Not Found"):
         download(server.url("/gone.zip"), tmp_path)
     server.status = 503
-    with pytest.raises(UserError, match="answers 503"):
+    with pytest.raises(UserError, match="the server returned 503"):
         download(server.url(), tmp_path)
 
 
-def test_unreachable_server_is_told(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"broke off 8 times \(.*refused.*has 0 bytes"):
+def test_unreachable_server_is_reported(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"failed 8 times \(.*refused.*has 0 bytes"):
         download("http://127.0.0.1:9/a.bin", tmp_path)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a.zip", "http://host/", "a.zip"])
-def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
-    with pytest.raises(UserError, match="expected an http or https address"):
+def test_other_urls_are_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError, match="expected an http or https URL"):
         download(url, tmp_path)
 
 
-def test_name_in_the_address_cannot_leave_the_folder(server: Server, tmp_path: Path) -> None:
+def test_name_in_the_url_cannot_leave_the_folder(server: Server, tmp_path: Path) -> None:
     server.bodies["/x%2F..%2Fevil.bin"] = b"1"
     assert download(server.url("/x%2F..%2Fevil.bin"), tmp_path / "in") == tmp_path / "in" / "evil.bin"
     for name in ("..", "%2E%2E"):
@@ -196,15 +200,19 @@ def test_name_in_the_address_cannot_leave_the_folder(server: Server, tmp_path: P
             download(server.url(f"/a/{name}"), tmp_path)
 
 
-def test_full_disk_is_told_before_the_transfer(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_before_the_transfer(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
     with pytest.raises(UserError, match="has 2 MB free; 3 MB are needed"):
         download(server.url(), tmp_path)
 
 
-def test_camvid_from_the_site_to_a_sample(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_camvid_is_downloaded_unpacked_and_read(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = fake_camvid_original(tmp_path / "made", images=2, size=(12, 16))
-    for name, top in ((camvid.IMAGES, f"{camvid.IMAGES}/"), (camvid.MASKS, "")):  # as the real archives are made
+    for name, top in ((camvid.IMAGES, f"{camvid.IMAGES}/"), (camvid.MASKS, "")):  # as in the real archives
         server.bodies[f"/{name}.zip"] = pack_folder(tmp_path / "x.zip", made / name, top).read_bytes()
     monkeypatch.setattr(
         camvid, "ARCHIVES", {name: server.url(f"/{name}.zip") for name in (camvid.IMAGES, camvid.MASKS)}
@@ -218,7 +226,7 @@ def test_camvid_from_the_site_to_a_sample(server: Server, tmp_path: Path, monkey
     assert (tmp_path / "root" / f"{camvid.MASKS}.zip.sha256").exists()
 
 
-def test_voc_and_sbd_from_their_sites_to_a_sample(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_voc_and_sbd_are_downloaded_unpacked_and_read(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = fake_voc(tmp_path / "made", images=1)
     archives = {"VOC": pack_folder(tmp_path / "voc.tar", made / "VOCdevkit", "VOCdevkit/"),
                 "SBD": pack_folder(tmp_path / "sbd.tgz", made / "benchmark_RELEASE", "benchmark_RELEASE/")}  # fmt: skip
@@ -232,7 +240,7 @@ def test_voc_and_sbd_from_their_sites_to_a_sample(server, tmp_path: Path, monkey
     assert [len(dm.dataset(split)) for split in ("train", "val", "test")] == [2, 1, 1]
     assert dm.dataset("train")[1]["key"] == "2010_000000"
     server.bodies.clear()
-    dm.prepare_data()  # all is there
+    dm.prepare_data()  # nothing is missing
     monkeypatch.setattr(voc, "VOC_MD5", "0" * 32)
     server.bodies["/voc.tar"] = archives["VOC"].read_bytes()
     with pytest.raises(UserError, match="has the md5"):
@@ -241,12 +249,14 @@ def test_voc_and_sbd_from_their_sites_to_a_sample(server, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("labels", ["stuff", "panoptic", "stuff10k"])
-def test_coco_from_its_sites_to_a_sample(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: str) -> None:
+def test_coco_is_downloaded_unpacked_and_read(
+    server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: str
+) -> None:
     made = {"stuff": fake_coco_stuff, "panoptic": fake_coco_panoptic, "stuff10k": fake_coco_stuff10k}[labels](
         tmp_path / "made", images=2
     )
     sources = {f"{split}2017.zip": (made / "images" / f"{split}2017", f"{split}2017/") for split in ("train", "val")}
-    if labels == "panoptic":  # zip files in the zip file
+    if labels == "panoptic":  # zip files inside the zip file
         for split in ("train", "val"):
             folder = made / "annotations" / f"panoptic_{split}2017"
             pack_folder(folder.with_suffix(".zip"), folder, f"{folder.name}/")
@@ -265,6 +275,6 @@ def test_coco_from_its_sites_to_a_sample(server, tmp_path: Path, monkeypatch: py
     assert [len(dm.dataset(split)) for split in ("train", "val")] == [2, 2]
     assert (dm.dataset("val")[1]["mask"] != 255).any()
     server.bodies.clear()
-    dm.prepare_data()  # all is there
-    COCODataModule(tmp_path / "nowhere", labels=labels).prepare_data()  # nothing was asked for
+    dm.prepare_data()  # nothing is missing
+    COCODataModule(tmp_path / "nowhere", labels=labels).prepare_data()  # download is off
     assert not (tmp_path / "nowhere").exists()

@@ -32,7 +32,7 @@ FAMILIES = [
 
 
 def randomized(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights of a timm model whose norms have random statistics and affine parameters, so that each matters."""
+    """Return weights of a timm model whose norms have random statistics and affine parameters, so each matters."""
     torch.manual_seed(seed)
     model = timm.create_model(name)
     for module in model.modules():
@@ -57,7 +57,7 @@ def random_resnet18() -> FrozenEncoder:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_folded_maps_equal_timms(name, tmp_path):
+def test_maps_after_folding_equal_timms(name, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(randomized(name), path)
     overlay = {"file": str(path)}
@@ -77,31 +77,31 @@ def test_folded_maps_equal_timms(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "densenet121"])
 @pytest.mark.parametrize("size", [(1, 1), (33, 70), (64, 64)])
-def test_any_size_gives_maps_of_ceil_size(name, size):
+def test_maps_of_any_image_size_have_the_size_rounded_up(name, size):
     encoder = FrozenEncoder(name, weights="random")
     maps = encoder(torch.rand(1, 3, *size))
     expected = [(c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(encoder.channels, encoder.strides, strict=True)]
     assert [tuple(m.shape[1:]) for m in maps] == expected
 
 
-def test_images_of_no_multiple_of_the_stride_are_continued_below_and_right():
+def test_images_are_padded_at_the_bottom_and_right_by_repeating_the_edge():
     encoder = FrozenEncoder("densenet121", weights="random")
     images = torch.rand(1, 3, 33, 70)
-    continued = images[:, :, torch.arange(64).clamp(max=32)][..., torch.arange(96).clamp(max=69)]
+    padded = images[:, :, torch.arange(64).clamp(max=32)][..., torch.arange(96).clamp(max=69)]
     with torch.no_grad():
-        whole = encoder.model(continued)
+        whole = encoder.model(padded)
     for ours, m, s in zip(encoder(images), whole, encoder.strides, strict=True):
         assert torch.equal(ours, m[..., : -(-33 // s), : -(-70 // s)])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
-def test_maps_are_channels_last_and_no_parameter_learns(name):
+def test_maps_are_channels_last_and_no_parameter_is_trainable(name):
     encoder = FrozenEncoder(name, weights="random")
     assert not [n for n, p in encoder.named_parameters() if p.requires_grad]
     assert all(m.is_contiguous(memory_format=torch.channels_last) for m in encoder(torch.rand(1, 3, 64, 64)))
 
 
-def test_train_cannot_wake_it(random_resnet18):
+def test_train_does_not_leave_eval_mode(random_resnet18):
     before = random_resnet18.state_hash()
     parent = nn.ModuleList([random_resnet18]).train()
     assert parent.training
@@ -112,24 +112,24 @@ def test_train_cannot_wake_it(random_resnet18):
     assert random_resnet18.state_hash() == before
 
 
-def test_dropout_in_a_frozen_encoder_sleeps():
-    # segmentation_models_pytorch 0.6.0 leaves dropout and drop-path of a frozen encoder in train mode for ever
+def test_dropout_in_a_frozen_encoder_is_off():
+    # segmentation_models_pytorch 0.6.0 keeps dropout and drop-path of a frozen encoder in train mode
     encoder = FrozenEncoder("resnet18", weights="random")
     encoder.model.model.layer4.append(nn.Dropout(0.5))
     encoder.train()
     images = torch.rand(1, 3, 64, 64)
     assert torch.equal(encoder(images)[-1], encoder(images)[-1])
     encoder.model.model.layer4[-1].training = True
-    assert not torch.equal(encoder(images)[-1], encoder(images)[-1])  # the dropout would have shown
+    assert not torch.equal(encoder(images)[-1], encoder(images)[-1])  # with dropout on, the maps differ
 
 
-def test_unfrozen_trains():
+def test_an_unfrozen_encoder_is_trainable():
     encoder = FrozenEncoder("resnet18", weights="random", freeze=False)
     before = encoder.fingerprint()
     assert all(m.training for m in encoder.modules())
     encoder(torch.rand(2, 3, 64, 64))[-1].sum().backward()
     assert all(p.grad is not None for p in encoder.parameters())
-    assert encoder.fingerprint() != before  # batch norm statistics moved
+    assert encoder.fingerprint() != before  # batch norm statistics were updated
 
 
 def test_fingerprint_is_the_hash_of_timms_state_dict(resnet18_file):
@@ -145,7 +145,7 @@ def test_fingerprint_is_the_hash_of_timms_state_dict(resnet18_file):
     assert frozen.state_hash() != sha.hexdigest()
 
 
-def test_random_encoder_is_timms_without_zero_init_and_calibrated(random_resnet18):
+def test_a_random_encoder_is_timms_without_zero_init_and_with_calibrated_norms(random_resnet18):
     torch.manual_seed(0)
     plain = timm.create_model("resnet18", features_only=True, zero_init_last=False)
     ours = random_resnet18.timm_state_dict()
@@ -163,7 +163,7 @@ def test_random_encoder_is_timms_without_zero_init_and_calibrated(random_resnet1
     assert model.bn1.momentum == plain.bn1.momentum
 
 
-def test_random_encoder_is_always_the_same_and_leaves_the_generator_alone(random_resnet18):
+def test_a_random_encoder_is_always_the_same_and_keeps_the_generator_state(random_resnet18):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -172,7 +172,7 @@ def test_random_encoder_is_always_the_same_and_leaves_the_generator_alone(random
     assert again.fingerprint() == random_resnet18.fingerprint()
 
 
-def test_random_encoder_does_not_depend_on_the_number_of_threads(random_resnet18):
+def test_a_random_encoder_does_not_depend_on_the_number_of_threads(random_resnet18):
     threads = torch.get_num_threads()
     torch.set_num_threads(3 - min(threads, 2))
     try:
@@ -181,7 +181,7 @@ def test_random_encoder_does_not_depend_on_the_number_of_threads(random_resnet18
         torch.set_num_threads(threads)
 
 
-def test_layer_scale_of_a_random_convnext_is_open():
+def test_layer_scales_of_a_random_convnext_are_one():
     encoder = FrozenEncoder("convnext_atto", weights="random", freeze=False)
     gammas = [p for n, p in encoder.named_parameters() if n.endswith("gamma")]
     assert gammas
@@ -198,25 +198,25 @@ def test_weights_from_a_file_with_or_without_classifier(tmp_path, suffix, resnet
     assert encoder.license is None
 
 
-def test_a_training_checkpoint_of_timm_gives_its_weights_not_their_average(tmp_path, resnet18_file):
+def test_a_training_checkpoint_of_timm_is_loaded_without_its_ema_weights(tmp_path, resnet18_file):
     path = tmp_path / "model_best.pth.tar"
     torch.save({"state_dict": randomized("resnet18"), "state_dict_ema": randomized("resnet18", seed=1)}, path)
     expected = FrozenEncoder("resnet18", weights=str(resnet18_file)).fingerprint()
     assert FrozenEncoder("resnet18", weights=str(path)).fingerprint() == expected
 
 
-def test_weights_brought_from_elsewhere_do_not_keep_the_license(resnet18_file):
+def test_loaded_weights_do_not_keep_the_license_of_the_old_ones(resnet18_file):
     encoder = FrozenEncoder("resnet18", weights=str(resnet18_file))
     encoder.license = "apache-2.0"  # as from the hub
     encoder.load_timm_state_dict(encoder.timm_state_dict())
     assert encoder.license is None
 
 
-def test_a_file_that_does_not_fit_is_refused(tmp_path):
+def test_a_file_with_weights_of_another_model_is_refused(tmp_path):
     state = randomized("resnet18")
     cases = {
         "lacks 'layer1.0.conv1.weight'": {k: v for k, v in state.items() if k != "layer1.0.conv1.weight"},
-        "holds unknown 'stranger'": state | {"stranger": torch.zeros(1)},
+        "has unexpected 'other'": state | {"other": torch.zeros(1)},
         "has other shapes for 'conv1.weight'": state | {"conv1.weight": torch.zeros(64, 3, 3, 3)},
     }
     for message, weights in cases.items():
@@ -226,7 +226,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
             FrozenEncoder("resnet18", weights=str(path))
 
 
-def test_a_file_that_is_missing_or_not_weights_is_refused(tmp_path):
+def test_a_missing_file_or_one_without_weights_is_refused(tmp_path):
     with pytest.raises(MissingFileError, match="nowhere"):
         FrozenEncoder("resnet18", weights=str(tmp_path / "nowhere.pth"))
     (tmp_path / "text.safetensors").write_text("hello")
@@ -255,12 +255,12 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
         ("resnet5000", "Unknown model"),
     ],
 )
-def test_an_unfit_model_is_refused_by_name_with_the_reason(name, message):
+def test_an_unsuitable_model_is_refused_with_the_reason(name, message):
     with pytest.raises(UserError, match=message):
         FrozenEncoder(name, weights="random")
 
 
-def test_timm_state_dict_comes_back_unfolded(resnet18_file, random_resnet18):
+def test_timm_state_dict_is_unfolded_and_can_be_loaded(resnet18_file, random_resnet18):
     for encoder in (FrozenEncoder("resnet18", weights=str(resnet18_file)), random_resnet18):
         copy = FrozenEncoder("resnet18", weights="checkpoint")
         with pytest.raises(UserError, match="no weights yet"):
@@ -269,19 +269,19 @@ def test_timm_state_dict_comes_back_unfolded(resnet18_file, random_resnet18):
         images = torch.rand(1, 3, 40, 40)
         assert copy.fingerprint() == encoder.fingerprint()
         assert torch.equal(copy(images)[-1], encoder(images)[-1])
-    copy.load_timm_state_dict(FrozenEncoder("resnet18", weights=str(resnet18_file)).timm_state_dict())  # once more
+    copy.load_timm_state_dict(FrozenEncoder("resnet18", weights=str(resnet18_file)).timm_state_dict())  # a second load
     assert copy.fingerprint() != random_resnet18.fingerprint()
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_an_encoder_saved_to_a_file_comes_back_from_it(tmp_path, freeze):
+def test_an_encoder_saved_to_a_file_can_be_loaded_from_it(tmp_path, freeze):
     encoder = FrozenEncoder("resnet18", weights="random", freeze=freeze)
-    save_file(encoder.timm_state_dict(), tmp_path / "trained_here.safetensors")
-    again = FrozenEncoder("resnet18", weights=str(tmp_path / "trained_here.safetensors"))
+    save_file(encoder.timm_state_dict(), tmp_path / "saved.safetensors")
+    again = FrozenEncoder("resnet18", weights=str(tmp_path / "saved.safetensors"))
     assert again.fingerprint() == encoder.fingerprint()
 
 
-def test_timm_state_dict_notices_that_the_file_changed(tmp_path):
+def test_timm_state_dict_refuses_a_file_that_has_changed(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(randomized("resnet18"), path)
     encoder = FrozenEncoder("resnet18", weights=str(path))
@@ -302,19 +302,19 @@ class TwoReaders(nn.Module):
         return [self.norm(y) + y]
 
 
-def test_folding_refuses_a_convolution_with_a_second_reader():
-    with pytest.raises(RuntimeError, match="changed the maps"):
+def test_folding_refuses_a_convolution_that_another_module_reads():
+    with pytest.raises(RuntimeError, match="changed the feature maps"):
         fold_batch_norms(TwoReaders().eval(), torch.rand(1, 3, 8, 8))
 
 
-class OwnBias(nn.Sequential):
+class OneMap(nn.Sequential):
     def forward(self, x):
         return [super().forward(x)]
 
 
 def test_folding_keeps_the_bias_of_a_convolution():
     torch.manual_seed(0)
-    model = OwnBias(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    model = OneMap(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     nn.init.normal_(model[0].bias, mean=5.0)
     images = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
@@ -346,12 +346,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # the hub's address and offline mode are read when huggingface_hub is imported
+    # huggingface_hub reads the address of the hub and the offline mode when it is imported
     names = os.environ | environment | {"NO_PROXY": "127.0.0.1"}
     return subprocess.run([sys.executable, "-c", code], env=names, capture_output=True, text=True, timeout=120)
 
 
-def test_weights_from_a_hub(resnet18_file, tmp_path):
+def test_weights_from_the_hub(resnet18_file, tmp_path):
     Hub.weights = resnet18_file.read_bytes()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -367,23 +367,23 @@ def test_weights_from_a_hub(resnet18_file, tmp_path):
     assert done.stdout.split() == [expected, "apache-2.0"], done.stderr
 
 
-def test_a_hub_out_of_reach_is_said_with_the_other_two_ways(tmp_path):
+def test_an_unreachable_hub_gives_an_error_with_the_alternatives(tmp_path):
     code = "from early_fusion_seg import FrozenEncoder\nFrozenEncoder('resnet18', weights='hub')"
     done = in_fresh_process(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
-    assert "could not be fetched" in last
+    assert "could not be downloaded" in last
     assert "encoder_weights=PATH" in last
     assert 'encoder_weights="random"' in last
 
 
-def test_the_default_encoders_license_is_known():
+def test_the_license_of_the_default_encoder():
     config = timm.get_pretrained_cfg("resnet50.fb_ssl_yfcc100m_ft_in1k")
     assert config is not None
     assert config.license == "cc-by-nc-4.0"
 
 
-def calls_of_onednn(encoder: FrozenEncoder, images: torch.Tensor) -> int:
+def count_onednn_calls(encoder: FrozenEncoder, images: torch.Tensor) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
         encoder(images)
     return sum(e.count for e in record.key_averages() if "convolution_pointwise" in e.key)
@@ -395,7 +395,7 @@ def calls_of_onednn(encoder: FrozenEncoder, images: torch.Tensor) -> int:
     [("resnet18", 14), ("resnet50", 48), ("resnet26d", 24), ("resnext50_32x4d", 48), ("seresnet50", 0)],
 )
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_fused_blocks_give_the_maps_of_timms(name, fused, kind, tmp_path):
+def test_maps_of_fused_blocks_equal_timms(name, fused, kind, tmp_path):
     save_file(randomized(name), tmp_path / "weights.safetensors")
     encoder = FrozenEncoder(name, str(tmp_path / "weights.safetensors"))
     peer = timm.create_model(name, features_only=True).eval()
@@ -407,18 +407,18 @@ def test_fused_blocks_give_the_maps_of_timms(name, fused, kind, tmp_path):
             plain = peer(images)
             maps = encoder(images)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
-        assert calls_of_onednn(encoder, images) == (
+        assert count_onednn_calls(encoder, images) == (
             fused if kind == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0
         )
     for ours, theirs, exact in zip(maps, plain, expected, strict=True):
         assert ours.dtype == kind
         if kind == torch.float32:
             assert (ours - exact).abs().max() <= 1e-4 * exact.abs().max()
-        else:  # no further from float32 than timm's under autocast
+        else:  # not further from float32 than timm under autocast
             assert (ours - exact).square().mean() <= 1.1 * (theirs - exact).square().mean()
 
 
-def test_a_fused_block_leaves_the_maps_before_it_alone(random_resnet18):
+def test_fused_blocks_do_not_overwrite_returned_maps(random_resnet18):
     images = torch.randn(1, 3, 64, 64)
     maps = random_resnet18(images)
     first = [m.clone() for m in maps]
@@ -426,19 +426,19 @@ def test_a_fused_block_leaves_the_maps_before_it_alone(random_resnet18):
     assert all(torch.equal(a, b) for a, b in zip(maps, first, strict=True))
 
 
-def test_without_onednn_the_blocks_are_as_timm_wrote_them(random_resnet18, monkeypatch):
+def test_without_onednn_timms_own_blocks_are_used(random_resnet18, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    assert calls_of_onednn(random_resnet18, torch.randn(1, 3, 64, 64)) == 0
+    assert count_onednn_calls(random_resnet18, torch.randn(1, 3, 64, 64)) == 0
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN here")
-def test_bfloat16_is_lacking_where_pytorch_convolves_it_without_onednn():
+def test_lacks_bfloat16_agrees_with_the_convolution_that_pytorch_selects():
     x, weight = torch.zeros(16, 8, 64, 64, dtype=torch.bfloat16), torch.zeros(8, 8, 3, 3, dtype=torch.bfloat16)
     chosen = torch._C._select_conv_backend(x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
     assert lacks_bfloat16() == (chosen != torch._C._ConvBackend.Mkldnn)
 
 
-def test_flops_are_counted_whether_blocks_are_fused_or_not(random_resnet18):
+def test_flops_are_the_same_with_and_without_fused_blocks(random_resnet18):
     peer = timm.create_model("resnet18", features_only=True).eval()
     images, counts = torch.randn(1, 3, 64, 64), []
     for model in (random_resnet18, peer):

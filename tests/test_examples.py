@@ -31,13 +31,13 @@ def run_script(name: str, *args: str) -> None:
         sys.argv = old
 
 
-@pytest.mark.filterwarnings("ignore")  # what Lightning says to a script is the script's affair
+@pytest.mark.filterwarnings("ignore")  # scripts do not silence Lightning's warnings
 def test_train_in_python(tmp_path):
     run_script("train_in_python.py", "--max_steps", "1", "--output", str(tmp_path))
     assert (tmp_path / "panel.png").stat().st_size > 1000
 
 
-@pytest.mark.filterwarnings("ignore")  # what Lightning says to a script is the script's affair
+@pytest.mark.filterwarnings("ignore")  # scripts do not silence Lightning's warnings
 def test_own_network(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_script("own_network.py", "--max_steps", "2")
@@ -49,16 +49,16 @@ def test_train_ddp(tmp_path):
     script = str(ROOT / "examples" / "train_ddp.py")
     done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if "process(es)," in line]  # one of them speaks
+    (line,) = [line for line in done.stdout.splitlines() if "process(es)," in line]  # only one process prints
     assert re.fullmatch(r"2 process\(es\), 2 steps: \d+\.\d % mIoU on 5 images", line.strip())
-    assert json.loads((tmp_path / "results.json").read_text())["images"] == 5  # Lightning's sampler repeats one
+    assert json.loads((tmp_path / "results.json").read_text())["images"] == 5  # Lightning's sampler would repeat one
     assert (tmp_path / "last.ckpt").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # what Lightning says to a script is the script's affair
+@pytest.mark.filterwarnings("ignore")  # scripts do not silence Lightning's warnings
 @pytest.mark.parametrize("kind", ["camvid", "cityscapes", "coco", "mapillary", "voc"])
-def test_the_data_modules_serve_torchvisions_network(kind, tmp_path, monkeypatch):
+def test_torchvisions_network_trains_with_each_data_module(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["fake-data", kind, "data", "--images", "2", "--size", "48", "64"]) == 0
     run_script("torchvision_fcn.py", built_in_datasets()[kind].__name__, "data", "64", "1")
@@ -81,7 +81,7 @@ def test_python_in_the_readme_runs():
 
 
 def readme_commands(word: str) -> list[list[str]]:
-    """Words of the early-fusion-seg commands of the block that has `word`."""
+    """Return the arguments of the early-fusion-seg commands in the block with `word`."""
     (block,) = [b for b in blocks(ROOT / "README.md", "bash") if word in b]
     return [line.split()[1:] for line in block.splitlines() if line.startswith("early-fusion-seg")]
 

@@ -15,7 +15,7 @@ def keys(dm: FolderDataModule, split: str) -> list[str]:
     return [dataset.source.key(i) for i in range(len(dataset))]
 
 
-def test_predict_takes_every_visible_file_below_the_root_sorted(tmp_path: Path) -> None:
+def test_predict_uses_every_visible_file_below_the_root_sorted(tmp_path: Path) -> None:
     for name in ("b.png", "a.jpg", "a.png", "deep/er/c.tif", "deep/.hidden.png", ".cache/x.png", "Z.webp"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def test_predict_takes_every_visible_file_below_the_root_sorted(tmp_path: Path) 
     np.testing.assert_array_equal(dm.dataset("predict")[2]["image"].permute(1, 2, 0), PIXELS)
 
 
-def test_predict_reports_files_that_are_not_images_and_goes_on(tmp_path: Path) -> None:
+def test_predict_reports_and_skips_files_that_are_not_images(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "b.png")
     (tmp_path / "a.txt").write_text("a note")
     batches = list(FolderDataModule(tmp_path, num_workers=0).predict_dataloader())
@@ -42,7 +42,7 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
         FolderDataModule(tmp_path).dataset("predict")
 
 
-def test_classes_come_from_the_csv_at_first_use(tmp_path: Path) -> None:
+def test_label_csv_is_read_at_the_first_use(tmp_path: Path) -> None:
     dm = FolderDataModule(tmp_path)
     for name in ("class_names", "num_classes", "palette", "label_set"):
         with pytest.raises(MissingFileError, match=r"(?s)labels\.csv.*raw_id,train_id,name,color\n0,0,road"):
@@ -75,12 +75,12 @@ def test_splits_by_fraction_are_disjoint_complete_and_stable(tmp_path: Path) -> 
     train, val = keys(dm, "train"), keys(dm, "val")
     assert (len(train), len(val)) == (7, 3)
     assert sorted(train + val) == [f"{i:03}.jpg" for i in range(10)]
-    assert val == ["000.jpg", "003.jpg", "009.jpg"]  # sha256sum's three smallest: the same on every machine
+    assert val == ["000.jpg", "003.jpg", "009.jpg"]  # the three lowest values of sha256sum
     with pytest.raises(MissingFileError, match="no test split; expected images/test and masks/test"):
         dm.dataset("test")
 
 
-def test_validation_keys_move_little_when_images_are_added() -> None:
+def test_validation_keys_change_little_when_images_are_added() -> None:
     few, many = [f"{i}.png" for i in range(100)], [f"{i}.png" for i in range(110)]
     assert len(validation_keys(few, 0.2)) == 20
     assert len(validation_keys(few, 0.2) - validation_keys(many, 0.2)) <= 5
@@ -93,7 +93,7 @@ def test_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
         FolderDataModule("nowhere", val_fraction=fraction)
 
 
-def test_unpaired_files_are_named(tmp_path: Path) -> None:
+def test_errors_name_unpaired_files(tmp_path: Path) -> None:
     fake_folder(tmp_path, images=2)
     dm = FolderDataModule(tmp_path)
     mask = tmp_path / "masks/train/001.png"
@@ -110,14 +110,14 @@ def test_unpaired_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["images", "masks"])
-def test_missing_images_or_masks_show_the_tree(tmp_path: Path, folder: str) -> None:
+def test_missing_images_or_masks_show_the_expected_files(tmp_path: Path, folder: str) -> None:
     fake_folder(tmp_path, images=1)
     (tmp_path / folder).rename(tmp_path / "moved")
     with pytest.raises(MissingFileError, match=rf"(?s){folder} is not a folder.*masks/train/a\.png"):
         FolderDataModule(tmp_path).dataset("train")
 
 
-def test_missing_mask_folder_of_a_split_names_the_first_mask(tmp_path: Path) -> None:
+def test_error_of_a_missing_mask_folder_names_the_first_mask(tmp_path: Path) -> None:
     fake_folder(tmp_path, images=1)
     (tmp_path / "masks/val").rename(tmp_path / "masks/valid")
     with pytest.raises(MissingFileError, match=r"images/val/000\.jpg has no mask; expected .*masks/val/000\.png"):

@@ -20,7 +20,7 @@ def small(**options) -> ReverseHRNet:
     return ReverseHRNet(CHANNELS, STRIDES, num_classes=5, **({"width": 8, "blocks": 1} | options))
 
 
-def test_stages_of_the_two_plans():
+def test_streams_of_the_stages_of_both_plans():
     assert stage_strides("early", STRIDES) == [[2, 4, 8, 16, 32], [2, 4, 8, 16], [2, 4, 8], [2, 4], [2]]
     assert stage_strides("progressive", STRIDES) == [[32], [16, 32], [8, 16, 32], [4, 8, 16, 32], [2, 4, 8, 16, 32]]
 
@@ -28,7 +28,7 @@ def test_stages_of_the_two_plans():
 @pytest.mark.parametrize("plan", ["early", "progressive"])
 @pytest.mark.parametrize("extra_stream", [True, False])
 @pytest.mark.parametrize("counts", [1, 0])
-def test_logits_at_the_finest_stride_and_every_parameter_learns(plan, extra_stream, counts):
+def test_logits_have_the_finest_stride_and_every_parameter_gets_a_gradient(plan, extra_stream, counts):
     head = small(plan=plan, extra_stream=extra_stream, hr_modules=[counts] * (5 if extra_stream else 4))
     logits = head(maps(64, 96), torch.rand(2, 3, 64, 96))
     finest = 2 if extra_stream else 4
@@ -39,13 +39,13 @@ def test_logits_at_the_finest_stride_and_every_parameter_learns(plan, extra_stre
 
 @given(h=st.integers(1, 70), w=st.integers(1, 70))
 @settings(max_examples=15, deadline=None)
-def test_any_size(h, w):
+def test_images_of_any_size(h, w):
     head = small(hr_modules=[1, 0, 1, 0, 0]).eval()
     assert head(maps(h, w, n=1), torch.rand(1, 3, h, w)).shape[-2:] == (-(-h // 2), -(-w // 2))
 
 
 class Copies(nn.Module):
-    """Give all channels of one."""
+    """Repeat a single channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Copies(nn.Module):
 
 
 def ramps(h: int, w: int) -> dict[int, torch.Tensor]:
-    """At each stride the sum of the pixel coordinates under each cell's center."""
+    """Return, for each stride, a map (ceil(h / s), ceil(w / s)) of the sum of the pixel coordinates of cell centers."""
     return {
         s: ((torch.arange(-(-h // s)) + 0.5) * s)[:, None] + ((torch.arange(-(-w // s)) + 0.5) * s)[None, :]
         for s in STRIDES
@@ -64,12 +64,12 @@ def ramps(h: int, w: int) -> dict[int, torch.Tensor]:
 
 
 def inside(stride: int, h: int, w: int) -> tuple:
-    """Index the cells that lie between the centers of the coarsest ones, and of all in between."""
+    """Return the index of the cells between the centers of the coarsest cells, without effects of the border."""
     return ..., slice(32 // stride, (h - 32) // stride), slice(32 // stride, (w - 32) // stride)
 
 
 @pytest.mark.parametrize(("h", "w"), [(180, 240), (101, 67), (96, 128)])
-def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h, w):
+def test_streams_stay_aligned_with_the_pixels_if_no_stride_divides_the_size(h, w):
     streams = {s: x[None, None] for s, x in ramps(h, w).items()}
     head = small(hr_modules=[0] * 5)
     head.adapt = nn.ModuleDict({str(s): nn.Identity() for s in STRIDES})
@@ -83,23 +83,23 @@ def test_streams_stay_aligned_with_the_pixels_where_no_stride_divides_the_size(h
 
 
 @pytest.mark.parametrize(("h", "w"), [(180, 240), (101, 99), (96, 128)])
-def test_the_exchange_leaves_streams_aligned(h, w):
+def test_the_exchange_unit_keeps_streams_aligned(h, w):
     streams = {s: x[None, None] for s, x in ramps(h, w).items()}
-    exchange = ExchangeUnit(dict.fromkeys(STRIDES, 1), used_later=set(STRIDES))
-    for i, name in enumerate(exchange.up, start=1):
-        exchange.up[name] = Copies(i)
-    for i, name in enumerate(exchange.down):
-        exchange.down[name] = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), Copies(4 - i))
-    for name in exchange.further_down:
+    unit = ExchangeUnit(dict.fromkeys(STRIDES, 1), used_later=set(STRIDES))
+    for i, name in enumerate(unit.up, start=1):
+        unit.up[name] = Copies(i)
+    for i, name in enumerate(unit.down):
+        unit.down[name] = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), Copies(4 - i))
+    for name in unit.further_down:
         source, target = map(int, name.split("_to_"))
-        exchange.further_down[name] = nn.AvgPool2d(target // source // 2, ceil_mode=True)
-    for s, fused in exchange(streams).items():
+        unit.further_down[name] = nn.AvgPool2d(target // source // 2, ceil_mode=True)
+    for s, fused in unit(streams).items():
         part = inside(s, h, w)
         assert fused[part].numel() > 0
         torch.testing.assert_close(fused[part], 5 * streams[s][part])
 
 
-def risen(x: torch.Tensor, stride: int) -> torch.Tensor:
+def upsampled(x: torch.Tensor, stride: int) -> torch.Tensor:
     """Upsample to stride 2 by factors of 2."""
     for _ in range((stride // 2).bit_length() - 1):
         x = F.interpolate(x, scale_factor=2, mode="bilinear")
@@ -107,7 +107,7 @@ def risen(x: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("plan", ["early", "progressive"])
-def test_votes_equal_a_convolution_on_the_concatenated_last_states(plan):
+def test_logits_equal_a_convolution_on_the_concatenated_last_features(plan):
     head = small(plan=plan, hr_modules=[1] * 5).eval()
     last: dict[int, torch.Tensor] = {}
     for name in head.adapt:
@@ -117,13 +117,13 @@ def test_votes_equal_a_convolution_on_the_concatenated_last_states(plan):
     features = maps(64, 64)
     with torch.no_grad():
         logits = head(features, torch.rand(2, 3, 64, 64))
-        wide = torch.cat([risen(last[s], s) for s in STRIDES], 1)
+        wide = torch.cat([upsampled(last[s], s) for s in STRIDES], 1)
         kernel = torch.cat([head.classifiers[str(s)].weight for s in STRIDES], 1)
         bias = sum(head.classifiers[str(s)].bias for s in STRIDES)
         torch.testing.assert_close(logits, F.conv2d(wide, kernel, bias), rtol=1e-4, atol=1e-5)
 
 
-def test_streams_of_each_stage():
+def test_each_module_returns_the_streams_of_its_stage():
     seen = []
     head = small(hr_modules=[2, 0, 1, 0, 1])
     for module in head.stages:
@@ -132,71 +132,71 @@ def test_streams_of_each_stage():
     assert seen == [[2, 4, 8, 16, 32], [2, 4, 8, 16, 32], [2, 4, 8], [2]]
 
 
-def test_exchange_is_relu_of_the_sum_of_all_streams():
-    """Each path by itself, with its share of the convolution that it leaves by."""
+def test_the_exchange_unit_computes_relu_of_the_sum_of_all_streams():
+    """Each path is computed alone, with its channels of the shared convolution."""
     torch.manual_seed(0)
     widths = {4: 3, 8: 6, 16: 12}
-    exchange = ExchangeUnit(widths, used_later=set(widths)).eval()
-    for norm in exchange.modules():
+    unit = ExchangeUnit(widths, used_later=set(widths)).eval()
+    for norm in unit.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight), nn.init.normal_(norm.bias), nn.init.normal_(norm.running_mean)
     streams = {s: torch.randn(2, width, 32 // s, 32 // s) for s, width in widths.items()}
 
-    def share(module, x, first, last, **options):
+    def channels_of(module, x, first, last, **options):
         conv, norm = module
         out = F.conv2d(x, conv.weight[first:last], **options)
         numbers = (p[first:last] for p in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
         return F.batch_norm(out, *numbers)
 
     def up(source, first, last, times=1):
-        moved = share(exchange.up[str(source)], streams[source], first, last)
+        x = channels_of(unit.up[str(source)], streams[source], first, last)
         for _ in range(times):
-            moved = F.interpolate(moved, scale_factor=2, mode="bilinear")
-        return moved
+            x = F.interpolate(x, scale_factor=2, mode="bilinear")
+        return x
 
     with torch.no_grad():
         strided = {"stride": 2, "padding": 1}
-        conv, norm = exchange.further_down["4_to_16"][-1]
-        twice = share(exchange.down["4"], streams[4], 6, 9, **strided).clamp(min=0)
+        conv, norm = unit.further_down["4_to_16"][-1]
+        twice = channels_of(unit.down["4"], streams[4], 6, 9, **strided).clamp(min=0)
         twice = norm(F.conv2d(twice, conv.weight, **strided))
         expected = {
             4: streams[4] + up(8, 0, 3) + up(16, 0, 3, times=2),
-            8: streams[8] + share(exchange.down["4"], streams[4], 0, 6, **strided) + up(16, 3, 9),
-            16: streams[16] + twice + share(exchange.down["8"], streams[8], 0, 12, **strided),
+            8: streams[8] + channels_of(unit.down["4"], streams[4], 0, 6, **strided) + up(16, 3, 9),
+            16: streams[16] + twice + channels_of(unit.down["8"], streams[8], 0, 12, **strided),
         }
-        fused = exchange({s: x.clone() for s, x in streams.items()})
-    assert list(exchange.further_down) == ["4_to_16"]
+        fused = unit({s: x.clone() for s, x in streams.items()})
+    assert list(unit.further_down) == ["4_to_16"]
     for s in widths:
         torch.testing.assert_close(fused[s], expected[s].clamp(min=0))
 
 
-def test_a_path_of_several_steps_has_a_norm_and_relu_after_each_but_the_last():
+def test_a_downward_path_has_a_norm_and_relu_after_each_step_but_the_last():
     torch.manual_seed(0)
-    exchange = ExchangeUnit({2: 3, 16: 8}, used_later={2, 16}).eval()
+    unit = ExchangeUnit({2: 3, 16: 8}, used_later={2, 16}).eval()
     x, coarse = torch.randn(1, 3, 16, 16), torch.randn(1, 8, 2, 2)
-    path = exchange.further_down["2_to_16"]
+    path = unit.further_down["2_to_16"]
     with torch.no_grad():
-        moved = x
-        for conv, norm in (exchange.down["2"][:2], path[1][:2], path[2][:2]):
+        downsampled = x
+        for conv, norm in (unit.down["2"][:2], path[1][:2], path[2][:2]):
             nn.init.constant_(norm.weight, 9.0)  # values far from 0, some of them negative
-            moved = norm(F.conv2d(moved, conv.weight, stride=2, padding=1))
-            moved = moved.clamp(min=0) if norm.num_features == 3 else moved
-        torch.testing.assert_close(exchange({2: x, 16: coarse})[16], (coarse + moved).clamp(min=0))
+            downsampled = norm(F.conv2d(downsampled, conv.weight, stride=2, padding=1))
+            downsampled = downsampled.clamp(min=0) if norm.num_features == 3 else downsampled
+        torch.testing.assert_close(unit({2: x, 16: coarse})[16], (coarse + downsampled).clamp(min=0))
 
 
-def test_a_stream_alone_exchanges_nothing_and_is_not_written_over():
+def test_an_exchange_unit_of_one_stream_applies_relu_and_keeps_its_input():
     stream = torch.randn(1, 3, 4, 4)
     before = stream.clone()
     torch.testing.assert_close(ExchangeUnit({4: 3}, used_later={4})({4: stream})[4], before.clamp(min=0))
     assert torch.equal(stream, before)
 
 
-def test_a_stream_that_nobody_takes_gets_nothing_from_finer_ones():
+def test_a_stream_that_is_not_used_later_gets_nothing_from_finer_ones():
     torch.manual_seed(0)
-    exchange = ExchangeUnit({4: 4, 8: 8, 16: 16}, used_later={4, 8}).eval()
+    unit = ExchangeUnit({4: 4, 8: 8, 16: 16}, used_later={4, 8}).eval()
     streams = {s: torch.randn(1, s, 32 // s, 32 // s) for s in (4, 8, 16)}
     with torch.no_grad():
-        before, after = exchange(streams), exchange(streams | {4: torch.randn(1, 4, 8, 8)})
+        before, after = unit(streams), unit(streams | {4: torch.randn(1, 4, 8, 8)})
     assert torch.equal(before[16], streams[16].clamp(min=0))
     assert torch.equal(after[16], before[16])
     assert not torch.equal(after[8], before[8])
@@ -211,7 +211,7 @@ def test_a_stream_that_nobody_takes_gets_nothing_from_finer_ones():
         ({"hr_modules": [1, 0, 0, 0, 0]}, [set()]),
     ],
 )
-def test_downward_goes_what_a_later_module_takes(options, downward):
+def test_only_streams_of_later_modules_get_downward_connections(options, downward):
     head = small(**options)
     for module, expected in zip(head.stages, downward, strict=True):
         widths = module.exchange_unit.widths
@@ -225,7 +225,7 @@ def test_downward_goes_what_a_later_module_takes(options, downward):
         assert reached == expected
 
 
-def test_a_block_adds_its_convolutions_to_its_input():
+def test_a_basic_block_adds_its_convolutions_to_its_input():
     torch.manual_seed(0)
     block = BasicBlock(4).eval()
     x = torch.randn(1, 4, 6, 6)
@@ -243,7 +243,7 @@ def test_widths_double_with_the_stride_with_or_without_the_extra_stream():
         assert len(head.stages) == 2
 
 
-def test_plans_have_their_own_default_modules_with_and_without_the_extra_stream():
+def test_default_modules_of_both_plans_with_and_without_the_extra_stream():
     assert default_modules("early", STRIDES) == ([2, 0, 0, 0, 0], [0, 0, 1, 1, 1])
     assert default_modules("early", STRIDES[1:]) == ([2, 0, 0, 0], [2, 2, 2, 2])
     assert default_modules("progressive", STRIDES) == ([1] * 5, [2] * 5)
@@ -251,7 +251,7 @@ def test_plans_have_their_own_default_modules_with_and_without_the_extra_stream(
     assert [[len(branch) for branch in module.branches.values()] for module in stages] == [[0, 0, 1, 1, 1]] * 2
 
 
-def test_an_encoder_without_stride_2_gets_the_extra_stream_from_a_stem():
+def test_without_an_encoder_map_of_stride_2_a_stem_makes_the_extra_stream():
     head = ReverseHRNet((8, 12), (4, 8), num_classes=3, width=8)
     assert head.strides == [2, 4, 8]
     images = torch.rand(1, 3, 33, 47, requires_grad=True)
@@ -260,7 +260,7 @@ def test_an_encoder_without_stride_2_gets_the_extra_stream_from_a_stem():
     assert small().stem is None
 
 
-def test_any_set_of_strides_and_finer_maps_are_left_aside():
+def test_strides_may_be_far_apart_and_maps_finer_than_the_head_are_ignored():
     head = ReverseHRNet((8, 12), (4, 16), num_classes=3, extra_stream=False, width=8)
     assert head(maps(64, 64, 2, (4, 16), (8, 12)), torch.rand(2, 3, 64, 64)).shape == (2, 3, 16, 16)
     head = ReverseHRNet((5, 6, 8), (1, 2, 4), num_classes=3, width=8)
@@ -274,23 +274,23 @@ def test_any_set_of_strides_and_finer_maps_are_left_aside():
         ({"width": 5}, "width=5"),
         ({"width": 0}, "width=0"),
         ({"hr_modules": [1, 1]}, "expected 5 numbers"),
-        ({"hr_modules": [1, 1, 1, 1, -1]}, "from 0 up"),
+        ({"hr_modules": [1, 1, 1, 1, -1]}, "numbers of at least 0"),
         ({"blocks": [1, 1]}, r"blocks=\[1, 1\]; expected 5 numbers"),
-        ({"blocks": -1}, "from 0 up"),
+        ({"blocks": -1}, "numbers of at least 0"),
         ({"plan": "late"}, 'expected "early" or "progressive"'),
     ],
 )
-def test_numbers_that_make_no_head_are_refused(options, message):
+def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         small(**options)
 
 
-def test_strides_that_are_no_powers_of_two_apart_are_refused():
+def test_strides_whose_ratio_is_not_a_power_of_two_are_refused():
     with pytest.raises(UserError, match=r"strides \[2, 6\]"):
         ReverseHRNet((4, 4), (2, 6), num_classes=2)
 
 
-def test_an_hr_module_has_the_residual_blocks_asked_for():
+def test_the_number_of_residual_blocks_in_hr_modules():
     module = small(blocks=3, hr_modules=[1, 0, 0, 0, 0]).stages[0]
     assert [len(branch) for branch in module.branches.values()] == [3] * 5
     stages = small(blocks=[0, 1, 2, 2, 3], hr_modules=[1, 1, 0, 0, 0]).stages
@@ -298,7 +298,7 @@ def test_an_hr_module_has_the_residual_blocks_asked_for():
     assert [len(branch) for branch in stages[1].branches.values()] == [0, 1, 2, 2]
 
 
-def test_maps_are_adapted_by_a_convolution_a_norm_and_relu():
+def test_adapt_is_a_convolution_a_norm_and_relu():
     head = small(hr_modules=[0] * 5, blocks=1).eval()
     features = maps(33, 47)
     for stride, channels, x in zip(STRIDES, CHANNELS, features, strict=True):
@@ -310,7 +310,7 @@ def test_maps_are_adapted_by_a_convolution_a_norm_and_relu():
         assert (expected == 0).any()
 
 
-def test_recomputed_activations_change_nothing_but_the_memory():
+def test_activation_checkpointing_changes_only_the_memory():
     saved, gradients, statistics = [], [], []
     for activation_checkpointing in (False, True):
         head = small(hr_modules=[1, 1, 0, 0, 0], blocks=2, activation_checkpointing=activation_checkpointing)

@@ -12,7 +12,8 @@ from early_fusion_seg.io.images import image_size, read_image, read_mask, to_rgb
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (11, 14, 3), np.uint8)
 GRAY = RNG.integers(0, 256, (11, 14), np.uint8)
-SMOOTH = np.stack([np.add.outer(np.arange(24) * 4, np.arange(40) * 3)] * 3, -1).astype(np.uint8)  # survives JPEG
+# a smooth image, which JPEG changes little
+SMOOTH = np.stack([np.add.outer(np.arange(24) * 4, np.arange(40) * 3)] * 3, -1).astype(np.uint8)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp", "bmp"])
@@ -22,15 +23,15 @@ def test_lossless_formats_are_read_exactly(tmp_path: Path, suffix: str) -> None:
     image = read_image(path)
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, RGB)
-    image[0, 0] = 0  # the array is the caller's own
+    image[0, 0] = 0  # the array is writable
 
 
-def test_jpeg_is_read_closely(tmp_path: Path) -> None:
+def test_jpeg_is_read_within_its_compression_error(tmp_path: Path) -> None:
     Image.fromarray(SMOOTH).save(tmp_path / "a.jpg", quality=95)
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - SMOOTH).max() <= 8
 
 
-def test_gray_modes_become_rgb(tmp_path: Path) -> None:
+def test_gray_modes_are_converted_to_rgb(tmp_path: Path) -> None:
     gray = np.repeat(GRAY[..., None], 3, -1)
     alpha = np.full_like(GRAY, 7)
     deep = GRAY.astype(np.uint16) * 256 + 99
@@ -47,7 +48,7 @@ def test_gray_modes_become_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "1.png"), np.where(gray > 127, 255, 0))
 
 
-def test_16_bit_color_becomes_8_bit(tmp_path: Path) -> None:
+def test_16_bit_color_is_converted_to_8_bit(tmp_path: Path) -> None:
     scanlines = b"".join(b"\0" + (row.astype(np.uint16) * 256 + 99).astype(">u2").tobytes() for row in RGB)
     write_png(tmp_path / "a.png", RGB.shape[1], RGB.shape[0], bits=16, kind=2, scanlines=scanlines)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
@@ -61,7 +62,7 @@ def test_transparency_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(16))])
-def test_palettes_are_resolved(tmp_path: Path, transparency: int | bytes | None) -> None:
+def test_palette_images_are_converted_to_rgb(tmp_path: Path, transparency: int | bytes | None) -> None:
     indices, colors = GRAY % 16, RNG.integers(0, 256, (16, 3), np.uint8)
     image = Image.fromarray(indices)
     image.putpalette(colors.tobytes())
@@ -69,7 +70,7 @@ def test_palettes_are_resolved(tmp_path: Path, transparency: int | bytes | None)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), colors[indices])
 
 
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+def test_cmyk_is_converted_to_rgb(tmp_path: Path) -> None:
     cmyk = RNG.integers(0, 256, (11, 14, 4), np.uint8)
     Image.fromarray(cmyk, mode="CMYK").save(tmp_path / "a.tif")
     expected = (255.0 - cmyk[..., :3]) * (255.0 - cmyk[..., 3:]) / 255
@@ -98,28 +99,28 @@ def test_orientation_tag_is_applied(tmp_path: Path, tag: int, suffix: str) -> No
     assert np.abs(image.astype(int) - shown).max() <= 12
 
 
-def test_first_frame_is_taken(tmp_path: Path) -> None:
+def test_first_frame_is_read(tmp_path: Path) -> None:
     frames = [Image.fromarray(SMOOTH), Image.fromarray(255 - SMOOTH)]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), SMOOTH)
 
 
 @pytest.mark.parametrize("reader", [read_image, read_mask])
-def test_missing_file_is_named(tmp_path: Path, reader) -> None:
+def test_error_names_the_missing_file(tmp_path: Path, reader) -> None:
     with pytest.raises(MissingFileError, match=r"nowhere\.png"):
         reader(tmp_path / "nowhere.png")
 
 
 @pytest.mark.parametrize("reader", [read_image, read_mask])
-def test_text_with_an_image_suffix_is_refused_by_name(tmp_path: Path, reader) -> None:
+def test_text_with_an_image_suffix_is_refused(tmp_path: Path, reader) -> None:
     (tmp_path / "a.png").write_text("not an image")
     with pytest.raises(UserError, match=r"a\.png is not an image"):
         reader(tmp_path / "a.png")
 
 
-@pytest.mark.filterwarnings("ignore:Truncated File Read")  # Pillow's, of TIFF, before it raises
+@pytest.mark.filterwarnings("ignore:Truncated File Read")  # Pillow warns about a TIFF before it raises
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif"])
-def test_truncated_file_is_refused_by_name_wherever_it_is_cut(tmp_path: Path, suffix: str) -> None:
+def test_truncated_file_is_refused_at_any_length(tmp_path: Path, suffix: str) -> None:
     noise = RNG.integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
     whole = (tmp_path / f"whole.{suffix}").read_bytes()
@@ -144,14 +145,14 @@ def test_flipped_bytes_give_an_image_or_a_user_error(tmp_path: Path) -> None:
     assert refused > 100
 
 
-def test_levels_of_32_bits_are_refused(tmp_path: Path) -> None:
+def test_gray_levels_of_32_bits_are_refused(tmp_path: Path) -> None:
     for dtype in (np.int32, np.float32):
         Image.fromarray(GRAY.astype(dtype)).save(tmp_path / "a.tif")
         with pytest.raises(UserError, match=r"a\.tif .*gray levels of 32 bits"):
             read_image(tmp_path / "a.tif")
 
 
-def test_images_in_memory_are_treated_like_files(tmp_path: Path) -> None:
+def test_images_in_memory_are_converted_like_files(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     Image.fromarray(SMOOTH).save(tmp_path / "a.png", exif=exif)
@@ -189,7 +190,7 @@ def test_mask_numbers_of_few_bits_are_kept(tmp_path: Path, bits: int, kind: int)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), numbers)
 
 
-def test_mask_is_not_turned(tmp_path: Path) -> None:
+def test_mask_is_not_rotated(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     Image.fromarray(GRAY).save(tmp_path / "a.png", exif=exif)
@@ -199,11 +200,11 @@ def test_mask_is_not_turned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pixels", [RGB, np.dstack([RGB, GRAY]), np.dstack([GRAY, GRAY]), GRAY.astype(np.float32)])
 def test_colored_mask_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=r"a\.tif has the mode .*gray or indexed"):
+    with pytest.raises(UserError, match=r"a\.tif has the mode .*; expected a gray or indexed image"):
         read_mask(tmp_path / "a.tif")
 
 
-def test_indexed_png_keeps_labels_and_shows_colors(tmp_path: Path) -> None:
+def test_indexed_png_stores_labels_and_shows_colors(tmp_path: Path) -> None:
     labels = GRAY % 4
     labels[0, 0] = 255
     palette = [[128, 64, 0], [0, 255, 0], [1, 2, 3], [9, 9, 9]]
@@ -220,7 +221,7 @@ def test_indexed_png_refuses_other_arrays(tmp_path: Path, labels: np.ndarray) ->
 
 
 def write_png(path: Path, width: int, height: int, bits: int, kind: int, scanlines: bytes) -> None:
-    """Write a PNG of a kind that Pillow reads and does not write; kind 0 is gray, 2 RGB, 3 indexed."""
+    """Write a PNG of a kind that Pillow can read but not write; kind 0 is gray, 2 is RGB, 3 is indexed."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -233,7 +234,7 @@ def write_png(path: Path, width: int, height: int, bits: int, kind: int, scanlin
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_plain_files_give_what_pillow_gives_also_where_a_byte_is_wrong(tmp_path: Path, mode: str, suffix: str) -> None:
+def test_opencv_and_pillow_agree_on_intact_and_damaged_files(tmp_path: Path, mode: str, suffix: str) -> None:
     rng = np.random.default_rng(0)
     smooth = np.add.outer(np.arange(40), np.arange(56)).astype(np.uint8) + rng.integers(0, 9, (40, 56), np.uint8)
     image = Image.fromarray(smooth if mode == "L" else np.stack([smooth, smooth // 2, 255 - smooth], -1))
@@ -243,9 +244,9 @@ def test_plain_files_give_what_pillow_gives_also_where_a_byte_is_wrong(tmp_path:
     np.testing.assert_array_equal(read_image(path), Image.open(path).convert("RGB"))
     refused = 0
     for place in rng.integers(0, len(whole), 150):
-        spoilt = bytearray(whole)
-        spoilt[place] ^= 1 << int(rng.integers(8))
-        path.write_bytes(spoilt)
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
         try:
             with Image.open(path) as opened:
                 expected = np.array(ImageOps.exif_transpose(opened).convert("RGB"))
@@ -258,7 +259,7 @@ def test_plain_files_give_what_pillow_gives_also_where_a_byte_is_wrong(tmp_path:
     assert refused > (5 if suffix == "jpg" else 60)
 
 
-def test_a_turned_jpeg_is_reduced_too(tmp_path: Path) -> None:
+def test_rotated_jpeg_is_reduced(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     pixels = np.add.outer(np.arange(100), np.arange(140)).astype(np.uint8).repeat(3).reshape(100, 140, 3)
@@ -269,7 +270,7 @@ def test_a_turned_jpeg_is_reduced_too(tmp_path: Path) -> None:
     assert np.abs(whole.reshape(70, 2, 50, 2, 3).mean((1, 3)) - small).mean() < 1.5
 
 
-def test_sizes_come_from_the_header(tmp_path: Path) -> None:
+def test_image_size_is_read_from_the_header(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
     assert image_size(tmp_path / "a.png") == (14, 11)
     (tmp_path / "b.png").write_text("no image")
@@ -279,7 +280,7 @@ def test_sizes_come_from_the_header(tmp_path: Path) -> None:
         image_size(str(tmp_path / "c.png"))
 
 
-def test_a_file_that_may_not_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_the_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
 
     def refuse(*_: object) -> None:

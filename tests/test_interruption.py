@@ -1,4 +1,4 @@
-"""Runs that are killed go on from last.ckpt and end with the weights of one that was not."""
+"""Runs that are killed or stopped, and resumed from last.ckpt, end with the weights of an uninterrupted run."""
 
 import random
 import signal
@@ -22,15 +22,15 @@ ARGS = [
 
 
 def start(run: Path, *more: str) -> subprocess.Popen[str]:
-    """Start a run, or go on with it where it has a checkpoint."""
+    """Start a run, or resume it if it has a checkpoint."""
     last = run / "checkpoints" / "last.ckpt"
-    begun = ["--ckpt_path", str(last)] if last.exists() else []
-    command = [sys.executable, "-m", "early_fusion_seg", *ARGS, "--output", str(run), *begun, *more]
+    resume = ["--ckpt_path", str(last)] if last.exists() else []
+    command = [sys.executable, "-m", "early_fusion_seg", *ARGS, "--output", str(run), *resume, *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(run: Path) -> dict[str, object]:
-    """Run to the end, and return the last checkpoint."""
+    """Run or resume to the end, and return the last checkpoint."""
     process = start(run)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
@@ -38,7 +38,7 @@ def finish(run: Path) -> dict[str, object]:
 
 
 def assert_same(a: dict[str, object], b: dict[str, object]) -> None:
-    assert a["global_step"] == b["global_step"] == EPOCHS * 11  # 21 batches an epoch, two a step
+    assert a["global_step"] == b["global_step"] == EPOCHS * 11  # 21 batches per epoch, two per step
     for key, value in a["state_dict"].items():
         assert torch.equal(value, b["state_dict"][key]), key
     for index, moments in a["optimizer_states"][0]["state"].items():
@@ -49,11 +49,11 @@ def assert_same(a: dict[str, object], b: dict[str, object]) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    return finish(tmp_path_factory.mktemp("whole"))
+    return finish(tmp_path_factory.mktemp("uninterrupted"))
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until a file is new."""
+    """Wait until a file is written or replaced."""
     before = path.stat().st_mtime_ns if path.exists() else 0
     while not path.exists() or path.stat().st_mtime_ns == before:
         assert process.poll() is None, process.communicate()[0]
@@ -61,29 +61,29 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_ten_times_at_random_it_ends_with_the_same_weights(uninterrupted, tmp_path):
+def test_a_run_killed_ten_times_at_random_ends_with_the_same_weights(uninterrupted, tmp_path):
     moments = random.Random(0)
     last = tmp_path / "checkpoints" / "last.ckpt"
     steps = [0]
     for _ in range(10):
         process = start(tmp_path)
-        wait_for(last, process)  # so that each start brings it further
-        time.sleep(moments.uniform(0, 1.5))  # in a step, in validation, while a checkpoint is written
+        wait_for(last, process)  # so that each process makes progress
+        time.sleep(moments.uniform(0, 1.5))  # during a step, a validation or a checkpoint
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        steps.append(torch.load(last, weights_only=True)["global_step"])  # whole, whenever it was killed
+        steps.append(torch.load(last, weights_only=True)["global_step"])  # always a complete file
     assert steps == sorted(steps)
     assert len(set(steps)) > 5
     assert_same(finish(tmp_path), uninterrupted)
 
 
 @pytest.mark.slow
-def test_told_to_end_it_saves_where_it_is_and_says_so(uninterrupted, tmp_path):
+def test_sigterm_saves_a_checkpoint_and_prints_its_path(uninterrupted, tmp_path):
     last = tmp_path / "checkpoints" / "last.ckpt"
     process = start(tmp_path)
     wait_for(last, process)
     step = torch.load(last, weights_only=True)["global_step"]
-    time.sleep(0.5)  # past the batch after which that was saved
+    time.sleep(0.5)  # some batches after the checkpoint
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, output
@@ -93,7 +93,7 @@ def test_told_to_end_it_saves_where_it_is_and_says_so(uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_told_to_end_before_anything_is_saved_it_names_no_file(tmp_path):
+def test_sigterm_without_checkpoints_prints_no_path(tmp_path):
     process = start(tmp_path, "--trainer.enable_checkpointing", "false", "--trainer.max_epochs", "1000")
     while not (tmp_path / "metrics.csv").exists():
         assert process.poll() is None, process.communicate()[0]

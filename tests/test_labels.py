@@ -37,7 +37,7 @@ Bicyclist 0,128,192 10 10 10|MotorcycleScooter 192,0,192 10 10 V|Void 0,0,0 V V 
 """
 
 
-def test_encode_follows_the_table() -> None:
+def test_encode_maps_raw_ids_to_train_ids() -> None:
     raw = np.array([[7, 300], [9, 255]], np.uint16)
     train = SMALL.encode(raw, "a.png")
     assert train.dtype == np.uint8
@@ -45,14 +45,14 @@ def test_encode_follows_the_table() -> None:
 
 
 @pytest.mark.parametrize(("raw", "dtype"), [(8, np.uint8), (0, np.uint8), (-1, np.int32), (70000, np.int32)])
-def test_unknown_raw_id_is_refused_with_file_id_and_table(raw: int, dtype: type) -> None:
+def test_error_of_an_unknown_raw_id_names_file_id_and_label_set(raw: int, dtype: type) -> None:
     mask = np.full((4, 5), 7, dtype)
     mask[2, 3] = raw
     with pytest.raises(UserError, match=rf"^deep/a\.png holds the label {raw}, .*'small'.*\(it has 7, 9, 255, 300\)$"):
         SMALL.encode(mask, Path("deep/a.png"))
 
 
-def test_unknown_raw_id_of_a_users_table_can_be_added_to_it(tmp_path: Path) -> None:
+def test_error_of_an_unknown_raw_id_shows_the_line_to_add_to_the_csv(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("raw_id,train_id,name,color\n0,0,road,#804080\n1,1,car,#00008e\n2,255,void,#000000", "utf-8")
     with pytest.raises(
@@ -65,14 +65,14 @@ def test_empty_mask_is_encoded() -> None:
     assert SMALL.encode(np.zeros((0, 5), np.uint8), "a.png").shape == (0, 5)
 
 
-def test_decode_takes_the_first_raw_id_and_encode_undoes_it() -> None:
+def test_decode_uses_the_first_raw_id_and_encode_inverts_it() -> None:
     train = np.array([[0, 1, 255]], np.uint8)
     raw = SMALL.decode(train)
     np.testing.assert_array_equal(raw, [[7, 300, 255]])
     np.testing.assert_array_equal(SMALL.encode(raw, ""), train)
 
 
-def test_decode_stays_8_bit_where_it_can_and_keeps_void_without_a_raw_id() -> None:
+def test_decode_returns_8_bits_if_possible_and_keeps_void_without_a_raw_id() -> None:
     labels = load_label_set("synthetic")
     assert labels.decode(np.array([3, 255], np.uint8)).dtype == np.uint8
     np.testing.assert_array_equal(labels.decode(np.array([3, 255], np.uint8)), [3, 255])
@@ -104,7 +104,7 @@ def test_csv_of_a_user(tmp_path: Path) -> None:
         (HEAD, r"the train ids are \[\]"),
         (HEAD + "0,255,void,#000000\n", r"the train ids are \[\]"),
         (HEAD + "0,0,a,#000000\n1,2,b,#000000\n", r"the train ids are \[0, 2\]; expected 0, 1, 2"),
-        (HEAD + "0,0,a,#000000\n0,1,b,#000000\n", "raw_id 0 is there twice"),
+        (HEAD + "0,0,a,#000000\n0,1,b,#000000\n", "duplicate raw_id 0"),
         (HEAD + "0,0,a,#000000\n1,1,a,#000000\n", r"same name \(a\)"),
         (HEAD + "x,0,a,#000000\n", "line 2: raw_id is 'x'; expected a whole number 0..65535"),
         (HEAD + "-1,0,a,#000000\n", "line 2: raw_id is '-1'"),
@@ -119,7 +119,7 @@ def test_csv_of_a_user(tmp_path: Path) -> None:
         (HEAD + "0,0,a\n", "the color is ''"),
     ],
 )
-def test_wrong_csv_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+def test_error_names_the_invalid_csv(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.csv").write_text(text)
     with pytest.raises(UserError, match=rf"(?s)mine\.csv.*{message}"):
         LabelSet.from_csv(tmp_path / "mine.csv")
@@ -136,12 +136,12 @@ def test_binary_csv_is_refused(tmp_path: Path) -> None:
         LabelSet.from_csv(tmp_path / "mine.csv")
 
 
-def test_unknown_packaged_label_set_lists_those_there_are() -> None:
+def test_error_of_an_unknown_label_set_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"no label set 'camvid'.*camvid_11, camvid_32"):
         load_label_set("camvid")
 
 
-def test_every_packaged_csv_loads_and_is_tidy() -> None:
+def test_every_packaged_csv_loads_and_has_no_empty_or_padded_cells() -> None:
     files = [file for file in resources.files("early_fusion_seg.labels").iterdir() if file.name.endswith(".csv")]
     assert {file.name for file in files} >= {"camvid_11.csv", "camvid_32.csv", "synthetic.csv"}
     for file in files:
@@ -151,7 +151,7 @@ def test_every_packaged_csv_loads_and_is_tidy() -> None:
 
 
 @pytest.mark.parametrize("name", ["camvid_11", "synthetic"])
-def test_camvid_11_is_segnets_table(name: str) -> None:
+def test_camvid_11_is_the_table_of_segnet(name: str) -> None:
     labels = load_label_set(name)
     assert dict(zip(labels.class_names, labels.palette, strict=True)) == CAMVID_11
     assert list(labels.class_names) == list(CAMVID_11)
@@ -206,7 +206,7 @@ def test_voc_has_the_palette_of_its_devkit() -> None:
     ("coco_stuff", 171, ["street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door",
                          "blender", "hair brush", "unlabeled"]),
 ])  # fmt: skip
-def test_train_ids_are_in_the_order_of_the_raw_ids(name: str, classes: int, ignored: list[str]) -> None:
+def test_train_ids_have_the_order_of_the_raw_ids(name: str, classes: int, ignored: list[str]) -> None:
     rows = packaged_rows(name)
     used = [row for row in rows if row.train_id != 255]
     assert [row.train_id for row in sorted(used, key=lambda row: row.raw_id)] == [*range(classes)]
@@ -230,7 +230,7 @@ def test_train_ids_as_raw_ids() -> None:
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "mapillary_v1.2", "mapillary_v2.0", "coco_stuff", "voc2012"])
-def test_submissions_hold_the_raw_ids_of_the_classes(name: str) -> None:
+def test_decode_and_encode_agree_for_every_class(name: str) -> None:
     label_set = load_label_set(name)
     train_ids = np.arange(label_set.num_classes, dtype=np.uint8)
     assert label_set.encode(label_set.decode(train_ids), "x").tolist() == train_ids.tolist()

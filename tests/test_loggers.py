@@ -1,4 +1,4 @@
-"""Runs of the command line, and what reaches the loggers. W&B runs offline, and its run file is parsed."""
+"""What command line runs log to CSV, TensorBoard and W&B. W&B runs offline, and its run file is parsed."""
 
 import csv
 import json
@@ -48,15 +48,15 @@ def text(events: Any, tag: str) -> str:
     return str(events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode())
 
 
-# --- the run file of W&B: a log in LevelDB's format of `Record` messages
+# --- the run file of W&B: `Record` messages in the log format of LevelDB
 
 
-def chunks(content: bytes) -> Iterator[bytes]:
-    """Join the fragments of each record: blocks of 32 KiB; each has checksum, length, kind (1: whole, 4: last)."""
-    place, parts = 7, b""  # after the file's own head
+def records(content: bytes) -> Iterator[bytes]:
+    """Join the fragments of each record: checksum, length, kind (1: whole, 4: last), content; in blocks of 32 KiB."""
+    place, parts = 7, b""  # after the header of the file
     while place + 7 <= len(content):
         if (left := -place % 32768) < 7 and left:
-            place += left  # too little for another head
+            place += left  # too short for another header
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
         parts += content[place + 7 : place + 7 + length]
@@ -67,7 +67,7 @@ def chunks(content: bytes) -> Iterator[bytes]:
 
 
 def nested(items: Any) -> dict[str, Any]:
-    """Put the items of a record into dicts: pictures and tables have several parts each."""
+    """Convert the items of a record to nested dicts; images and tables have several items each."""
     row: dict[str, Any] = {}
     for item in items:
         *parents, last = item.nested_key or [item.key]
@@ -79,7 +79,7 @@ def nested(items: Any) -> dict[str, Any]:
 
 
 class WandbRun:
-    """What a run file holds: `history` (a dict for each time something was logged), and `config`."""
+    """Contents of a run file: `history`, one dict per log call, and `config`."""
 
     def __init__(self, folder: Path) -> None:
         import wandb
@@ -91,8 +91,8 @@ class WandbRun:
         self.files = path.parent / "files"
         self.history: list[dict[str, Any]] = []
         self.config: dict[str, Any] = {}
-        for chunk in chunks(path.read_bytes()):
-            record = Record.FromString(chunk)
+        for content in records(path.read_bytes()):
+            record = Record.FromString(content)
             for update in (record.run.config.update, record.config.update):
                 self.config |= {item.key: json.loads(item.value_json) for item in update}
             if record.WhichOneof("record_type") == "history":
@@ -102,22 +102,22 @@ class WandbRun:
         return [row[key] for row in self.history if key in row]
 
 
-def test_the_run_file_of_wandb_is_parsed_across_its_blocks() -> None:
+def test_records_are_joined_across_blocks() -> None:
     whole, first, middle, last = b"a" * 100, b"b" * (32768 - 7 - 107 - 7), b"c" * (32768 - 7), b"d" * 9
     content = b":W&B" + b"\0" * 3
     for kind, part in ((1, whole), (2, first), (3, middle), (4, last)):
         content += struct.pack("<IHB", 0, len(part), kind) + part
-    assert list(chunks(content)) == [whole, first + middle + last]
+    assert list(records(content)) == [whole, first + middle + last]
     padded = content[: 7 + 107] + struct.pack("<IHB", 0, 32768 - 7 - 107 - 7 - 3, 1) + b"e" * (32768 - 7 - 107 - 7 - 3)
     padded += b"\0" * 3 + struct.pack("<IHB", 0, 1, 1) + b"f"
-    assert [chunk[:1] for chunk in chunks(padded)] == [b"a", b"e", b"f"]
+    assert [record[:1] for record in records(padded)] == [b"a", b"e", b"f"]
 
 
 # --- fit
 
 
 @pytest.mark.usefixtures("offline")
-def test_scores_panels_and_config_of_a_training_reach_all_three(camvid: Path, tmp_path: Path) -> None:
+def test_fit_logs_scores_panels_and_config_to_all_three_loggers(camvid: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(fit_args(camvid, run, "--logger=[tensorboard, wandb]", "--trainer.max_epochs=1")) == 0
     wandb = WandbRun(run)
@@ -142,7 +142,7 @@ def test_scores_panels_and_config_of_a_training_reach_all_three(camvid: Path, tm
     assert yaml.safe_load(text(events, "config").strip("`").removeprefix("yaml")) == config
 
 
-def test_tensorboard_is_one_flag_away(camvid: Path, tmp_path: Path) -> None:
+def test_logger_tensorboard_adds_tensorboard_to_the_csv_file(camvid: Path, tmp_path: Path) -> None:
     assert main(fit_args(camvid, tmp_path / "run", "--logger=tensorboard", "--trainer.max_epochs=1")) == 0
     assert "val/mIoU" in tensorboard(tmp_path / "run").Tags()["scalars"]
     assert (tmp_path / "run" / "metrics.csv").is_file()
@@ -154,7 +154,7 @@ def test_tensorboard_is_one_flag_away(camvid: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(("entry", "split"), [("validate", "val"), ("test", "test")])
-def test_confusion_matrix_table_and_config_reach_both(
+def test_evaluation_logs_confusion_matrix_table_and_config_to_both(
     entry: str, split: str, camvid: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -191,23 +191,23 @@ def logged_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("logged_out")
-def test_wandb_without_an_account_is_one_sentence_before_the_training(
+def test_wandb_without_an_account_is_reported_before_training(
     camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(fit_args(camvid, tmp_path / "run", "--logger=wandb")) == 2
-    said = capsys.readouterr().err
-    assert "W&B does not start (" in said
-    assert "`wandb login`" in said
-    assert "WANDB_MODE=offline" in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert "W&B does not start (" in printed
+    assert "`wandb login`" in printed
+    assert "WANDB_MODE=offline" in printed
+    assert "Traceback" not in printed
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 @pytest.mark.slow
-def test_wandb_without_a_connection_is_one_sentence_before_the_training(camvid: Path, tmp_path: Path) -> None:
+def test_wandb_without_a_connection_is_reported_before_training(camvid: Path, tmp_path: Path) -> None:
     address = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "2"}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | address
-    args = command(*fit_args(camvid, tmp_path / "run", "--logger=wandb"))  # W&B reads the timeout once a process
+    args = command(*fit_args(camvid, tmp_path / "run", "--logger=wandb"))  # W&B reads the timeout once per process
     done = subprocess.run(args, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "early-fusion-seg: error: W&B does not start (" in done.stderr
@@ -218,6 +218,6 @@ def test_wandb_without_a_connection_is_one_sentence_before_the_training(camvid: 
 
 def test_an_unknown_logger_is_named(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(fit_args(camvid, tmp_path / "run", "--logger=[tensorboard, mlflow]")) == 2
-    said = capsys.readouterr().err
-    assert "mlflow" in said
-    assert "wandb" in said
+    printed = capsys.readouterr().err
+    assert "mlflow" in printed
+    assert "wandb" in printed

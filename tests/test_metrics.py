@@ -25,7 +25,7 @@ def batch(seed: int, k: int = 7, void: bool = False, n: int = 3) -> tuple[torch.
     return torch.from_numpy(prediction), torch.from_numpy(truth)
 
 
-def test_scores_equal_torchmetrics_where_the_rule_is_the_same():
+def test_scores_equal_torchmetrics_under_the_same_rule():
     prediction, truth = batch(0)
     ours = SegmentationMetrics(7)
     ours.update(prediction, truth)
@@ -62,7 +62,7 @@ def test_scores_equal_numpy(seed, void, rule):
 
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=4))
 @settings(max_examples=15, deadline=None)
-def test_matrices_of_parts_add_up(seeds):
+def test_confusion_matrices_of_batches_add_up(seeds):
     whole = SegmentationMetrics(7)
     parts = torch.zeros_like(whole.confusion)
     for seed in seeds:
@@ -77,7 +77,7 @@ def test_matrices_of_parts_add_up(seeds):
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int64])
 @pytest.mark.parametrize(("k", "ignore_index"), [(7, 255), (255, 255), (7, 9), (300, 511)])
-def test_every_pair_of_labels_is_counted_in_its_place_for_each_type(kind, k, ignore_index):
+def test_every_pair_of_labels_is_counted_for_any_dtype(kind, k, ignore_index):
     highest = 256 if kind == torch.uint8 else 512
     prediction, truth = torch.randint(highest, (2, 3, 700, 701), generator=torch.Generator().manual_seed(k)).to(kind)
     assert truth.numel() > CHUNK  # more pixels than are counted at a time
@@ -89,7 +89,7 @@ def test_every_pair_of_labels_is_counted_in_its_place_for_each_type(kind, k, ign
     np.testing.assert_array_equal(counts, np.delete(expected, k, axis=0))
 
 
-# Truth has classes 0 and 1; class 2 is predicted once, class 3 is absent from both. IoU: 2/3, 1, 0, nan.
+# The ground truth has classes 0 and 1; class 2 is predicted once, class 3 is absent from both. IoU: 2/3, 1, 0, nan.
 TRUTH, PREDICTION = [0, 0, 0, 1, 255], [0, 0, 2, 1, 3]
 
 
@@ -110,7 +110,7 @@ def test_absent_classes_under_each_rule(absent, expected):
     np.testing.assert_allclose(scores["fw_iou"], 3 / 4 * 2 / 3 + 1 / 4 * 1)
 
 
-def test_strict_nan_is_the_plain_mean_where_all_classes_occur():
+def test_strict_nan_is_the_plain_mean_if_all_classes_occur():
     assert score([0, 1, 2, 3], [0, 1, 2, 2], absent="strict-nan")["miou"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)
 
 
@@ -121,26 +121,26 @@ def test_void_predictions_under_each_rule(pred_void, iou, accuracy):
     assert scores["pixel_accuracy"] == pytest.approx(accuracy)
 
 
-def test_a_class_whose_pixels_are_all_predicted_as_void_is_absent_where_those_are_dropped():
+def test_a_class_predicted_as_void_everywhere_is_absent_under_drop():
     scores = score([0, 1, 1], [0, 255, 255], k=2, absent="gt-only", pred_void="drop")
     np.testing.assert_allclose(scores["per_class"], [1, np.nan])
     assert (scores["miou"], scores["mean_accuracy"]) == (1.0, 1.0)
 
 
-def test_another_value_can_be_ignored():
+def test_another_ignore_index():
     scores = score([0, 9, 1], [0, 1, 9], k=2, ignore_index=9)
     assert (scores["miou"], scores["pixel_accuracy"]) == (0.5, 0.5)
     with pytest.raises(UserError, match=r"neither in 0\.\.1 nor 9"):
         score([255], [0], k=2, ignore_index=9)
 
 
-def test_void_predictions_are_an_error_where_the_rule_says_so():
+def test_void_predictions_are_an_error_under_the_rule_error():
     with pytest.raises(UserError, match="predicted as void"):
         score([0, 1], [0, 255], pred_void="error")
     assert score([255, 1], [255, 1], pred_void="error")["pixel_accuracy"] == 1.0
 
 
-def test_nothing_to_score_is_nan():
+def test_scores_without_labeled_pixels_are_nan():
     scores = score([255], [0])
     assert all(np.isnan(scores[name]) for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou"))
 
@@ -151,7 +151,7 @@ def test_labels_outside_the_classes_are_refused(truth, prediction):
         score(truth, prediction)
 
 
-def test_invalid_predictions_on_ignored_pixels_do_not_matter():
+def test_invalid_predictions_on_ignored_pixels_are_not_counted():
     assert score([255, 0], [77, 0])["pixel_accuracy"] == 1.0
 
 
@@ -168,7 +168,7 @@ def test_shapes_that_differ_are_refused():
     with pytest.raises(UserError, match=r"\(1, 2, 3\) and target \(1, 3, 2\)"):
         metrics.update(torch.zeros(1, 2, 3, dtype=torch.uint8), torch.zeros(1, 3, 2, dtype=torch.uint8))
     with pytest.raises(UserError, match=r"expected both \(n, h, w\)"):
-        metrics.update(*torch.zeros(2, 2, 3, dtype=torch.uint8))  # one image without its batch: images would be 2
+        metrics.update(*torch.zeros(2, 2, 3, dtype=torch.uint8))  # no batch dimension: 2 images would be counted
 
 
 @pytest.mark.parametrize("options", [{"absent": "skip"}, {"pred_void": "ignore"}, {"ignore_index": 3}])
@@ -177,7 +177,7 @@ def test_options_that_do_not_exist_are_refused(options):
         SegmentationMetrics(4, **options)
 
 
-def test_it_works_under_deterministic_algorithms():
+def test_metrics_work_under_deterministic_algorithms():
     torch.use_deterministic_algorithms(True)
     try:
         assert score([0, 1], [0, 1], k=2)["miou"] == 1.0
@@ -185,7 +185,7 @@ def test_it_works_under_deterministic_algorithms():
         torch.use_deterministic_algorithms(False)
 
 
-# --- each evaluator written out from its published rule, on raw lists of labels; V is void
+# --- official evaluators reimplemented from their published rules, on plain lists of labels; V is void
 
 V = 255
 
@@ -197,51 +197,51 @@ def _sums(truth, prediction, classes):
     return pairs, hit, in_truth
 
 
-def row_cityscapes(truth, prediction, classes):
-    """The row sum runs over all columns, void too; a class without a pixel is left out."""
+def miou_cityscapes(truth, prediction, classes):
+    """The row sum includes the void column; classes without any pixel are left out."""
     pairs, hit, in_truth = _sums(truth, prediction, classes)
     false_positive = [sum(p == c and t not in (c, V) for t, p in pairs) for c in range(classes)]
     union = [i + f for i, f in zip(in_truth, false_positive, strict=True)]
     return np.mean([h / u for h, u in zip(hit, union, strict=True) if u])
 
 
-def row_voc(truth, prediction, classes):
-    """As Cityscapes, but 0/0 is nan and stays; void predictions are an error."""
+def miou_voc(truth, prediction, classes):
+    """Like Cityscapes, but 0/0 stays nan in the mean, and void predictions are an error."""
     if any(p == V and t != V for t, p in zip(truth, prediction, strict=True)):
         return "error"
     _, _, in_truth = _sums(truth, prediction, classes)
     seen = {p for t, p in zip(truth, prediction, strict=True) if t != V}
     if any(not n and c not in seen for c, n in enumerate(in_truth)):
         return np.nan
-    return row_cityscapes(truth, prediction, classes)
+    return miou_cityscapes(truth, prediction, classes)
 
 
-def row_mapillary(truth, prediction, classes):
-    """Row and column of void are deleted before anything is summed."""
+def miou_mapillary(truth, prediction, classes):
+    """Row and column of void are deleted before the sums."""
     kept = [(t, p) for t, p in zip(truth, prediction, strict=True) if V not in (t, p)]
-    return row_cityscapes([t for t, _ in kept], [p for _, p in kept], classes) if kept else np.nan
+    return miou_cityscapes([t for t, _ in kept], [p for _, p in kept], classes) if kept else np.nan
 
 
-def row_coco_stuff(truth, prediction, classes):
-    """The mean is over classes with pixels of truth."""
+def miou_coco_stuff(truth, prediction, classes):
+    """The mean is over the classes in the ground truth."""
     pairs, hit, in_truth = _sums(truth, prediction, classes)
     false_positive = [sum(p == c and t not in (c, V) for t, p in pairs) for c in range(classes)]
     return np.mean([hit[c] / (in_truth[c] + false_positive[c]) for c in range(classes) if in_truth[c]])
 
 
-row_detectron2 = row_coco_stuff  # argmax gives no void
+miou_detectron2 = miou_coco_stuff  # argmax gives no void
 
 
-def row_segnet(truth, prediction, classes):
-    """Pixels that are void in either are left out; the sum is always divided by the number of classes."""
+def miou_segnet(truth, prediction, classes):
+    """Pixels that are void in ground truth or prediction are left out; the sum is divided by the number of classes."""
     kept = [(t, p) for t, p in zip(truth, prediction, strict=True) if V not in (t, p)]
     _, hit, in_truth = _sums([t for t, _ in kept], [p for _, p in kept], classes)
     union = [in_truth[c] + sum(p == c and t != c for t, p in kept) for c in range(classes)]
     return sum(hit[c] / union[c] for c in range(classes) if union[c]) / classes
 
 
-def row_mmseg(truth, prediction, classes):
-    """Areas of label, prediction and overlap over labeled pixels; void leaves the predicted area alone; nanmean."""
+def miou_mmseg(truth, prediction, classes):
+    """Areas of label, prediction and overlap over labeled pixels; void is no predicted area; nanmean."""
     kept = [(t, p) for t, p in zip(truth, prediction, strict=True) if t != V]
     with np.errstate(invalid="ignore"):
         label, predicted, overlap = (
@@ -251,25 +251,25 @@ def row_mmseg(truth, prediction, classes):
         return np.nanmean(overlap / (label + predicted - overlap))
 
 
-ROWS = {
-    row_cityscapes: ("nan-skip", "fn"),
-    row_voc: ("strict-nan", "error"),
-    row_mapillary: ("nan-skip", "drop"),
-    row_coco_stuff: ("gt-only", "fn"),
-    row_segnet: ("zero", "drop"),
-    row_mmseg: ("nan-skip", "fn"),
+RULES = {
+    miou_cityscapes: ("nan-skip", "fn"),
+    miou_voc: ("strict-nan", "error"),
+    miou_mapillary: ("nan-skip", "drop"),
+    miou_coco_stuff: ("gt-only", "fn"),
+    miou_segnet: ("zero", "drop"),
+    miou_mmseg: ("nan-skip", "fn"),
 }
 
 
-@pytest.mark.parametrize("row", [*ROWS, row_detectron2])
+@pytest.mark.parametrize("evaluator", [*RULES, miou_detectron2])
 @pytest.mark.parametrize("predicted", [(0, 1, 2, 3), (0, 1), (0, 1, 2, V)])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_official_rule_is_two_options(row, predicted, seed):
+def test_every_official_rule_is_a_pair_of_options(evaluator, predicted, seed):
     rng = np.random.default_rng(seed)
     truth = [0, 1, *rng.choice((0, 1, 2, V) if seed % 2 else (0, 1, V), 30).tolist()]
     prediction = [0, 1, *rng.choice(predicted, 30).tolist()]
-    expected = row(truth, prediction, 4)
-    absent, pred_void = ROWS[row]
+    expected = evaluator(truth, prediction, 4)
+    absent, pred_void = RULES[evaluator]
     if isinstance(expected, str):
         with pytest.raises(UserError, match="predicted as void"):
             score(truth, prediction, absent=absent, pred_void=pred_void)
@@ -277,7 +277,7 @@ def test_every_official_rule_is_two_options(row, predicted, seed):
         np.testing.assert_allclose(score(truth, prediction, absent=absent, pred_void=pred_void)["miou"], expected)
 
 
-def test_the_examples_run_with_the_official_code():
+def test_examples_computed_with_the_official_code():
     mapillary = {"k": 3, "absent": "nan-skip", "pred_void": "drop"}
     assert score([0, 0, 1, 1], [0, V, 1, 1], **mapillary)["miou"] == 1.0
     assert score([0, 0, 1, 1], [0, 2, 1, 1], **mapillary)["miou"] == 0.5

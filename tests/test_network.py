@@ -13,12 +13,12 @@ def network() -> EarlyFusionNet:
     return EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).eval()
 
 
-def test_it_normalizes_with_the_encoders_mean_and_std(network):
+def test_images_are_normalized_with_the_encoders_mean_and_std(network):
     images = torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    normal = (images.float() / 255 - mean) / std
+    normalized = (images.float() / 255 - mean) / std
     with torch.no_grad():
-        expected = network.head(network.encoder(normal), normal)
+        expected = network.head(network.encoder(normalized), normalized)
         torch.testing.assert_close(network(images), expected)
         torch.testing.assert_close(network(images.float() / 255), expected)
         torch.testing.assert_close(network(images.double() / 255), expected)
@@ -35,7 +35,7 @@ def test_normalized_images_are_refused(network):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
-def test_other_types_are_refused(network, dtype):
+def test_other_dtypes_are_refused(network, dtype):
     with pytest.raises(UserError, match=f"images are {dtype}"):
         network(torch.zeros(1, 3, 8, 8, dtype=dtype))
 
@@ -46,14 +46,14 @@ def test_other_shapes_are_refused(network, shape):
         network(torch.zeros(shape, dtype=torch.uint8))
 
 
-def test_a_network_in_low_precision_takes_images_of_any_type(network):
+def test_a_network_in_low_precision_takes_uint8_images_and_gives_float32_logits(network):
     encoder = FrozenEncoder("resnet18", weights="random")
     low = (
         EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).bfloat16().eval()
     )
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     assert [x.dtype for x in low.lazy_logits(images).features] == [torch.bfloat16] * 5
-    assert low(images).dtype == torch.float32  # votes are added in it, as low-precision sums lose what is small
+    assert low(images).dtype == torch.float32  # sums in low precision would lose small contributions
 
 
 def test_the_stem_of_the_extra_stream_gets_normalized_images():
@@ -62,12 +62,12 @@ def test_the_stem_of_the_extra_stream_gets_normalized_images():
     network = EarlyFusionNet(encoder, ReverseHRNet(encoder.channels, encoder.strides, 3, width=8, blocks=1)).eval()
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    normal = (images.float() / 255 - mean) / std
+    normalized = (images.float() / 255 - mean) / std
     seen = []
     network.head.stem.register_forward_hook(lambda _, args, out: seen.extend([*args, out]))
     with torch.no_grad():
         network(images)
         conv, norm = network.head.stem[0], network.head.stem[1]
-        torch.testing.assert_close(seen[0], normal)
-        torch.testing.assert_close(seen[1], norm(torch.conv2d(normal, conv.weight, None, 2, 1)).clamp(min=0))
+        torch.testing.assert_close(seen[0], normalized)
+        torch.testing.assert_close(seen[1], norm(torch.conv2d(normalized, conv.weight, None, 2, 1)).clamp(min=0))
     assert (seen[1] == 0).any()

@@ -56,7 +56,7 @@ def results(**changes: object) -> Results:
     return build_results(scores, ["road", "a|b", "sky"], facts(**changes))
 
 
-def test_scores_become_plain_numbers_and_missing_ones_none() -> None:
+def test_scores_become_plain_numbers_and_undefined_ones_none() -> None:
     r = results()
     assert r["miou"] == 0.5
     assert r["fw_iou"] is None
@@ -64,20 +64,20 @@ def test_scores_become_plain_numbers_and_missing_ones_none() -> None:
     assert type(r["pixel_accuracy"]) is float
 
 
-def test_names_and_scores_must_be_as_many() -> None:
+def test_names_and_scores_must_have_equal_length() -> None:
     scores = dict.fromkeys(("miou", "pixel_accuracy", "mean_accuracy", "fw_iou"), 0.0)
     with pytest.raises(ValueError, match="longer"):
         build_results(scores | {"per_class": torch.zeros(2)}, ["one"], facts())
 
 
-def test_versions_are_those_installed() -> None:
+def test_versions_of_installed_packages() -> None:
     found = results()["versions"]
     assert found["python"] == platform.python_version()
     assert found["torch"] == version("torch")
     assert set(found) == {"early_fusion_seg", "python", "torch", "lightning", "torchmetrics", "timm"}
 
 
-def test_json_is_strict_at_any_depth_and_leaves_no_other_file(tmp_path: Path) -> None:
+def test_json_has_no_nan_at_any_depth_and_no_other_file_is_left(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
     r = results(config={"a": [math.inf, (1.0, math.nan)], 3: {"b": -math.inf}})
     write_json(r, path)
@@ -100,13 +100,13 @@ def test_the_schema_document_explains_exactly_the_keys_that_are_written(tmp_path
     assert set(documented) == written
 
 
-def test_tables_are_in_per_cent() -> None:
+def test_tables_have_percentages() -> None:
     assert table_rows(results()) == [("road", "50.0"), ("a|b", "-"), ("sky", "25.0")]
     assert headline_rows(results())[0] == ("mIoU", "50.0")
     assert headline_rows(results())[-1] == ("frequency-weighted IoU", "-")
 
 
-def test_caption_says_what_is_unusual() -> None:
+def test_the_caption_names_a_partial_split_and_the_scale() -> None:
     assert caption(results()) == "CamVidDataModule val: 3 images"
     assert caption(results(partial=True, scale=0.5)) == (
         "CamVidDataModule val: 3 images (a part of the split), scale 0.5"
@@ -114,7 +114,7 @@ def test_caption_says_what_is_unusual() -> None:
     assert "scale" not in caption(results(scale=None))
 
 
-def test_markdown_is_a_table_of_two_columns() -> None:
+def test_markdown_has_a_table_of_two_columns() -> None:
     lines = markdown(results()).splitlines()
     assert lines[2:4] == ["| class | IoU % |", "|---|---:|"]
     assert "| a\\|b | - |" in lines
@@ -122,7 +122,7 @@ def test_markdown_is_a_table_of_two_columns() -> None:
     assert all(len(re.split(r"(?<!\\)\|", line)) == 4 for line in lines[2:])
 
 
-def test_the_terminal_shows_every_class_and_score() -> None:
+def test_the_terminal_table_has_every_class_and_score() -> None:
     console = Console(width=60, record=True, file=io.StringIO())
     console.print(score_table(results()))
     text = console.export_text()

@@ -1,6 +1,5 @@
 import os
 import shutil
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ SMALL = {"encoder": "resnet18", "encoder_weights": "random", "width": 8, "blocks
 
 
 class Stripes:
-    """Images whose class is their brightness, with some pixels ignored."""
+    """Images of horizontal stripes whose brightness is their class; the first two rows are ignored."""
 
     def __init__(self, n: int = 8) -> None:
         self.n = n
@@ -83,7 +82,7 @@ def same_output(a: ReverseHRNetSeg, b: ReverseHRNetSeg) -> bool:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 61), (64, 64)])
 @pytest.mark.parametrize("encoder", ["resnet18", "convnext_atto"])
-def test_logits_of_any_size(size, encoder):
+def test_logits_have_the_size_of_the_image(size, encoder):
     model = ReverseHRNetSeg(**(SMALL | {"encoder": encoder})).eval()
     logits = model(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
     assert logits.shape == (2, 3, *size)
@@ -121,7 +120,7 @@ def test_predict_takes_arrays_images_and_paths(fitted_random, tmp_path):
         ({"class_weights": [1.0]}, "class_weights has 1 entries"),
     ],
 )
-def test_classes_that_disagree_are_refused(options, message):
+def test_settings_that_disagree_on_the_classes_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         ReverseHRNetSeg(**(SMALL | options))
 
@@ -135,7 +134,7 @@ def test_class_names_give_the_number_of_classes():
 # --- training
 
 
-def test_fit_learns_and_leaves_the_frozen_encoder_as_it_was(tmp_path):
+def test_fit_learns_and_does_not_change_the_frozen_encoder(tmp_path):
     torch.manual_seed(0)
     model = ReverseHRNetSeg(**(SMALL | {"lr": 5e-3, "warmup_steps": 2}))
     encoder = model.network.encoder
@@ -155,14 +154,14 @@ def test_fit_learns_and_leaves_the_frozen_encoder_as_it_was(tmp_path):
     assert int(model.metrics["test"].images) == 4
 
 
-def test_an_unfrozen_encoder_is_trained(tmp_path):
+def test_an_unfrozen_encoder_is_fine_tuned(tmp_path):
     model = ReverseHRNetSeg(**(SMALL | {"freeze_encoder": False, "warmup_steps": 0}))
     before = model.network.encoder.fingerprint()
     trainer(tmp_path).fit(model, loader(), loader(2, 1))
     assert model.network.encoder.fingerprint() != before
 
 
-def test_scores_are_those_of_the_predictions_at_the_size_of_the_truth(fitted_random, tmp_path):
+def test_predictions_are_scored_at_the_size_of_the_ground_truth(fitted_random, tmp_path):
     model, _ = fitted_random
     trainer(tmp_path).validate(model, loader(3, 1), verbose=False)
     confusion = np.zeros((3, 3), np.int64)
@@ -180,7 +179,7 @@ def test_scores_are_those_of_the_predictions_at_the_size_of_the_truth(fitted_ran
 def test_the_loss_of_a_split_is_the_mean_over_its_labeled_pixels(tmp_path, weights, batch_size):
     model = ReverseHRNetSeg(**SMALL, class_weights=weights)
     batches = list(loader(3, batch_size))
-    batches[0]["mask"][0, :20] = 255  # 12 rows stay
+    batches[0]["mask"][0, :20] = 255  # 12 rows are left
     engine = trainer(tmp_path)
     engine.validate(model, DataLoader(batches, batch_size=None), verbose=False)
     images, mask = (torch.cat([b[name] for b in batches]) for name in ("image", "mask"))
@@ -190,14 +189,14 @@ def test_the_loss_of_a_split_is_the_mean_over_its_labeled_pixels(tmp_path, weigh
     assert engine.callback_metrics["val/loss"].item() == pytest.approx(whole.item())
 
 
-def test_predict_step_passes_over_files_that_are_no_images(fitted_random):
+def test_predict_step_skips_files_that_are_not_images(fitted_random):
     model, _ = fitted_random
     assert model.predict_step({"key": ["a.txt"], "error": ["no image"]}, 0) is None
     images = torch.zeros(1, 3, 9, 7, dtype=torch.uint8)
     assert model.eval().predict_step({"key": ["a"], "image": images}, 0)["prediction"].shape == (1, 9, 7)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(tmp_path):
+def test_a_loss_that_is_not_finite_raises_an_error_that_names_the_images(tmp_path):
     model = ReverseHRNetSeg(**SMALL)
     with torch.no_grad():
         model.network.head.classifiers["2"].bias.fill_(torch.nan)
@@ -216,7 +215,7 @@ def test_a_batch_with_one_value_at_the_coarsest_stride_is_refused(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize(("scaler", "clip", "fused"), [(None, None, True), (object(), None, False), (None, 1.0, False)])
-def test_optimizers_are_fused_but_where_losses_are_scaled_or_gradients_clipped(optimizer, scaler, clip, fused):
+def test_optimizers_are_fused_unless_losses_are_scaled_or_gradients_clipped(optimizer, scaler, clip, fused):
     model = ReverseHRNetSeg(**(SMALL | {"optimizer": optimizer}))
     plugin = SimpleNamespace(scaler=scaler)
     model._trainer = SimpleNamespace(precision_plugin=plugin, gradient_clip_val=clip, estimated_stepping_batches=10)
@@ -258,7 +257,7 @@ def test_the_learning_rate_follows_the_schedule_at_each_step(tmp_path, schedule)
     assert [lr_factor(t, 8, 3, schedule) for t in (8, 9)] == pytest.approx([0, 0], abs=1e-12)
 
 
-def test_a_schedule_without_an_end_is_refused(tmp_path):
+def test_training_without_a_last_step_is_refused(tmp_path):
     with pytest.raises(UserError, match="max_epochs or max_steps"):
         trainer(tmp_path, max_epochs=-1, max_steps=-1).fit(ReverseHRNetSeg(**SMALL), loader(), loader(2, 1))
 
@@ -266,7 +265,7 @@ def test_a_schedule_without_an_end_is_refused(tmp_path):
 # --- checkpoints
 
 
-def test_a_checkpoint_with_a_random_encoder_is_whole(fitted_random):
+def test_a_checkpoint_with_a_random_encoder_has_all_weights(fitted_random):
     model, path = fitted_random
     stored = torch.load(path, weights_only=True)
     assert "layer1.0.bn1.running_mean" in stored["encoder"]["state_dict"]  # timm's own, unfolded keys
@@ -277,12 +276,12 @@ def test_a_checkpoint_with_a_random_encoder_is_whole(fitted_random):
     assert loaded.network.encoder.fingerprint() == model.network.encoder.fingerprint()
 
 
-def test_a_checkpoint_with_an_encoder_from_a_file_has_none_of_its_tensors(tmp_path, encoder_file, monkeypatch):
+def test_a_checkpoint_with_an_encoder_from_a_file_has_no_encoder_weights(tmp_path, encoder_file, monkeypatch):
     model, path = fitted(tmp_path, encoder_weights=str(encoder_file))
     stored = torch.load(path, weights_only=True)
     assert stored["encoder"].keys() == {"name", "weights", "fingerprint", "license"}
     shapes = {tuple(v.shape) for v in stored["state_dict"].values()}
-    assert (512, 512, 3, 3) not in shapes  # as in ResNet-18's layer4
+    assert (512, 512, 3, 3) not in shapes  # a shape of ResNet-18's layer4
     assert same_output(ReverseHRNetSeg.load_from_checkpoint(path), model)
     moved = encoder_file.rename(tmp_path / "moved.safetensors")
     with pytest.raises(MissingFileError, match=r"encoder\.safetensors"):
@@ -291,13 +290,13 @@ def test_a_checkpoint_with_an_encoder_from_a_file_has_none_of_its_tensors(tmp_pa
     assert same_output(loaded, model)
 
 
-def test_save_encoder_makes_the_checkpoint_whole(tmp_path, encoder_file):
+def test_save_encoder_stores_all_weights(tmp_path, encoder_file):
     model, path = fitted(tmp_path, encoder_weights=str(encoder_file), save_encoder=True)
     encoder_file.unlink()
     assert same_output(ReverseHRNetSeg.load_from_checkpoint(path), model)
 
 
-def test_a_trained_encoder_is_stored_whole_and_can_be_saved_again(tmp_path):
+def test_a_fine_tuned_encoder_is_stored_and_can_be_saved_again(tmp_path):
     model, path = fitted(tmp_path, freeze_encoder=False)
     loaded = ReverseHRNetSeg.load_from_checkpoint(path)
     assert same_output(loaded, model)
@@ -311,7 +310,7 @@ def test_a_trained_encoder_is_stored_whole_and_can_be_saved_again(tmp_path):
     assert again_loaded.network.encoder.source == "fine-tuned from random"
 
 
-def test_an_encoder_trained_from_a_file_is_stored_whole_and_resumed(tmp_path, encoder_file):
+def test_an_encoder_fine_tuned_from_a_file_is_stored_and_resumed(tmp_path, encoder_file):
     model, path = fitted(tmp_path, freeze_encoder=False, encoder_weights=str(encoder_file))
     fingerprint = model.network.encoder.fingerprint()
     start = ReverseHRNetSeg(**(SMALL | {"freeze_encoder": False, "encoder_weights": str(encoder_file)}))
@@ -323,7 +322,7 @@ def test_an_encoder_trained_from_a_file_is_stored_whole_and_resumed(tmp_path, en
     assert loaded.network.encoder.source == f"fine-tuned from {encoder_file}"
 
 
-def test_a_model_from_a_whole_checkpoint_writes_whole_ones_with_license_and_source(fitted_random, tmp_path):
+def test_a_loaded_model_is_saved_with_all_weights_license_and_source(fitted_random, tmp_path):
     model, path = fitted_random
     stored = torch.load(path, weights_only=True)
     stored["encoder"]["license"] = "cc-by-nc-4.0"
@@ -345,12 +344,12 @@ class Explosive:
 def test_a_checkpoint_that_runs_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"encoder": {}, "hyper_parameters": {}, "state_dict": Explosive()}, "evil.ckpt")
-    with pytest.raises(UserError, match=r"evil\.ckpt is damaged or no checkpoint"):
+    with pytest.raises(UserError, match=r"evil\.ckpt is damaged or not a checkpoint"):
         read_checkpoint("evil.ckpt")
     assert not Path("exploded").exists()
 
 
-def test_another_encoder_is_refused_with_both_names(fitted_random, tmp_path, encoder_file):
+def test_an_error_about_another_encoder_names_both(fitted_random, tmp_path, encoder_file):
     _, path = fitted_random
     with pytest.raises(UserError, match=r"resnet18 \(random.* this model has mobilenetv3_small_050 \(random"):
         ReverseHRNetSeg.load_from_checkpoint(path, encoder="mobilenetv3_small_050", encoder_weights="random")
@@ -358,7 +357,7 @@ def test_another_encoder_is_refused_with_both_names(fitted_random, tmp_path, enc
         ReverseHRNetSeg.load_from_checkpoint(path, encoder_weights=str(encoder_file))
 
 
-def test_a_random_encoder_made_elsewhere_comes_from_the_checkpoint(fitted_random, tmp_path):
+def test_a_random_encoder_of_another_machine_is_loaded_from_the_checkpoint(fitted_random, tmp_path):
     model, path = fitted_random
     stored = torch.load(path, weights_only=True)
     stored["encoder"]["state_dict"]["conv1.weight"] *= 1 + 1e-6
@@ -372,29 +371,29 @@ def test_a_random_encoder_made_elsewhere_comes_from_the_checkpoint(fitted_random
     assert fresh.network.encoder.fingerprint() != model.network.encoder.fingerprint()
 
 
-@pytest.mark.parametrize("change", ["missing", "left over"])
-def test_head_keys_are_strict_both_ways(fitted_random, tmp_path, change):
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_missing_and_unexpected_head_keys_are_refused(fitted_random, tmp_path, change):
     _, path = fitted_random
     stored = torch.load(path, weights_only=True)
     if change == "missing":
         del stored["state_dict"]["network.head.classifiers.2.bias"]
     else:
-        stored["state_dict"]["network.head.stranger"] = torch.zeros(1)
+        stored["state_dict"]["network.head.unexpected"] = torch.zeros(1)
     torch.save(stored, tmp_path / "changed.ckpt")
     with pytest.raises(UserError, match=r"changed\.ckpt does not fit the model"):
         ReverseHRNetSeg.load_from_checkpoint(tmp_path / "changed.ckpt")
-    with pytest.raises(RuntimeError, match=r"network\.head\.(classifiers\.2\.bias|stranger)"):
+    with pytest.raises(RuntimeError, match=r"network\.head\.(classifiers\.2\.bias|unexpected)"):
         trainer(tmp_path).validate(ReverseHRNetSeg(**SMALL), loader(2, 1), ckpt_path=tmp_path / "changed.ckpt")
 
 
-def test_a_cut_missing_remote_or_foreign_checkpoint_is_refused(fitted_random, tmp_path):
+def test_a_truncated_missing_remote_or_foreign_checkpoint_is_refused(fitted_random, tmp_path):
     _, path = fitted_random
-    cut = tmp_path / "cut.ckpt"
-    cut.write_bytes(path.read_bytes()[:1000])
+    truncated = tmp_path / "truncated.ckpt"
+    truncated.write_bytes(path.read_bytes()[:1000])
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}}, foreign)
-    with pytest.raises(UserError, match=r"cut\.ckpt is damaged"):
-        ReverseHRNetSeg.load_from_checkpoint(cut)
+    with pytest.raises(UserError, match=r"truncated\.ckpt is damaged"):
+        ReverseHRNetSeg.load_from_checkpoint(truncated)
     with pytest.raises(UserError, match=r"foreign\.ckpt was not written by"):
         read_checkpoint(foreign)
     with pytest.raises(UserError, match="remote address"):
@@ -405,11 +404,11 @@ def test_a_cut_missing_remote_or_foreign_checkpoint_is_refused(fitted_random, tm
         ReverseHRNetSeg(**SMALL).on_load_checkpoint({"state_dict": {}})
 
 
-def test_resume_continues_as_if_never_stopped(tmp_path):
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
     torch.manual_seed(0)
-    whole = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2}))
-    start = {k: v.clone() for k, v in whole.network.head.state_dict().items()}
-    trainer(tmp_path, max_epochs=2).fit(whole, loader(), loader(2, 1))
+    uninterrupted = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2}))
+    start = {k: v.clone() for k, v in uninterrupted.network.head.state_dict().items()}
+    trainer(tmp_path, max_epochs=2).fit(uninterrupted, loader(), loader(2, 1))
 
     class StopError(Exception):
         pass
@@ -427,7 +426,7 @@ def test_resume_continues_as_if_never_stopped(tmp_path):
         engine.fit(first, loader(), loader(2, 1))
     second = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 2}))
     trainer(tmp_path, max_epochs=2).fit(second, loader(), loader(2, 1), ckpt_path=tmp_path / "half.ckpt")
-    for a, b in zip(whole.network.head.parameters(), second.network.head.parameters(), strict=True):
+    for a, b in zip(uninterrupted.network.head.parameters(), second.network.head.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -441,13 +440,13 @@ def heads_after(folder: Path, model: dict[str, object], **options: object) -> li
     return [p.detach().clone() for p in made.network.head.parameters()]
 
 
-def test_activation_checkpointing_trains_the_same(tmp_path):
+def test_activation_checkpointing_does_not_change_training(tmp_path):
     plain, checkpointed = (heads_after(tmp_path, {"activation_checkpointing": r}) for r in (False, True))
     for a, b in zip(plain, checkpointed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_clipped_step_is_no_longer_than_asked(tmp_path):
+def test_gradient_clipping_limits_the_step(tmp_path):
     model = {"optimizer": "sgd", "lr": 1.0, "weight_decay": 0.0, "warmup_steps": 0}
     torch.manual_seed(0)
     before = [p.detach().clone() for p in ReverseHRNetSeg(**(SMALL | model)).network.head.parameters()]
@@ -461,8 +460,8 @@ def test_a_clipped_step_is_no_longer_than_asked(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler about itself
-def test_a_compiled_network_trains_the_same_and_its_checkpoint_loads_anywhere(tmp_path):
+@pytest.mark.filterwarnings("ignore")  # warnings of torch.compile
+def test_a_compiled_network_trains_the_same_and_its_checkpoint_loads_without_compiling(tmp_path):
     plain, _ = fitted(tmp_path, optimizer="sgd")
     compiled, path = fitted(tmp_path, optimizer="sgd", compile=True)
     assert compiled.network.head._compiled_call_impl is not None
@@ -489,7 +488,7 @@ def well_trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_the_same_weights_score_the_same_in_low_precision(well_trained, tmp_path, precision):
+def test_scores_in_low_precision_equal_those_in_float32(well_trained, tmp_path, precision):
     scores, types = {}, {}
     for kind in ("32-true", precision):
         model = ReverseHRNetSeg.load_from_checkpoint(well_trained)
@@ -506,20 +505,9 @@ def test_the_same_weights_score_the_same_in_low_precision(well_trained, tmp_path
     assert types[precision][:2] == [{torch.bfloat16}, torch.float32]
 
 
-@pytest.mark.parametrize(
-    ("precision", "lacking", "warned"), [("bf16-mixed", True, 1), ("bf16-true", False, 0), ("32-true", True, 0)]
-)
-def test_bfloat16_on_a_processor_without_it_is_warned_of(tmp_path, precision, lacking, warned, monkeypatch):
-    monkeypatch.setattr("early_fusion_seg.callbacks.slow_bfloat16.lacks_bfloat16", lambda: lacking)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer(tmp_path, precision=precision).validate(ReverseHRNetSeg(**SMALL), loader(2, 1), verbose=False)
-    assert sum("--trainer.precision 32-true" in str(w.message) for w in caught) == warned
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
-@pytest.mark.filterwarnings("ignore:You passed `Trainer.accelerator='cpu', precision='16-mixed'")  # bf16 is meant
-def test_training_in_low_precision_survives_a_batch_without_labels_and_its_checkpoint_loads(tmp_path, precision):
+@pytest.mark.filterwarnings("ignore:You passed `Trainer.accelerator='cpu', precision='16-mixed'")  # uses bf16
+def test_low_precision_training_with_an_unlabeled_batch_and_loading_its_checkpoint(tmp_path, precision):
     torch.manual_seed(0)
     model = ReverseHRNetSeg(**(SMALL | {"warmup_steps": 0}))
     batches = list(loader(8))

@@ -210,7 +210,7 @@ def test_stuff_and_things() -> None:
 @pytest.mark.parametrize(("args", "message"), [
     (["camvid"], "camvid has no test server; the data sets that have one are cityscapes"),
     (["coco", "--data.labels", "panoptic"], "give --data.labels stuff"),
-    (["cityscapes", "--data.labels", "labelTrainIds"], "takes labelIds: leave --data.labels out"),
+    (["cityscapes", "--data.labels", "labelTrainIds"], "expects labelIds: omit --data.labels"),
     (["cityscapes"], "needs --ckpt_path FILE and --output FOLDER"),
 ])  # fmt: skip
 def test_a_data_set_without_a_server_or_with_other_labels_is_refused(

@@ -20,7 +20,7 @@ def _digest(image, mask):
     return hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()
 
 
-def test_a_scene_is_the_same_on_every_machine():
+def test_scene_is_the_same_on_every_machine():
     assert _digest(*scene(2024, 96, 128)) == HASH
 
 
@@ -48,36 +48,36 @@ def test_any_seed_and_size_gives_a_scene(seed, height, width):
     assert mask.max() <= 10
 
 
-def test_a_scene_is_the_same_street_at_any_size():
+def test_scene_is_similar_at_any_size():
     small, large = scene(5, 48, 64)[1], scene(5, 192, 256)[1]
     assert (small == large[1::4, 1::4]).mean() > 0.93
 
 
 @pytest.mark.parametrize("arguments", [(-1, 8, 8), (0, 0, 8), (0, 8, -2)])
-def test_a_scene_that_cannot_be_is_refused(arguments):
+def test_invalid_seed_or_size_is_refused(arguments):
     with pytest.raises(UserError, match="expected a seed from 0 and a size from 1x1"):
         scene(*arguments)
 
 
-def test_every_class_is_common_enough_to_be_learned():
+def test_every_class_is_frequent_enough_to_be_learned():
     masks = np.stack([scene(seed, 96, 128)[1] for seed in range(60)])
     share = np.bincount(masks.ravel(), minlength=11) / masks.size
     assert len(share) == 11
     assert share.min() > 0.01, share
-    assert share.max() < 0.35, share  # predicting one class everywhere is no good
+    assert share.max() < 0.35, share  # predicting one class everywhere gives a low score
     seen_in = [(masks == k).any((1, 2)).mean() for k in range(11)]
     assert min(seen_in) > 0.4, seen_in
 
 
-def test_light_and_colors_differ_from_scene_to_scene():
+def test_light_and_colors_vary_between_scenes():
     images = np.stack([scene(seed, 48, 64)[0] for seed in range(40)]).astype(float)
     mean_color = images.mean((1, 2))
     assert mean_color.mean(1).std() > 12  # brightness
     assert (mean_color - mean_color.mean(1, keepdims=True)).std() > 4  # tint
-    assert images.std((1, 2, 3)).min() > 20  # none is flat
+    assert images.std((1, 2, 3)).min() > 20  # every scene has contrast
 
 
-def test_grain_is_one_value_per_cell_evenly_spread():
+def test_grain_is_one_uniform_value_per_cell():
     a, b = np.meshgrid(np.arange(-20, 20, 0.25, dtype=np.float32), np.arange(-20, 20, 0.25, dtype=np.float32))
     values = grain(a, b, salt=3)
     cells = values.reshape(40, 4, 40, 4)
@@ -90,7 +90,7 @@ def test_grain_is_one_value_per_cell_evenly_spread():
     assert (grain(a, b, salt=4) != values).mean() > 0.9
 
 
-def test_the_shapes_that_things_are_made_of():
+def test_basic_shapes():
     u, v = np.meshgrid(np.linspace(0, 1, 201, dtype=np.float32), np.linspace(0, 1, 101, dtype=np.float32))
     assert disc(u, v, (0.5, 0.5), (0.3, 0.2)).mean() == pytest.approx(np.pi * 0.3 * 0.2, rel=0.03)
     stroke = np.pi * 0.1**2 + 0.2 * 0.4
@@ -100,7 +100,7 @@ def test_the_shapes_that_things_are_made_of():
     assert band(np.array([0, 1, 2], np.float32), 1, 2).tolist() == [False, True, False]
 
 
-def test_splits_share_no_scene_whatever_the_seeds():
+def test_splits_share_no_scene_for_any_seed():
     digests = [
         _digest(*source.read(i))
         for seed in (0, 1, 7)
@@ -111,7 +111,7 @@ def test_splits_share_no_scene_whatever_the_seeds():
     assert len(set(digests)) == len(digests)
 
 
-def test_samples_follow_the_contract_of_the_data_modules():
+def test_samples_have_the_format_of_the_data_modules():
     data = SyntheticDataModule((24, 40), train_scenes=3, val_scenes=2, test_scenes=1)
     assert data.class_names[:3] == ["Sky", "Building", "Pole"]
     assert data.num_classes == len(data.palette) == 11
@@ -132,7 +132,7 @@ def test_predict_gives_the_test_scenes_without_masks():
     assert "mask" not in predict
 
 
-def test_batches_come_from_worker_processes_too():
+def test_worker_processes_give_batches():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = SyntheticDataModule((24, 40), train_scenes=4, batch_size=4, num_workers=1)
@@ -141,21 +141,21 @@ def test_batches_come_from_worker_processes_too():
     assert sorted(batch["key"]) == [f"scene{i:06d}" for i in range(4)]
 
 
-def test_training_scenes_are_mirrored_or_left_alone():
+def test_training_scenes_are_only_flipped():
     dataset = SyntheticDataModule((24, 40), train_scenes=1).dataset("train")
     image, mask = scene(0, 24, 40)
     seen = set()
     for epoch in range(12):
         sample = dataset[(epoch, 0)]
         got = sample["image"].permute(1, 2, 0).numpy()
-        mirrored = not np.array_equal(got, image)
-        assert np.array_equal(got, image[:, ::-1] if mirrored else image)
-        assert np.array_equal(sample["mask"], mask[:, ::-1] if mirrored else mask)
-        seen.add(mirrored)
+        flipped = not np.array_equal(got, image)
+        assert np.array_equal(got, image[:, ::-1] if flipped else image)
+        assert np.array_equal(sample["mask"], mask[:, ::-1] if flipped else mask)
+        seen.add(flipped)
     assert seen == {True, False}
 
 
-def test_a_crop_size_brings_the_usual_augmentation_and_a_transform_replaces_it():
+def test_crop_size_turns_on_the_default_augmentation_and_a_transform_replaces_it():
     assert SyntheticDataModule((24, 40), crop_size=16).dataset("train")[0]["image"].shape == (3, 16, 16)
 
     def dark(image, mask):
@@ -165,15 +165,15 @@ def test_a_crop_size_brings_the_usual_augmentation_and_a_transform_replaces_it()
     assert np.array_equal(sample["image"].permute(1, 2, 0), scene(0, 24, 40)[0] // 2)
 
 
-@pytest.mark.parametrize("count", [2, 2**18])  # few are kept in memory, many are not
-def test_scenes_are_drawn_once_if_they_are_few_and_never_spoilt(count, monkeypatch):
+@pytest.mark.parametrize("count", [2, 2**18])  # few scenes are cached, many are not
+def test_few_scenes_are_cached_and_the_cache_is_not_modified(count, monkeypatch):
     drawn = []
 
     def counted(*arguments):
         drawn.append(arguments)
         return scene(*arguments)
 
-    monkeypatch.setattr("early_fusion_seg.data.synthetic.scene", counted)
+    monkeypatch.setattr("early_fusion_seg.data.synthetic.datamodule.scene", counted)
     source = SceneSource(first=10, count=count, size=(16, 24))
     first = source.read(1)
     expected = _digest(*first)
@@ -189,10 +189,10 @@ def test_scenes_are_drawn_once_if_they_are_few_and_never_spoilt(count, monkeypat
         ({"size": (0, 8)}, "height is 0; expected a whole number from 1"),
         ({"val_scenes": 0}, "val_scenes is 0"),
         ({"train_scenes": 2**21}, "train_scenes is 2097152"),
-        ({"seed": -1}, "seed is -1; expected a whole number from 0"),
+        ({"seed": -1}, "seed is -1; expected a whole number, 0 or higher"),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(settings, message):
+def test_error_names_the_setting_out_of_range(settings, message):
     with pytest.raises(UserError, match=message):
         SyntheticDataModule(**settings)
 
@@ -211,11 +211,11 @@ def test_a_pixel_classifier_on_color_and_position_fails():
         warnings.simplefilter("ignore", ConvergenceWarning)  # more iterations do not raise the score on unseen scenes
         classifier.fit((x - mean) / std, y)
     miou = jaccard_score(y_test, classifier.predict((x_test - mean) / std), average="macro")
-    assert 0.15 < miou <= 0.35  # above the lower bound it has learned what can be learned
+    assert 0.15 < miou <= 0.35  # the lower bound shows that the classifier has learned something
 
 
 def _pixels(source, per_scene):
-    """Draw pixels as (r, g, b, x, y), and their classes."""
+    """Return random pixels as (r, g, b, x, y), and their classes."""
     generator = np.random.default_rng(0)
     features, classes = [], []
     for i in range(len(source)):

@@ -3,7 +3,20 @@ import pytest
 from PIL import Image, ImageFont
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.visualize import IGNORED, INK, PAPER, WRONG, colorize, error_map, fit_tile, overlay, panel, sheet
+from early_fusion_seg.visualize import (
+    IGNORED,
+    INK,
+    PAPER,
+    WRONG,
+    colorize,
+    confusion_picture,
+    error_map,
+    fit_tile,
+    overlay,
+    panel,
+    sheet,
+)
+from early_fusion_seg.visualize.confusion import CELL, DARKEST, EM, NO_TRUTH
 
 PALETTE = [[200, 10, 10], [10, 200, 10], [10, 10, 200]]
 NAMES = ["road", "tree", "sky"]
@@ -31,19 +44,19 @@ def test_colorize_equals_pillows_palette(dtype):
 
 
 @pytest.mark.parametrize("ignore_index", [255, -1, 1])
-def test_ignored_pixels_are_black_whatever_their_number(ignore_index):
+def test_ignored_pixels_are_black_for_any_ignore_index(ignore_index):
     labels = np.array([[0, ignore_index, 2]])
     assert colorize(labels, PALETTE, ignore_index).tolist() == [[PALETTE[0], [0, 0, 0], PALETTE[2]]]
 
 
 @pytest.mark.parametrize("label", [3, -1, 254])
-def test_a_label_without_a_color_is_refused_by_name(label):
+def test_a_label_without_a_color_is_named_in_the_error(label):
     with pytest.raises(UserError, match=rf"holds {label}; the palette has colors for 0\.\.2, and 255 is ignored"):
         colorize(np.array([[0, label]]), PALETTE)
 
 
 @pytest.mark.parametrize("labels", [np.zeros((2, 2)), np.zeros((2, 2, 1), int)])
-def test_what_is_no_label_map_is_refused(labels):
+def test_arrays_that_are_not_label_maps_are_refused(labels):
     with pytest.raises(UserError, match=r"expected integers of shape \(h, w\)"):
         colorize(labels, PALETTE)
 
@@ -55,7 +68,7 @@ def test_overlay_equals_pillows_blend(alpha):
     assert np.abs(overlay(image, truth, PALETTE, alpha).astype(int) - np.asarray(blend)).max() <= 1  # rounding
 
 
-def test_overlay_leaves_ignored_pixels_and_its_arguments_alone():
+def test_overlay_changes_neither_ignored_pixels_nor_its_arguments():
     image, truth = _scene(ignored=True)
     before = image.copy()
     mixed = overlay(image, truth, PALETTE, 0.7)
@@ -65,7 +78,7 @@ def test_overlay_leaves_ignored_pixels_and_its_arguments_alone():
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1])
-def test_a_share_outside_0_to_1_is_refused(alpha):
+def test_an_alpha_out_of_range_is_refused(alpha):
     with pytest.raises(UserError, match="alpha is"):
         overlay(*_scene(), PALETTE, alpha)
 
@@ -74,8 +87,8 @@ def test_errors_are_red_only_where_the_prediction_is_wrong():
     image, truth = _scene(ignored=True)
     prediction = truth.copy()
     prediction[5, 10] = 1
-    prediction[20, 12] = 1  # above the truth, the other below it
-    prediction[6, 0] = 1  # no truth there
+    prediction[20, 12] = 1  # one wrong label below the true one, one above it
+    prediction[6, 0] = 1  # without ground truth
     prediction[:, 2] = 2
     shown = error_map(image, truth, prediction)
     assert np.argwhere((shown == np.array(WRONG)).all(-1)).tolist() == [[5, 10], [20, 12]]
@@ -96,7 +109,7 @@ def test_errors_are_red_only_where_the_prediction_is_wrong():
         (700, 640, (700, 640)),
     ],
 )
-def test_tiles_change_size_by_whole_numbers(height, width, expected):
+def test_tiles_are_resized_by_whole_numbers(height, width, expected):
     tile = np.random.default_rng(2).integers(0, 256, (height, width, 3), dtype=np.uint8)
     fitted = fit_tile(tile)
     assert fitted.shape == (*expected, 3)
@@ -107,7 +120,7 @@ def test_tiles_change_size_by_whole_numbers(height, width, expected):
         assert np.array_equal(fitted, tile[::3, ::3])
 
 
-def test_a_panel_holds_the_four_tiles():
+def test_a_panel_has_four_tiles():
     image, truth = _scene(330, 400)
     prediction = np.roll(truth, 9, 0)
     shown = panel(image, truth, prediction, PALETTE, NAMES)
@@ -118,13 +131,13 @@ def test_a_panel_holds_the_four_tiles():
         assert np.array_equal(shown[y : y + 330, x : x + 400], tile), i
 
 
-def test_portraits_stand_in_a_row():
+def test_portrait_images_are_laid_out_in_a_row():
     image, truth = _scene(400, 330)
     shown = panel(image, truth, truth, PALETTE, NAMES)
     assert shown.shape[1] == 4 * 330 + 5 * (400 // 22)
 
 
-def test_the_legend_names_the_classes_that_occur_and_no_others(monkeypatch):
+def test_the_legend_has_only_the_classes_that_occur(monkeypatch):
     image, truth = _scene(330, 400)
     assert _legend_swatches(panel(image, truth, truth, PALETTE, NAMES)) == [PALETTE[0], PALETTE[2]]
     prediction = truth.copy()
@@ -138,7 +151,7 @@ def test_the_legend_names_the_classes_that_occur_and_no_others(monkeypatch):
     assert _legend_swatches(panel(image, truth, prediction, PALETTE, NAMES)) == without_truth
 
 
-def test_ignored_pixels_of_a_sheet_are_black_and_named():
+def test_ignored_pixels_of_a_sheet_are_black_and_in_the_legend():
     image, truth = _scene(330, 400)
     truth[:50] = 255
     shown = sheet([image, image], [truth, truth], ["a", "b"], PALETTE, NAMES)
@@ -148,7 +161,7 @@ def test_ignored_pixels_of_a_sheet_are_black_and_named():
 
 
 def _legend_swatches(shown):
-    """Read the legend of a (330, 400) panel from its pixels: the center of every square framed in ink."""
+    """Read the legend of a (330, 400) panel from its pixels: the center color of each square with a frame."""
     em = 400 // 22
     legend = shown[2 * (330 + 2 * em) + em :]
     ink = (legend == np.array(INK)).all(-1)
@@ -161,27 +174,27 @@ def _legend_swatches(shown):
     return found
 
 
-def test_titles_are_lettered_and_state_the_share_of_errors(monkeypatch):
+def test_titles_are_drawn_and_give_the_percentage_of_errors(monkeypatch):
     written = []
     image, truth = _scene(330, 400)
     prediction = truth.copy()
     prediction[:33] = 1
-    truth[165:] = 255  # of the rest, the wrong rows are a fifth
+    truth[165:] = 255  # a fifth of the remaining rows is wrong
     text = "PIL.ImageDraw.ImageDraw.text"
     monkeypatch.setattr(text, lambda self, xy, text, *args, **kwargs: written.append(text))
-    unlettered = panel(image, truth, prediction, PALETTE, NAMES)
+    without_text = panel(image, truth, prediction, PALETTE, NAMES)
     legend = ["road", "tree", "sky", "ignored", "wrong"]
     assert written == ["image", "truth", "prediction", "errors: 20.0 % of the pixels", *legend]
     monkeypatch.undo()
-    lettered = panel(image, truth, prediction, PALETTE, NAMES)
-    changed = (lettered != unlettered).any(-1)
+    with_text = panel(image, truth, prediction, PALETTE, NAMES)
+    changed = (with_text != without_text).any(-1)
     em = 400 // 22
     assert changed[: 2 * em, em : em + 400].any()
-    assert not changed[2 * em : 2 * em + 330].any()  # nothing is written over the tiles
+    assert not changed[2 * em : 2 * em + 330].any()  # no text on the tiles
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (96, 128), (1080, 1920)])
-def test_any_size_gives_a_readable_panel(size):
+def test_panels_of_any_image_size_have_a_readable_size(size):
     shown = panel(*_scene(*size), _scene(*size)[1], PALETTE, ["a name that is longer than most others are", *NAMES[1:]])
     assert max(shown.shape[:2]) < 3000
     assert max(shown.shape[:2]) >= 320
@@ -190,7 +203,7 @@ def test_any_size_gives_a_readable_panel(size):
     assert shown.shape[1] > names
 
 
-def test_a_panel_of_nothing_but_ignored_pixels_has_no_errors():
+def test_a_panel_of_ignored_pixels_only_has_no_errors():
     image, truth = _scene()
     truth[:] = 255
     shown = panel(image, truth, np.zeros_like(truth), PALETTE, NAMES)
@@ -210,3 +223,51 @@ def test_a_panel_of_nothing_but_ignored_pixels_has_no_errors():
 def test_wrong_shapes_are_refused(image, truth, message):
     with pytest.raises(UserError, match=message):
         panel(image, truth, np.zeros((4, 4), int), PALETTE, NAMES)
+
+
+# --- confusion matrix
+
+WIDE = ["W" * 30, "M" * 30, "Q" * 30]  # wider than the title, so the matrix ends at the right margin
+
+
+def corner_colors(picture, k):
+    """Return the color (k, k) of each cell near its corner, where no number is drawn."""
+    left, top = picture.shape[1] - EM - k * CELL, picture.shape[0] - EM - k * CELL
+    return picture[top + 3 :: CELL, left + 3 :: CELL][:k, :k]
+
+
+def test_cell_darkness_is_the_root_of_the_fraction_of_the_row():
+    confusion = np.array([[300, 100, 0], [0, 7, 0], [0, 0, 0]])
+    picture = confusion_picture(confusion, WIDE)
+    assert picture.dtype == np.uint8
+    colors = corner_colors(picture, 3)
+    half = np.rint((np.array(PAPER) + DARKEST) / 2)
+    np.testing.assert_allclose(colors[0, 1], half, atol=1)  # a fraction of 1/4
+    assert [tuple(c) for c in colors[1].tolist()] == [PAPER, DARKEST, PAPER]
+    assert {tuple(c) for c in colors[2].tolist()} == {NO_TRUTH}
+
+
+def test_cells_have_row_percentages_and_names_are_outside():
+    counts = np.array([[1, 3, 0], [0, 4, 0], [0, 0, 5]])
+    picture = confusion_picture(counts, WIDE)
+    np.testing.assert_array_equal(picture, confusion_picture(counts * 1000, WIDE))
+    renamed = confusion_picture(counts, [WIDE[1], WIDE[0], WIDE[2]])
+    rows, columns = np.nonzero((picture != renamed).any(2))
+    left, top = picture.shape[1] - EM - 3 * CELL, picture.shape[0] - EM - 3 * CELL
+    assert len(rows)
+    assert ((rows < top) | (columns < left)).all()
+    cells = picture[top:, left:][: 3 * CELL, : 3 * CELL].reshape(3, CELL, 3, CELL, 3).swapaxes(1, 2)[:, :, 2:-2, 2:-2]
+    written = [[len(np.unique(cell)) > 5 for cell in row] for row in cells]
+    np.testing.assert_array_equal(written, counts > 0)
+
+
+@pytest.mark.parametrize("k", [1, 11, 40, 41, 66, 171, 255])
+def test_a_confusion_picture_has_a_limited_size_for_any_number_of_classes(k):
+    picture = confusion_picture(np.eye(k, dtype=np.int64), ["a very long class name " * 5] * k)
+    assert picture.shape[2] == 3
+    assert max(picture.shape) <= 1800
+
+
+def test_a_confusion_picture_of_many_classes_has_no_names():
+    many = np.eye(100, dtype=np.int64)
+    np.testing.assert_array_equal(confusion_picture(many, ["a"] * 100), confusion_picture(many, ["long name"] * 100))

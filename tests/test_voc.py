@@ -29,7 +29,7 @@ def plain(root: Path, **options) -> VOCDataModule:
     return VOCDataModule(root, train_transform=lambda **data: data, **options)
 
 
-def test_facts_need_no_disk() -> None:
+def test_classes_and_rules_need_no_files() -> None:
     dm = VOCDataModule("nowhere")
     assert (dm.num_classes, dm.class_names[0], dm.class_names[-1]) == (21, "background", "tvmonitor")
     assert (dm.palette[15], dm.rules) == ([192, 128, 128], ("strict-nan", "error"))
@@ -56,14 +56,14 @@ def test_splits_and_masks(tmp_path: Path, parent: str) -> None:
 
 
 @pytest.mark.parametrize("extra", ["sbd", "aug", "aug_only"])
-def test_augmented_training_never_holds_an_image_of_val(tmp_path: Path, extra: str) -> None:
+def test_augmented_training_has_no_validation_image(tmp_path: Path, extra: str) -> None:
     fake_voc(tmp_path, images=2, extra=extra)
     dm = plain(tmp_path)
     assert keys(dm, "train") == ["2007_000000", "2007_000001", "2010_000000", "2010_000001"]
     assert keys(plain(tmp_path, train_split="trainval"), "train") == sorted(keys(dm, "train") + keys(dm, "val"))
     own, added = dm.dataset("train")[1], dm.dataset("train")[3]
     official = np.asarray(Image.open(tmp_path / VOC / "SegmentationClass/2007_000001.png"))
-    assert (official == 255).any()  # SBD has no void, so this shows whose mask it is
+    assert (official == 255).any()  # SBD has no void, so this is the mask of VOC
     np.testing.assert_array_equal(own["mask"], official)
     if extra == "sbd":
         content = loadmat(tmp_path / "benchmark_RELEASE/dataset/cls/2010_000001.mat")
@@ -73,7 +73,7 @@ def test_augmented_training_never_holds_an_image_of_val(tmp_path: Path, extra: s
     np.testing.assert_array_equal(added["mask"], stored)
 
 
-def test_lists_in_other_forms(sbd: Path, tmp_path: Path) -> None:
+def test_lists_in_the_format_of_deeplab(sbd: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sbd, tmp_path / "voc")
     listing = root / VOC / "ImageSets/Segmentation/train.txt"
     listing.write_text("/JPEGImages/2007_000001.jpg /SegmentationClassAug/2007_000001.png\n\n2007_000000")
@@ -81,7 +81,7 @@ def test_lists_in_other_forms(sbd: Path, tmp_path: Path) -> None:
     assert keys(plain(root, augmented=False), "train") == ["2007_000000", "2007_000001"]
 
 
-def test_what_is_missing_is_named(sbd: Path, tmp_path: Path) -> None:
+def test_errors_name_missing_files(sbd: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"(?s)nowhere does not hold.*download=True"):
         VOCDataModule("nowhere").dataset("train")
     fake_voc(tmp_path, images=1, extra="none")
@@ -98,10 +98,10 @@ def test_what_is_missing_is_named(sbd: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("write", "message"), [
-    (lambda path: path.write_bytes(b"MATLAB"), "damaged or no .mat file"),
+    (lambda path: path.write_bytes(b"MATLAB"), "damaged or not a .mat file"),
     (lambda path: __import__("scipy.io").io.savemat(path, {"GTinst": 1}), "no variable GTcls"),
 ])  # fmt: skip
-def test_a_wrong_mat_file_is_named(tmp_path: Path, write, message: str) -> None:
+def test_error_names_the_invalid_mat_file(tmp_path: Path, write, message: str) -> None:
     fake_voc(tmp_path, images=1)
     write(tmp_path / "benchmark_RELEASE/dataset/cls/2010_000000.mat")
     with pytest.raises(UserError, match=rf"2010_000000.mat (is|has) {message}"):
@@ -116,8 +116,9 @@ def test_real_files(tmp_path: Path) -> None:
     sample = VOCDataModule(SAMPLES / "voc2012")
     place = ids["val"].index("2007_000129")
     mask = sample.dataset("val")[place]["mask"]
-    assert [int((mask == c).sum()) for c in (0, 2, 15, 255)] == [54389, 34183, 61143, 17285]  # as measured elsewhere
-    # every image of SBD, most of val among them, must give exactly the published list of trainaug
+    # counted without this package
+    assert [int((mask == c).sum()) for c in (0, 2, 15, 255)] == [54389, 34183, 61143, 17285]
+    # all images of SBD, which include many of val, must give exactly the published list of trainaug
     voc = tmp_path / VOC
     shutil.copytree(real / "ImageSets", voc / "ImageSets")
     (tmp_path / "benchmark_RELEASE/dataset/cls").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""LastCheckpoint: a checkpoint to resume from, often enough, also after SIGTERM."""
+"""LastCheckpoint: save `last.ckpt` every few steps and on SIGTERM, so that training can resume from it."""
 
 import math
 import signal
@@ -18,19 +18,26 @@ from early_fusion_seg.errors import UserError
 class LastCheckpoint(Checkpoint):
     """Write `last.ckpt`, from which training resumes as if it had not been interrupted.
 
-    It is written at the end of each epoch, every few steps within an epoch, before each validation, and when the
-    process is asked to stop (SIGTERM). It is not written between the accumulated batches of a step, whose gradients
-    would be lost, and not before the final validation: Lightning takes a checkpoint of that moment for a finished run.
+    The file is written at the end of each epoch, every `every_n_steps` steps within an epoch, before each validation,
+    and when the process is asked to stop (SIGTERM). It is not written in two cases:
 
-    After SIGTERM, a process stops as soon as nothing is lost: after the batch that completes a step, or within a
-    validation, which the resumed run repeats. Several processes stop after the same batch, as soon as one of them gets
-    SIGTERM; a running validation is finished first, because their shares of it may be unequal. Lightning's own handler
-    may stop within a step, and communicates with the other processes wherever they are at that moment, which can block
-    them forever (Lightning-AI/pytorch-lightning#20806), so this callback replaces it during training.
+    - Between the accumulated batches of a step: their gradients would be lost.
+    - Before the final validation: Lightning treats a checkpoint from that moment as a finished run.
+
+    After SIGTERM, a process stops where no work is lost: after the batch that completes a step, or during a validation,
+    which the resumed run repeats. If there are several processes and one of them gets SIGTERM, all stop after the same
+    batch. They finish a running validation first, because they may have different numbers of validation batches.
+
+    This callback replaces Lightning's SIGTERM handler during training. Lightning's handler may stop within a step. It
+    also communicates with the other processes at an arbitrary moment, which can block them forever
+    (Lightning-AI/pytorch-lightning#20806).
 
     Args:
-        folder: Where to write.
-        every_n_steps: Optimizer steps between two files within an epoch.
+        folder: Folder of `last.ckpt`.
+        every_n_steps: Optimizer steps between two checkpoints within an epoch, at least 1.
+
+    Raises:
+        UserError: `every_n_steps` is less than 1.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 200) -> None:
@@ -39,19 +46,19 @@ class LastCheckpoint(Checkpoint):
         self.filename = "last"
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
-        self.resumable = False  # whether training could resume from this point between two batches
+        self.resumable = False  # whether training could resume from a checkpoint saved now
         self.step = 0  # optimizer steps at the start of the batch
-        self.saved = 0  # optimizer steps of the last file
+        self.saved = 0  # optimizer steps at the last checkpoint
         self.stop_requested = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's SIGTERM handler, which Lightning restores at the end."""
+        """Replace the SIGTERM handler; Lightning restores the original one at the end of training."""
         self.stop_requested = False
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Note that training cannot resume from within a batch."""
+        """Mark the state as not resumable during the batch."""
         self.resumable = False
         self.step = trainer.global_step
 
@@ -68,20 +75,20 @@ class LastCheckpoint(Checkpoint):
             self._stop_if_requested(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save such that a resumed run starts with this validation."""
+        """Save a checkpoint from which a resumed run starts with this validation."""
         self.resumable = False
         within_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
-        over = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if not within_fit or over or trainer.global_step == self.step:
+        final = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if not within_fit or final or trainer.global_step == self.step:
             return
         progress = cast(Any, trainer.fit_loop.epoch_loop.val_loop.batch_progress.total)
         done = progress.processed
-        progress.ready = progress.started = done + 1  # Lightning skips a validation that has not started
+        progress.ready = progress.started = done + 1  # else the resumed run would skip this validation
         self._save(trainer)
         progress.ready = progress.started = done
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stop within a validation of `fit` if requested; the file is that of `on_validation_start`."""
+        """Stop within a validation of `fit` if requested; `on_validation_start` has saved the checkpoint."""
         if self.stop_requested and trainer.world_size == 1 and self.saved == trainer.global_step:
             raise SIGTERMException
 
@@ -98,11 +105,11 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the number of steps in the last file."""
+        """Restore the number of steps at the last checkpoint."""
         self.saved = state_dict["saved"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps in the last file."""
+        """Return the number of steps at the last checkpoint."""
         return {"saved": self.saved}
 
     def _on_sigterm(self, *_: Any) -> None:

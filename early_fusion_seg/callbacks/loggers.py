@@ -1,37 +1,37 @@
-"""What is not a number, for loggers: pictures, tables and the configuration, each in the way that a logger has."""
+"""Log images, score tables and the configuration to TensorBoard and W&B."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # PyYAML comes without types
+import yaml  # type: ignore[import-untyped]  # PyYAML has no types
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from early_fusion_seg.report import Results, markdown
 from early_fusion_seg.visualize import Pixels
 
 
-def send_pictures(logger: Logger, pictures: Mapping[str, Pixels], tag: str, step: int) -> None:
-    """Log pictures to TensorBoard or W&B; other loggers get none.
+def log_images(logger: Logger, images: Mapping[str, Pixels], tag: str, step: int) -> None:
+    """Log images to TensorBoard or W&B; do nothing for other loggers.
 
     Args:
-        logger: Any.
-        pictures: (H, W, 3) uint8 by name.
-        tag: Where; in TensorBoard each name comes below it.
+        logger: Any Lightning logger.
+        images: Name -> (H, W, 3) uint8.
+        tag: Tag of the images; in TensorBoard each image has the tag `tag/name`.
         step: Optimizer steps done so far.
     """
     if isinstance(logger, TensorBoardLogger):
-        for name, picture in pictures.items():
-            logger.experiment.add_image(f"{tag}/{name}", picture, step, dataformats="HWC")
+        for name, image in images.items():
+            logger.experiment.add_image(f"{tag}/{name}", image, step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
-        logger.log_image(tag, list(pictures.values()), step, caption=list(pictures))
+        logger.log_image(tag, list(images.values()), step, caption=list(images))
 
 
-def send_results(logger: Logger, results: Results, step: int) -> None:
-    """Log the IoU of each class as a table to W&B, and the report of all scores as a text to TensorBoard.
+def log_results(logger: Logger, results: Results, step: int) -> None:
+    """Log the IoU of each class to W&B as a table, or all scores to TensorBoard as text; skip other loggers.
 
     Args:
-        logger: Any; others get none.
-        results: The content of `results.json`.
+        logger: Any Lightning logger.
+        results: Contents of `results.json`.
         step: Optimizer steps done so far.
     """
     tag = f"results/{results['split']}"
@@ -41,12 +41,12 @@ def send_results(logger: Logger, results: Results, step: int) -> None:
         logger.log_table(tag, ["class", "IoU"], [list(row) for row in results["per_class"].items()], step=step)
 
 
-def send_config(logger: Logger, config: Mapping[str, Any]) -> None:
-    """Log a resolved configuration: to W&B as the run's config, to TensorBoard as a text.
+def log_config(logger: Logger, config: Mapping[str, Any]) -> None:
+    """Log a resolved configuration to W&B as the run's config, or to TensorBoard as text; skip other loggers.
 
     Args:
-        logger: Any; others get none.
-        config: Plain types.
+        logger: Any Lightning logger.
+        config: The configuration, of plain types.
     """
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```")

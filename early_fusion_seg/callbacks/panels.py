@@ -1,4 +1,4 @@
-"""Panels of the first images of a split."""
+"""PanelLogger: log images with their ground truth, prediction and errors."""
 
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -9,21 +9,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from early_fusion_seg.callbacks.files import inside, pixels
-from early_fusion_seg.callbacks.loggers import send_pictures
+from early_fusion_seg.callbacks.image_files import path_inside, to_pixels
+from early_fusion_seg.callbacks.loggers import log_images
 from early_fusion_seg.distributed import all_gather_object
 from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.visualize import Pixels, panel
 
 
 class PanelLogger(Callback):
-    """Show the first images of a split as image, truth, prediction and errors, always the same ones.
+    """Draw the first images of a split as panels of image, ground truth, prediction and errors.
 
-    Of several processes each draws its share of them. Panels go to each TensorBoard, W&B and CSV logger of the trainer;
-    beside the CSV file they are PNGs.
+    The images are the same at each evaluation, for any number of processes. The panels are logged to TensorBoard and
+    W&B; for a CSV logger they are written as PNG files to `panels/` in its folder.
 
     Args:
-        count: Images per evaluation.
+        count: Panels per evaluation.
     """
 
     def __init__(self, count: int = 4) -> None:
@@ -33,31 +33,31 @@ class PanelLogger(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Draw the images that are still wanted."""
+        """Draw panels until there are enough."""
         self._collect(trainer, pl_module, outputs, batch)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Draw the images that are still wanted."""
+        """Draw panels until there are enough."""
         self._collect(trainer, pl_module, outputs, batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand the panels to the loggers."""
+        """Log the panels."""
         self._publish(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand the panels to the loggers."""
+        """Log the panels."""
         self._publish(trainer, "test")
 
     def _collect(self, trainer: Trainer, module: Any, outputs: Any, batch: Mapping[str, Any]) -> None:
         if trainer.sanity_checking:
             return
-        share = range(trainer.global_rank, self.count, trainer.world_size)  # of the split's first images
-        missing = len(share) - len(self.panels)
+        own = range(trainer.global_rank, self.count, trainer.world_size)  # images of the split that this rank draws
+        missing = len(own) - len(self.panels)
         for i, key in enumerate(batch["key"][:missing]):
             self.panels[key] = panel(
-                pixels(batch["image"][i]),
+                to_pixels(batch["image"][i]),
                 batch["mask"][i].cpu().numpy(),
                 outputs["prediction"][i].cpu().numpy(),
                 module.palette,
@@ -66,19 +66,20 @@ class PanelLogger(Callback):
             )
 
     def _publish(self, trainer: Trainer, split: str) -> None:
-        shares = [iter(share.items()) for share in all_gather_object(self.panels)]
-        panels = dict(entry for turn in zip_longest(*shares) for entry in turn if entry)  # in the order of the split
+        per_rank = [iter(panels.items()) for panels in all_gather_object(self.panels)]
+        # rank r has the images r, r + world_size, ...: interleaved, they are in the order of the split
+        panels = dict(entry for entries in zip_longest(*per_rank) for entry in entries if entry)
         self.panels = {}
         step = trainer.global_step
-        for logger in trainer.loggers if panels and trainer.is_global_zero else []:  # none in the sanity check
+        for logger in trainer.loggers if panels and trainer.is_global_zero else []:  # the sanity check draws none
             if isinstance(logger, CSVLogger):
                 name = f"step-{step:06d}" if split == "val" and step else split
-                write_pictures(panels, Path(logger.log_dir) / "panels" / name)
+                write_images(panels, Path(logger.log_dir) / "panels" / name)
             else:
-                send_pictures(logger, panels, f"panels/{split}", step)
+                log_images(logger, panels, f"panels/{split}", step)
 
 
-def write_pictures(pictures: Mapping[str, Pixels], folder: Path) -> None:
-    """Write pictures (H, W, 3) uint8 as `folder/<key>.png`."""
-    for key, picture in pictures.items():
-        replace_file(inside(folder, f"{key}.png"), Image.fromarray(picture).save)
+def write_images(images: Mapping[str, Pixels], folder: Path) -> None:
+    """Write images (H, W, 3) uint8 as `folder/<key>.png`."""
+    for key, image in images.items():
+        replace_file(path_inside(folder, f"{key}.png"), Image.fromarray(image).save)

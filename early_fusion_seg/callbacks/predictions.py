@@ -1,4 +1,4 @@
-"""Predictions as files."""
+"""PredictionWriter: write predictions as image files."""
 
 from functools import partial
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from early_fusion_seg.callbacks.files import inside, pixels
+from early_fusion_seg.callbacks.image_files import path_inside, to_pixels
 from early_fusion_seg.distributed import all_gather_object
 from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.io.images import write_indexed_png
@@ -15,15 +15,16 @@ from early_fusion_seg.visualize import Pixels, overlay
 
 
 class PredictionWriter(Callback):
-    """Write each prediction as it comes: `masks/<key>.png`, indexed with the palette, and `overlays/<key>.png`.
+    """Write each prediction as `masks/<key>.png`, indexed with the palette, and `overlays/<key>.png`.
 
-    A key is a path relative to the images' folder, with its suffix, so that `a.jpg` and `a.png` do not collide.
+    Files are written after each batch. A key is the path of an image relative to its folder, suffix included, so
+    `a.jpg` and `a.png` do not collide.
 
     Args:
-        folder: Where to write.
+        folder: Output folder.
 
     Attributes:
-        unreadable: Why files could not be read, of all processes once the prediction has ended.
+        unreadable: Error messages of the images that could not be read; after prediction, those of all processes.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -31,24 +32,24 @@ class PredictionWriter(Callback):
         self.unreadable: list[str] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on one folder: each process has found the next free one for itself."""
+        """Use the folder of rank 0 on all processes: each has chosen the next free folder independently."""
         self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Write the masks and overlays of a batch, or take note of what could not be read."""
+        """Write the masks and overlays of a batch, or record the error of an image that could not be read."""
         if outputs is None:
-            self.unreadable += batch.get("error", [])  # none, where a process has no images
+            self.unreadable += batch.get("error", [])  # the empty batch of a process without images has no error
             return
         module = cast(Any, pl_module)
         for key, image, prediction in zip(batch["key"], batch["image"], outputs["prediction"], strict=True):
             labels: Pixels = prediction.cpu().numpy()
-            picture = Image.fromarray(overlay(pixels(image), labels, module.palette))
-            mask = inside(self.folder / "masks", f"{key}.png")
+            blended = Image.fromarray(overlay(to_pixels(image), labels, module.palette))
+            mask = path_inside(self.folder / "masks", f"{key}.png")
             replace_file(mask, partial(write_indexed_png, labels=labels, palette=module.palette))
-            replace_file(inside(self.folder / "overlays", f"{key}.png"), picture.save)
+            replace_file(path_inside(self.folder / "overlays", f"{key}.png"), blended.save)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect what the other processes could not read."""
+        """Collect the error messages of all processes."""
         self.unreadable = [error for part in all_gather_object(self.unreadable) for error in part]

@@ -1,4 +1,4 @@
-"""Scores as files, on the screen, and for loggers."""
+"""ResultsWriter: write the scores to `results.json`, log them, and print a table."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from early_fusion_seg.callbacks.loggers import send_pictures, send_results
+from early_fusion_seg.callbacks.loggers import log_images, log_results
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.report import EncoderFacts, Results, RunFacts, build_results, score_table, write_json
@@ -19,20 +19,20 @@ Split = Literal["val", "test"]
 
 
 class ResultsWriter(Callback):
-    """Write `results.json` and `confusion.png` at the end of `validate` and `test`, and print the table.
+    """Write `results.json` and `confusion.png` at the end of `validate` and `test`, and print the score table.
 
-    TensorBoard and W&B get the picture and the IoU of each class as a table too.
+    The confusion matrix and the score table are also logged to TensorBoard and W&B.
 
     Args:
-        folder: Where to write; default: the trainer's log folder.
-        checkpoint: The file that the weights came from; default: the trainer's `ckpt_path`.
-        config: Resolved configuration, plain types.
+        folder: Output folder; default: the trainer's log folder.
+        checkpoint: Checkpoint file of the weights; default: the trainer's `ckpt_path`.
+        config: Resolved configuration, of plain types.
 
     Attributes:
-        results: What was written last.
+        results: The results that were written last.
 
     Raises:
-        UserError: The number of images scored is not that of the split, though nothing limited it.
+        UserError: The number of images scored is not the size of the split, although the trainer limited no batches.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ResultsWriter(Callback):
         self.results: Results | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the scores of the validation split, unless this is a validation within `fit`."""
+        """Write the scores of the validation split, unless the validation is part of `fit`."""
         if trainer.state.fn == "validate":
             self._write(trainer, pl_module, "val")
 
@@ -65,21 +65,21 @@ class ResultsWriter(Callback):
         self.results = build_results(scores, module.class_names, self._facts(trainer, module, split, images, partial))
         if trainer.is_global_zero:
             write_json(self.results, folder / "results.json")
-            picture = confusion_picture(confusion.cpu().numpy(), module.class_names)
-            replace_file(folder / "confusion.png", Image.fromarray(picture).save)
-            self._send(trainer, picture, self.results)
+            image = confusion_picture(confusion.cpu().numpy(), module.class_names)
+            replace_file(folder / "confusion.png", Image.fromarray(image).save)
+            self._log(trainer, image, self.results)
             show_results(self.results, folder / "results.json")
 
-    def _send(self, trainer: Trainer, picture: Pixels, results: Results) -> None:
+    def _log(self, trainer: Trainer, confusion: Pixels, results: Results) -> None:
         for logger in trainer.loggers:
-            send_pictures(logger, {results["split"]: picture}, "confusion", trainer.global_step)
-            send_results(logger, results, trainer.global_step)
+            log_images(logger, {results["split"]: confusion}, "confusion", trainer.global_step)
+            log_results(logger, results, trainer.global_step)
 
     def _facts(self, trainer: Trainer, module: Any, split: Split, images: int, partial: bool) -> RunFacts:
         data = cast(Any, trainer).datamodule
         encoder = module.network.encoder
         checkpoint = self.checkpoint or trainer.ckpt_path
-        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
+        seed = os.environ.get("PL_GLOBAL_SEED")  # set by Lightning's seed_everything
         return RunFacts(
             data=type(data).__name__,
             split=split,
@@ -87,7 +87,7 @@ class ResultsWriter(Callback):
             partial=partial,
             absent=module.metrics[split].absent,
             pred_void=module.metrics[split].pred_void,
-            scale=getattr(data, "scale", None),  # data modules of other projects need not have one
+            scale=getattr(data, "scale", None),  # data modules of other projects may have none
             checkpoint=None if checkpoint is None else str(checkpoint),
             predictions=None,
             encoder=EncoderFacts(
@@ -104,12 +104,15 @@ class ResultsWriter(Callback):
 
 @rank_zero_only
 def show_results(results: Results, path: Path | str | None) -> None:
-    """Print the table, where the results are, and the license under which the encoder's weights stand."""
-    console = rich.get_console()  # the one of Lightning's progress bar, so that they do not overwrite each other
+    """Print the score table, the encoder with the license of its weights, and the path of the results."""
+    console = rich.get_console()  # shared with Lightning's progress bar, so that they do not overwrite each other
     console.print(score_table(results))
     if encoder := results["encoder"]:
-        of_weights = f"weights: {encoder['weights']}, their license: {encoder['license'] or 'none stated'}"
-        console.print(f"encoder {encoder['name']}, {of_weights}", soft_wrap=True)
+        license = encoder["license"] or "not stated"
+        console.print(
+            f"encoder {encoder['name']}, weights: {encoder['weights']}, license of the weights: {license}",
+            soft_wrap=True,
+        )
     if path is not None:
         console.print(f"written: {path}", soft_wrap=True)
 
@@ -118,10 +121,10 @@ def check_images(trainer: Trainer, split: Split, images: int) -> bool:
     """Compare the number of images scored with the size of the split.
 
     Returns:
-        Whether the trainer limited the batches, so that only a part was scored.
+        Whether only a part of the split was scored, because the trainer limited the batches.
 
     Raises:
-        UserError: They differ and nothing limited it.
+        UserError: The numbers differ and the trainer limited no batches.
     """
     loader: Any = trainer.test_dataloaders if split == "test" else trainer.val_dataloaders
     limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
@@ -130,6 +133,6 @@ def check_images(trainer: Trainer, split: Split, images: int) -> bool:
     if images != expected and not (limited and images < expected):
         raise UserError(
             f"{images} images were scored, but the {split} split has {expected}; "
-            "each must be scored once: use the data modules' own loaders, which share them among processes"
+            "each image must be scored once: use the data module's own loaders, which split the images among processes"
         )
     return images != expected

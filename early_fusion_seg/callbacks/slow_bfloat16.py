@@ -1,4 +1,4 @@
-"""SlowBfloat16Warning: a warning where low precision is much slower than float32."""
+"""SlowBfloat16Warning: warn if low precision is slower than float32 on this processor."""
 
 import warnings
 
@@ -8,14 +8,14 @@ from early_fusion_seg.encoder.onednn_blocks import lacks_bfloat16
 
 
 class SlowBfloat16Warning(Callback):
-    """Warn if the trainer's precision is bfloat16 on a CPU without instructions for it."""
+    """Warn if the trainer uses bfloat16 on a CPU that has no bfloat16 instructions."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare precision and processor."""
+        """Check the precision and the processor."""
         low = trainer.precision.startswith(("bf16", "16"))
         if low and trainer.strategy.root_device.type == "cpu" and lacks_bfloat16() and trainer.is_global_zero:
             warnings.warn(
-                "this processor has no instructions for bfloat16, in which convolutions take many times as long as in "
-                "float32; take --trainer.precision 32-true",
+                "this processor has no instructions for bfloat16, so convolutions are many times slower than "
+                "in float32; use --trainer.precision 32-true",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""Time and memory of the steps that a trainer takes."""
+"""StepTimer: measure the time of each training step and validation batch."""
 
 import sys
 import time
@@ -10,13 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class TimedBatch(NamedTuple):
-    """One batch of training or validation.
+    """Times of one batch of training or validation.
 
     Attributes:
-        step: Optimizer steps, or batches of the validation, done before it.
-        images: Images in it.
-        waited: Seconds from the end of the batch before until it was on the device.
-        seconds: Seconds from the end of the batch before to its own end.
+        step: Optimizer steps done before it, or validation batches done before it.
+        images: Number of its images.
+        waited: Seconds from the end of the previous batch until this batch was on the device.
+        seconds: Seconds from the end of the previous batch to the end of this one.
     """
 
     step: int
@@ -26,7 +26,11 @@ class TimedBatch(NamedTuple):
 
 
 class StepTimer(Callback):
-    """Take the time of each batch; on a GPU all that was asked of it is done when the clock is read."""
+    """Measure the time of each batch. On a GPU, pending work is finished before each reading of the clock.
+
+    Attributes:
+        timed: Times of all batches, in order.
+    """
 
     def __init__(self) -> None:
         self.timed: list[TimedBatch] = []
@@ -34,36 +38,36 @@ class StepTimer(Callback):
         self._ended = self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start to measure."""
         self._ended = clock(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Take the time at which the batch is there."""
+        """Record when the batch was loaded."""
         self._step, self._started = trainer.global_step, clock(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, _: int
     ) -> None:
-        """Take the time at which the step is done."""
-        self._end(pl_module, batch)
+        """Record the time of the step."""
+        self._record(pl_module, batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start to measure."""
         self._ended = clock(pl_module.device)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, _: int = 0
     ) -> None:
-        """Take the time at which the batch is there."""
+        """Record when the batch was loaded."""
         self._step, self._started = batch_idx, clock(pl_module.device)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Take the time at which the batch is scored."""
-        self._end(pl_module, batch)
+        """Record the time of the validation batch."""
+        self._record(pl_module, batch)
 
-    def _end(self, module: LightningModule, batch: Mapping[str, Any]) -> None:
+    def _record(self, module: LightningModule, batch: Mapping[str, Any]) -> None:
         now = clock(module.device)
         waited, seconds = self._started - self._ended, now - self._ended
         self.timed.append(TimedBatch(self._step, len(batch["image"]), waited, seconds))
@@ -71,16 +75,16 @@ class StepTimer(Callback):
 
 
 def clock(device: torch.device) -> float:
-    """Return the seconds on a clock, once the device has done all that it was asked."""
+    """Synchronize with the device and return the time in seconds, from an arbitrary start."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were in use: on a GPU since the last call, else by this process since its start.
+    """Return the peak memory in bytes: of the GPU since the last call, or of this process since its start.
 
-    On Windows, where Python cannot tell the latter, 0.
+    The latter is 0 on Windows, where Python cannot measure it.
     """
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
@@ -88,6 +92,6 @@ def peak_memory(device: torch.device) -> int:
         return peak
     if sys.platform == "win32":
         return 0
-    import resource  # Unix only
+    import resource  # exists on Unix only
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""How fast training goes, and how much of the time it waits for the loader."""
+"""Throughput: log images per second, time spent waiting for data, and GPU memory."""
 
 import time
 from typing import Any, cast
@@ -8,19 +8,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Log speed, waiting and GPU memory every `log_every_n_steps` steps, over the steps since the last time.
+    """Log throughput every `log_every_n_steps` optimizer steps, measured over the steps since the last log.
 
-    - `train/images_per_second`: of all processes together, validation left out.
-    - `train/data_wait`: the share, 0..1, of the time that passes between the end of a step and the start of the next:
-      waiting for the loader, copying to the device, and what Lightning does between. A GPU may still be at work then.
-    - `train/gpu_memory_gib`: the most that tensors have taken so far on the first process's GPU; with CUDA only.
+    - `train/images_per_second`: images per second of all processes together, without the time of validations.
+    - `train/data_wait`: fraction (0..1) of the time between the end of a step and the start of the next: waiting for
+      the loader, copying to the device, and Lightning's own work. A GPU may still be computing during this time.
+    - `train/gpu_memory_gib`: peak memory of tensors on the first process's GPU since the start, in GiB; CUDA only.
 
-    The device is never waited for: over many steps the clock is right without (Lightning's ThroughputMonitor
-    synchronizes at each step, and does not know of waiting).
+    The device is not synchronized: over many steps the times are right without it. Lightning's ThroughputMonitor
+    synchronizes at each step and does not measure waiting.
     """
 
     def __init__(self) -> None:
-        self._ended: float | None = None  # when the last step ended, or the epoch began
+        self._ended: float | None = None  # time at the end of the last step or at the start of the epoch
         self._started = 0.0
         self._logged_step = 0
         self._reset()
@@ -30,20 +30,20 @@ class Throughput(Callback):
         self._images = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier training."""
+        """Discard the measurements of an earlier training."""
         self._logged_step = trainer.global_step
         self._reset()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock: the loader's workers start now."""
+        """Start to measure the wait for the first batch, which includes the start of the workers."""
         self._ended = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave out what passes until the next step."""
+        """Leave out the time until the next step."""
         self._ended = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Take the time that has passed since the last step."""
+        """Add the time since the last step to the waiting time."""
         self._started = time.perf_counter()
         if self._ended is not None:
             self._waited += self._started - self._ended
@@ -51,12 +51,12 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the time of the step, and log where it is time to."""
+        """Add the time of the step, and log if it is due."""
         self._ended = time.perf_counter()
         self._worked += self._ended - self._started
         self._images += len(batch["image"])
-        step, every = trainer.global_step, cast(Any, trainer).log_every_n_steps  # the Trainer does not declare it
-        if every and step % every == 0 and step != self._logged_step:  # it stays where gradients are accumulated
+        step, every = trainer.global_step, cast(Any, trainer).log_every_n_steps  # not declared by the Trainer
+        if every and step % every == 0 and step != self._logged_step:  # not while gradients accumulate
             self._logged_step = step
             pl_module.log_dict(self._values(trainer, pl_module.device))
             self._reset()

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
 from torch import Tensor, nn
 
-from early_fusion_seg.callbacks import ResultsWriter, pixels
+from early_fusion_seg.callbacks import ResultsWriter, to_pixels
 from early_fusion_seg.callbacks.narrow_progress_bar import NarrowProgressBar
 from early_fusion_seg.cli import example
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
@@ -117,7 +117,7 @@ def write_panels(model: ReverseHRNetSeg, data: SyntheticDataModule, folder: Path
     scenes = data.dataset("test")
     for i in range(min(PANELS, len(scenes))):
         sample = scenes[i]
-        image, truth = pixels(sample["image"]), sample["mask"].numpy()
+        image, truth = to_pixels(sample["image"]), sample["mask"].numpy()
         prediction = model.predict(image)
         assert isinstance(prediction, np.ndarray)  # one image gives one label map
         picture = Image.fromarray(panel(image, truth, prediction, data.palette, data.class_names))

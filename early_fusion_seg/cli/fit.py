@@ -1,6 +1,7 @@
 """`early-fusion-seg fit`: train a model, or resume from a checkpoint."""
 
 import signal
+import warnings
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -39,6 +40,8 @@ class FitCLI(TrainingCLI):
         """Train, from the start or from a checkpoint, and return the exit code."""
         path = self.config["ckpt_path"]
         self.check_resumable()
+        if path is not None:  # a resumed run continues in its folder; `quiet_lightning` restores the filters
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         start_wandb(self.trainer.loggers)
         try:
             with preserve_metrics_csv(self.folder):

@@ -12,7 +12,6 @@ from early_fusion_seg.errors import UserError
 LOGGERS = ("lightning.pytorch", "lightning.fabric")
 UNHELPFUL = (
     r"Experiment logs directory .* exists and is not empty",  # metrics of earlier runs are kept
-    r"Checkpoint directory .* exists and is not empty",  # a resumed run continues there
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
     r"Found \d+ module\(s\) in eval mode",  # the frozen encoder
     r".*does not have many workers",  # the number of workers is the user's choice

@@ -1,6 +1,6 @@
 """Data sets as LightningDataModules, usable with any network.
 
-A data module of your own is a subclass of `SegmentationDataModule`; what it needs is importable from here.
+To add a data set, subclass `SegmentationDataModule`. The classes and functions that a subclass needs are exported here.
 """
 
 from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def built_in_datasets() -> dict[str, type[SegmentationDataModule]]:
-    """Return the data modules of this package by the names of their files: camvid, cityscapes, ..."""
+    """Return the data modules of this package, keyed by the name of their file or folder: camvid, cityscapes, ..."""
     import early_fusion_seg  # its data modules import this package
 
     kinds = [getattr(early_fusion_seg, name) for name in early_fusion_seg.__all__ if name.endswith("DataModule")]

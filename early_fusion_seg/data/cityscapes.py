@@ -1,6 +1,6 @@
 """Cityscapes: street scenes of 50 cities at 2048x1024, 19 classes (Cordts et al., CVPR 2016, arXiv 1604.01685).
 
-Layout, classes and rule are those of github.com/mcordts/cityscapesScripts.
+Layout, classes and evaluation rules are those of github.com/mcordts/cityscapesScripts.
 """
 
 import os
@@ -32,28 +32,30 @@ IMAGE_ARCHIVES = ("leftImg8bit_trainvaltest.zip", "leftImg8bit_trainextra.zip")
 MASK_ARCHIVES = {"gtFine": "gtFine_trainvaltest.zip", "gtCoarse": "gtCoarse.zip"}
 TREE = """  leftImg8bit/{train,val,test}/CITY/CITY_000000_000000_leftImg8bit.png
   gtFine/{train,val}/CITY/CITY_000000_000000_gtFine_labelIds.png
-  or the zip files leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip as they were downloaded"""
-WHERE = """Cityscapes needs an account, so it cannot be fetched from here. Register at www.cityscapes-dataset.com, then
+  or the downloaded zip files leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip"""
+WHERE = """Cityscapes needs an account, so there is no automatic download. Register at www.cityscapes-dataset.com, then
   pip install cityscapesscripts
   csDownload leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip       (11 GB and 241 MB)
   csDownload leftImg8bit_trainextra.zip gtCoarse.zip                    (44 GB and 1.3 GB, for train_extra only)"""
 
 
 class CityscapesDataModule(SegmentationDataModule):
-    """Cityscapes: 2975 finely labeled images to train, 500 to validate; `predict` takes the 1525 of test.
+    """Cityscapes: 2975 training and 500 validation images with fine labels. `predict` uses the 1525 test images.
 
-    The folders are read, or the official zip files where they are not unpacked. The PNGs that gtFine/test holds are
-    void throughout and never used: test has no public labels.
+    The images are read from folders, or from the official zip files if these are not unpacked. The test images have no
+    public labels: the masks in gtFine/test contain only void and are not used.
 
     Args:
         root: Folder with leftImg8bit/ and gtFine/, or with the zip files.
-        labels: Which PNGs to read; "labelTrainIds" are not in the zip files, csCreateTrainIdLabelImgs writes them.
-        train_split: "train", the 19,998 coarsely labeled images of "train_extra", both, or "train+val" for a
-            submission to the test server; val is then scored on images that were trained on.
-        kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
+        labels: Which PNGs to read: "labelIds" (default) or "labelTrainIds". The latter are not in the zip files;
+            csCreateTrainIdLabelImgs of cityscapesScripts writes them.
+        train_split: Images to train on: "train" (default); "train_extra", the 19,998 images with coarse labels;
+            "train+train_extra"; or "train+val" for a submission to the test server. With "train+val", the validation
+            score is computed on training images.
+        kwargs: Arguments of SegmentationDataModule, from batch_size to eval_transform.
     """
 
-    license = "Cityscapes has terms of its own: non-commercial use, no redistribution."
+    license = "Cityscapes has its own terms: non-commercial use, no redistribution."
     layouts = (
         Layout("Cityscapes labelIds", ("gtFine/*/*/*_gtFine_labelIds.png",), {"labels": "labelIds"}),
         Layout("Cityscapes labelTrainIds", ("gtFine/*/*/*_gtFine_labelTrainIds.png",), {"labels": "labelTrainIds"}),
@@ -85,7 +87,7 @@ class CityscapesDataModule(SegmentationDataModule):
 
     @property
     def label_set(self) -> LabelSet:
-        """Return the 19 evaluated classes; raw ids are those of the files read."""
+        """Return the 19 evaluated classes; the raw ids are those of the files set by `labels`."""
         ids = load_label_set("cityscapes")
         return ids if self.labels == "labelIds" else ids.of_train_ids()
 
@@ -99,41 +101,41 @@ class CityscapesDataModule(SegmentationDataModule):
     def submission(self) -> SubmissionFormat:
         """Return the format of the test server: gray PNGs of labelIds in a zip file."""
         if self.labels != "labelIds":
-            raise UserError("the server of Cityscapes takes labelIds: leave --data.labels out")
+            raise UserError(f"labels is {self.labels!r}; the Cityscapes server expects labelIds: omit --data.labels")
         server = "www.cityscapes-dataset.com/submit"
-        return SubmissionFormat("cityscapes.zip", server, check_raw_ids=_look_like_train_ids)
+        return SubmissionFormat("cityscapes.zip", server, check_raw_ids=_check_not_train_ids)
 
     @classmethod
     def replicas(cls) -> dict[str, Replica]:
-        """Return the fake replicas: folders, and the official zip files."""
+        """Return the fake replicas: one in folders, one in the official zip files."""
         return {"": Replica(fake_cityscapes), "zip": Replica(partial(fake_cityscapes, zipped=True))}
 
     def diagnose_raw_ids(self, raw_ids: Counter[int], fix: str) -> str | None:
-        """Tell files with labelIds and files with train ids apart."""
+        """Detect train ids in files for labelIds, and labelIds in files for train ids."""
         labels = self.label_set
         unknown = labels.unknown_ids(raw_ids)
         if self.labels == "labelTrainIds" and unknown:
             return (
-                f"the files *_labelTrainIds.png hold labelIds ({unknown[0]} is no train id): {fix}, "
-                "or rename them to *_labelIds.png and leave out --data.labels"
+                f"the files *_labelTrainIds.png contain labelIds ({unknown[0]} is not a train id): {fix}, "
+                "or rename them to *_labelIds.png and omit --data.labels"
             )
-        low = max(raw_ids.keys() - {255}, default=33) <= HIGHEST_TRAIN_ID
-        if self.labels == "labelIds" and low and (unknown == [255] or labels.has_class(raw_ids)):
+        only_low_ids = max(raw_ids.keys() - {255}, default=33) <= HIGHEST_TRAIN_ID
+        if self.labels == "labelIds" and only_low_ids and (unknown == [255] or labels.has_class(raw_ids)):
             return (
-                f"the files *_labelIds.png hold train ids ({in_ranges(raw_ids)}; labelIds are 0..33): {fix}, "
+                f"the files *_labelIds.png contain train ids ({in_ranges(raw_ids)}; labelIds are 0..33): {fix}, "
                 "or rename them to *_labelTrainIds.png and give --data.labels labelTrainIds"
             )
         return None
 
     def source(self, split: Split) -> Source:
-        """Return the images of a split; "test" and "predict" are the same, without labels."""
+        """Return the images of a split; "test" and "predict" are the same images, without labels."""
         if split in ("test", "predict"):
             return FileSource([Item(key, image) for key, image in self._images("test").items()])
         parts = self.train_split.split("+") if split == "train" else [split]
-        return FileSource([item for part in parts for item in self._labeled(part)], self.label_set)
+        return FileSource([item for part in parts for item in self._labeled_items(part)], self.label_set)
 
     def _images(self, part: str) -> dict[str, File]:
-        """Return the images of a folder of leftImg8bit by their names: "aachen_000000_000019"."""
+        """List the images of a folder of leftImg8bit by key, such as "aachen_000000_000019"."""
         found = self._files("leftImg8bit", part, IMAGE, IMAGE_ARCHIVES)
         if not found:
             raise MissingFileError(
@@ -141,13 +143,14 @@ class CityscapesDataModule(SegmentationDataModule):
             )
         return found
 
-    def _labeled(self, part: str) -> list[Item]:
+    def _labeled_items(self, part: str) -> list[Item]:
+        """List the images of a folder of leftImg8bit with their masks."""
         kind = "gtCoarse" if part == "train_extra" else "gtFine"
         suffix = f"_{kind}_{self.labels}.png"
         masks = self._files(kind, part, suffix, (MASK_ARCHIVES[kind],))
-        own = self.labels == "labelTrainIds"
-        step = "csCreateTrainIdLabelImgs writes them" if own else f"unpack or download {MASK_ARCHIVES[kind]} again"
-        expected = f"{self.root / kind / part}/CITY/*{suffix}; {step}"
+        train_ids = self.labels == "labelTrainIds"
+        fix = "run csCreateTrainIdLabelImgs" if train_ids else f"unpack or download {MASK_ARCHIVES[kind]} again"
+        expected = f"{self.root / kind / part}/CITY/*{suffix}; {fix}"
         return [Item(*item) for item in matched(self._images(part), masks, expected)]
 
     def _files(self, kind: str, part: str, suffix: str, archives: tuple[str, ...]) -> dict[str, File]:
@@ -155,22 +158,22 @@ class CityscapesDataModule(SegmentationDataModule):
         return {key.rpartition("/")[2]: file for key, file in files.items()}
 
 
-def _look_like_train_ids(raw_ids: Set[int]) -> str | None:
+def _check_not_train_ids(raw_ids: Set[int]) -> str | None:
     highest = max(raw_ids, default=0)
     if highest > HIGHEST_TRAIN_ID:
         return None
-    return f"no label is above {highest}: these look like train ids, and the server takes labelIds"
+    return f"the highest label is {highest}: these look like train ids, but the server expects labelIds"
 
 
 def fake_cityscapes(
     root: str | Path, images: int = 3, size: Size = (64, 128), seed: int = 0, zipped: bool = False
 ) -> Path:
-    """Write a fake replica with train_extra, and void masks for test as the real one has.
+    """Write a fake replica with train_extra, and with void masks for test as in the real data set.
 
     Args:
         root: Folder to write to.
-        images: Images in each split.
-        size: Height and width.
+        images: Number of images in each split.
+        size: Height and width in pixels.
         seed: Seed of the pixels.
         zipped: Write the official zip files instead of folders.
 

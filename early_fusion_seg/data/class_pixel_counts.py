@@ -1,8 +1,9 @@
-"""The pixels of each class in each image of a split: counted once, then read from a cache while nothing changes.
+"""Count the pixels of each class in each image of a split, and cache the counts until a mask changes.
 
-The cache is `early_fusion_seg/` in XDG_CACHE_HOME or ~/.cache, so that `doctor` and all runs share it; nothing is
-written to the data. A file of it is named by a hash of the label map and of each mask's size and time of change. What
-is damaged or belongs to other masks is counted anew, and where no cache can be written, each process counts.
+The cache is the folder `early_fusion_seg/` in XDG_CACHE_HOME or ~/.cache. The command `doctor` and all runs share it.
+Nothing is written to the folder of the data. The name of a cache file is a hash of the label map and of the size and
+modification time of each mask. If the file is damaged or belongs to other masks, the pixels are counted again. If no
+cache can be written, each process counts.
 
 Shapes: N images, K classes.
 """
@@ -26,104 +27,107 @@ from early_fusion_seg.data.listing import File, ZipMember
 
 try:
     import fcntl
-except ImportError:  # Windows: there, processes that start at the same time all count
+except ImportError:  # Windows: no file locks, so processes that start at the same time all count
     fcntl = None  # type: ignore[assignment]  # a module otherwise
 
 
-def class_pixel_counts(source: Source, num_classes: int, beside: Path | None = None) -> Counts:
-    """Return the pixels of each class in each image, at the size of the files.
+def class_pixel_counts(source: Source, num_classes: int, run_file: Path | None = None) -> Counts:
+    """Return the number of pixels of each class in each image, at the size of the files.
 
-    Of processes that ask at the same time, on one machine, one counts and the others wait for it. Images that are not
-    files are counted each time.
+    If several processes on one machine call this at the same time, one counts and the others wait for its result.
+    Images that are not files are counted on every call.
 
     Args:
         source: N labeled images.
         num_classes: K.
-        beside: A file to keep them in too, such as one in the folder of a run.
+        run_file: Second file for the counts, such as a file in the folder of a run; read first, and written.
 
     Returns:
-        (N, K).
+        (N, K) counts.
 
     Raises:
-        UserError: A mask is missing, broken or holds unknown labels.
+        UserError: A mask is missing, damaged or contains unknown labels.
     """
     if not isinstance(source, FileSource):
         return count(source, num_classes)
     key, shape = fingerprint(source), (len(source), num_classes)
-    kept = None if beside is None else _read(beside, key, shape)
-    if kept is not None:
-        return kept
-    with contextlib.suppress(RuntimeError):  # there is no home
-        kept = _cached(cache_folder() / f"class_pixel_counts_{key[:32]}.npz", source, key, shape)
-    if kept is None:
-        kept = count(source, num_classes)
-    if beside is not None:
-        with contextlib.suppress(OSError):  # it can be counted again
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(_packed(key, kept))
-    return kept
+    counts = None if run_file is None else _read_counts(run_file, key, shape)
+    if counts is not None:
+        return counts
+    with contextlib.suppress(RuntimeError):  # the user has no home folder
+        counts = _read_or_count(cache_folder() / f"class_pixel_counts_{key[:32]}.npz", source, key, shape)
+    if counts is None:
+        counts = count(source, num_classes)
+    if run_file is not None:
+        with contextlib.suppress(OSError):  # not fatal: the pixels can be counted again
+            run_file.parent.mkdir(parents=True, exist_ok=True)
+            run_file.write_bytes(_npz_bytes(key, counts))
+    return counts
 
 
 def count(source: Source, num_classes: int) -> Counts:
-    """Count the pixels of each class in each image, with a bar and all cores.
+    """Count the pixels of each class in each image on all CPU cores, with a progress bar.
 
     Args:
         source: N labeled images.
         num_classes: K.
 
     Returns:
-        (N, K).
+        (N, K) counts.
     """
 
     def row(index: int) -> Counts:
         labels = source.read_labels(index) if isinstance(source, FileSource) else source.read(index)[1]
         return np.bincount(np.ravel(labels), minlength=num_classes)[:num_classes]  # type: ignore[arg-type]  # labeled
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding runs outside of Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
         rows = pool.map(row, range(len(source)))
         console = Console(stderr=True)
-        quiet = not console.is_interactive  # where a bar would leave an empty line
+        quiet = not console.is_interactive  # otherwise the bar would leave an empty line in a log file
         bar = track(rows, "counting classes", len(source), console=console, transient=True, disable=quiet)
         return np.stack([*bar]).astype(np.int64)
 
 
 def fingerprint(source: FileSource) -> str:
-    """Return a hash of what the counts depend on: the label map, and each mask's key, size and time of last change."""
+    """Return a hash of everything that determines the counts.
+
+    It covers the label map, and the key, file size and modification time of each mask.
+    """
     labels = None if source.label_set is None else source.label_set.raw_to_train
     digest = hashlib.sha256(repr(labels).encode())
     for item in source.items:
-        digest.update(repr((item.key, _state(item.mask))).encode())
+        digest.update(repr((item.key, _size_and_mtime(item.mask))).encode())
     return digest.hexdigest()
 
 
 def cache_folder() -> Path:
-    """Return where what can be computed again is kept.
+    """Return the cache folder of this package.
 
     Raises:
-        RuntimeError: The user has no home.
+        RuntimeError: The user has no home folder.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "early_fusion_seg"
 
 
-def _cached(path: Path, source: Source, key: str, shape: tuple[int, int]) -> Counts | None:
-    """Read a file of the cache, or count and write it, or give None where that is not possible."""
-    if (kept := _read(path, key, shape)) is not None:
-        return kept
-    with _locked(path) as file:
+def _read_or_count(path: Path, source: Source, key: str, shape: tuple[int, int]) -> Counts | None:
+    """Read a cache file, or count and write it; return None if the file cannot be opened for writing."""
+    if (counts := _read_counts(path, key, shape)) is not None:
+        return counts
+    with _lock_file(path) as file:
         if file is None:
             return None
-        if (kept := _read(path, key, shape)) is None:  # nobody else has counted in the meantime
-            kept = count(source, shape[1])
-            with contextlib.suppress(OSError):  # such as a full disk; what is damaged is not read
+        if (counts := _read_counts(path, key, shape)) is None:  # no other process has counted in the meantime
+            counts = count(source, shape[1])
+            with contextlib.suppress(OSError):  # such as a full disk; a damaged file is ignored on reading
                 file.truncate(0)
-                file.write(_packed(key, kept))
+                file.write(_npz_bytes(key, counts))
                 file.flush()
-        return kept
+        return counts
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO | None]:
-    """Open a file to be written, one process at a time; give None where it cannot be written."""
+def _lock_file(path: Path) -> Iterator[BinaryIO | None]:
+    """Open a file for writing by one process at a time; yield None if it cannot be opened."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -134,33 +138,33 @@ def _locked(path: Path) -> Iterator[BinaryIO | None]:
     with file:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed, also by the end of a process that is killed
+                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also if the process is killed
         yield file
 
 
-def _read(path: Path, key: str, shape: tuple[int, int]) -> Counts | None:
-    """Read counts, or give None where they are not there, damaged, or of other masks."""
+def _read_counts(path: Path, key: str, shape: tuple[int, int]) -> Counts | None:
+    """Read counts; return None if the file is missing, damaged, or belongs to other masks."""
     try:
-        with path.open("rb") as file, np.load(file) as stored:  # numpy itself leaves damaged ones open
+        with path.open("rb") as file, np.load(file) as stored:  # np.load(path) would leave a damaged file open
             counts: Counts = stored["counts"]
-            fits = str(stored["key"]) == key and counts.shape == shape and counts.dtype == np.int64
-    except Exception:  # whatever numpy and zipfile raise for a damaged file
+            valid = str(stored["key"]) == key and counts.shape == shape and counts.dtype == np.int64
+    except Exception:  # numpy and zipfile raise many types of errors for damaged files
         return None
-    return counts if fits else None
+    return counts if valid else None
 
 
-def _packed(key: str, counts: Counts) -> bytes:
-    packed = io.BytesIO()
-    np.savez_compressed(packed, counts=counts, key=np.array(key))
-    return packed.getvalue()
+def _npz_bytes(key: str, counts: Counts) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, counts=counts, key=np.array(key))
+    return buffer.getvalue()
 
 
-def _state(file: File | None) -> tuple[int, int] | None:
-    """Return size and time of last change of a file or of its zip file, or None where there is none to be read."""
+def _size_and_mtime(file: File | None) -> tuple[int, int] | None:
+    """Return size (bytes) and modification time (ns) of a file or its zip file; None if there is no readable file."""
     if file is None:
         return None
     try:
-        state = Path(file.archive if isinstance(file, ZipMember) else file).stat()
+        status = Path(file.archive if isinstance(file, ZipMember) else file).stat()
     except OSError:
         return None
-    return state.st_size, state.st_mtime_ns
+    return status.st_size, status.st_mtime_ns

@@ -1,7 +1,7 @@
-"""SegmentationDataModule: what all data sets share as LightningDataModules.
+"""SegmentationDataModule: the base class of all data sets, a LightningDataModule.
 
-A data set defines its classes (`label_set`) and its images (`source`). Everything else that is known about it, such as
-its layouts on disk or the format of its test server, is optional and stands in its class too.
+A subclass must define its classes (`label_set`) and its images (`source`). Everything else about a data set, such as
+its layouts on disk or the format of its test server, is an optional attribute or method of the same class.
 """
 
 import abc
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from early_fusion_seg.data.class_pixel_counts import class_pixel_counts
 from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, collate
-from early_fusion_seg.data.frequencies import Counts, Weighting, rare_draws, weights_of
+from early_fusion_seg.data.frequencies import Counts, Weighting, class_weights, draw_rare_classes
 from early_fusion_seg.data.layout import Layout
 from early_fusion_seg.data.listing import File
 from early_fusion_seg.data.replica import Replica
@@ -45,37 +45,43 @@ Loader = TypeVar("Loader", bound=BatchLoader)
 class SegmentationDataModule(LightningDataModule, abc.ABC):
     """Base class of all data sets.
 
-    The order and augmentation of training images depend only on (seed, epoch, image); the seed is that of Lightning's
-    `seed_everything`, or 0.
+    The order and augmentation of training images depend only on (seed, epoch, image). The seed is the one given to
+    Lightning's `seed_everything`, or 0.
 
     Args:
         root: Folder of the data set.
-        batch_size: Training images per process and step.
-        eval_batch_size: Images per process and step in validation and test; above 1 only if all have the same size.
-        num_workers: Worker processes that read images. None: one fewer than there are cores, from 1 to 4. 0: none.
-        crop_size: Height and width of training crops, or one number for both, in pixels after `scale`. None: the size
-            of each image, which must then be the same for all.
-        scale: Resize factor for images and masks of every split, before augmentation: 0.5 makes 240x180 of 480x360.
-        random_scale: Lowest and highest factor of the random resize in the default augmentation.
+        batch_size: Training images per process and step. With 2 GPUs and the default of 8, a step has 16 images.
+        eval_batch_size: Images per process and step in validation and test. The default of 1 allows images of different
+            sizes; higher values need images of one size.
+        num_workers: Number of worker processes that read images; 0 reads them in the main process. Default (None): one
+            less than the number of CPU cores, at least 1 and at most 4.
+        crop_size: Height and width of training crops in pixels, after `scale`, or one number for a square: 512, or
+            [384, 768]. Default (None): no cropping, so all training images must have the same size.
+        scale: Resize factor for images and masks of every split, applied before augmentation: 0.5 turns 480x360 into
+            240x180. Default: 1.0, the size of the files.
+        random_scale: Lowest and highest factor of the random resize in the default augmentation. Default: [0.5, 2.0];
+            [1.0, 1.0] turns it off.
         short_side: Length in pixels to which the default augmentation resizes the shorter side of each training image,
-            before `random_scale`. None: images keep their size.
-        rare_class_share: Share of training samples, 0..1, drawn for a rare class: an image that contains the class, and
-            a crop around one of its pixels. Images are chosen with any train_transform, crops only with the default
-            augmentation. The classes of the training images are counted once; see `class_pixel_counts`.
-        train_transform: Replaces the default augmentation. Called with `image=` (h, w, 3) uint8 and `mask=` (h, w)
-            uint8; returns a dict with both, as albumentations does. Normalized float images are passed on, for
-            networks that need them (ours takes uint8).
-        eval_transform: The same for the other splits; default: none.
+            before `random_scale`: 1080 turns 4000x3000 into 1440x1080. Default (None): images keep their size.
+        rare_class_share: Fraction of the training samples, 0..1, that are drawn for a rare class: an image that
+            contains the class, and a crop around one of its pixels. 0.5 draws half of them this way; the default of 0
+            draws none. The choice of images works with any train_transform, the choice of crops only with the default
+            augmentation. Needs the classes of all training images, which are counted once; see `class_pixel_counts`.
+        train_transform: Transform that replaces the default augmentation, such as an `albumentations.Compose`. It is
+            called with `image=` (h, w, 3) uint8 and `mask=` (h, w) uint8 and returns a dict with both. It may return
+            normalized float images for a network that needs them; `ReverseHRNetSeg` normalizes by itself.
+        eval_transform: Transform for validation, test and prediction, called in the same way. Default: none.
     """
 
-    absent: ClassVar[AbsentClassRule] = "nan-skip"  # the rules of the official evaluator
+    # rules of the official evaluator
+    absent: ClassVar[AbsentClassRule] = "nan-skip"
     pred_void: ClassVar[VoidPredictionRule] = "fn"
     license: ClassVar[str | None] = None
     ignore_index: ClassVar[int] = IGNORE_INDEX
 
-    # facts that `doctor` uses
-    layouts: ClassVar[tuple[Layout, ...]] = ()  # how the data set is recognized on disk
-    fixes: ClassVar[Mapping[str, str]] = {"": "correct or replace the files"}  # part of "SPLIT:FILE" -> its fix
+    # used by the command `doctor`
+    layouts: ClassVar[tuple[Layout, ...]] = ()  # folders and files by which the data set is recognized on disk
+    fixes: ClassVar[Mapping[str, str]] = {"": "correct or replace the files"}  # substring of "SPLIT:FILE" -> how to fix
     masks_match_images: bool = False  # whether every mask in the folders of a split should have an image of its name
     fix_for_no_images: ClassVar[str] = "the list or folder of the split is empty: unpack or download the data again"
 
@@ -98,9 +104,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         if not 0 < random_scale[0] <= random_scale[1]:
             raise UserError(f"random_scale is {random_scale}; expected two factors above 0, the lower one first")
         if not 0 <= rare_class_share <= 1:
-            raise UserError(f"rare_class_share is {rare_class_share}; it must lie from 0 to 1")
+            raise UserError(f"rare_class_share is {rare_class_share}; expected a number from 0 to 1")
         if num_workers is not None and num_workers < 0:
-            raise UserError(f"num_workers is {num_workers}; give 0 or more, or leave it out")
+            raise UserError(f"num_workers is {num_workers}; expected 0 or more, or omit it")
         self.root = Path(root)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -116,14 +122,14 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
     @property
     @abc.abstractmethod
     def label_set(self) -> LabelSet:
-        """Return the classes; known before `setup`."""
+        """Return the classes. They must be available before `setup`."""
 
     @abc.abstractmethod
     def source(self, split: Split) -> Source:
         """Return the images of a split.
 
         Raises:
-            UserError: The split is not there; the message shows what was expected and where to get it.
+            UserError: The split is missing; the message shows the expected files and where to get them.
         """
 
     @property
@@ -133,38 +139,44 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
     @property
     def published_sizes(self) -> dict[str, int]:
-        """Return the number of images that each split should have; empty if the user decides."""
+        """Return the number of images that each split should have; empty for data without a published split."""
         return {}
 
     @property
     def submission(self) -> SubmissionFormat | None:
-        """Return what the test server takes, None if there is no server.
+        """Return the format that the test server expects, or None if there is no server.
 
         Raises:
-            UserError: The server does not take the labels that the data module is set to.
+            UserError: The server does not accept the kind of labels that this data module reads.
         """
         return None
 
     @classmethod
     def replicas(cls) -> dict[str, Replica]:
-        """Return the fake replicas that `fake-data` can write, by layout; the usual layout is ""."""
+        """Return the fake replicas that `fake-data` can write, keyed by layout; the default layout has the key ""."""
         return {}
 
     def diagnose_mask(self, raw_ids: Mapping[int, int], file: File) -> str | None:
-        """Return what is wrong with one mask although all of its raw ids are known, or None.
+        """Describe a problem of one mask that has no unknown raw ids.
 
         Args:
-            raw_ids: Raw id -> pixels in the mask.
+            raw_ids: Raw id -> number of pixels in the mask.
             file: The mask.
+
+        Returns:
+            The problem, or None.
         """
         return None
 
     def diagnose_raw_ids(self, raw_ids: Counter[int], fix: str) -> str | None:
-        """Return which other labels the masks of a split seem to hold and how to fix that, or None.
+        """Detect masks of a split that contain another kind of labels than expected.
 
         Args:
-            raw_ids: Raw id -> pixels in the masks.
-            fix: How to get the right masks.
+            raw_ids: Raw id -> number of pixels in the masks.
+            fix: How to get the right masks, for the message.
+
+        Returns:
+            The kind of labels found and how to fix it, or None.
         """
         return None
 
@@ -184,13 +196,14 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         return [list(color) for color in self.label_set.palette]
 
     def plot(self, batch: dict[str, Any]) -> PIL.Image.Image:
-        """Draw a batch or a sample: each image, and beside it its labels over it.
+        """Draw the images of a batch or sample, each next to a copy with its labels as an overlay.
 
         Args:
-            batch: `image` (n, 3, h, w) uint8 or floats in 0..1, `mask` (n, h, w), `key`; or one sample without n.
+            batch: A batch with `image` (n, 3, h, w) uint8 or floats in 0..1, `mask` (n, h, w) or none, and `key`; or a
+                sample, without the axis n.
 
         Returns:
-            A picture; `plot(batch).save("batch.png")`, or a notebook shows it.
+            A PIL image, which a notebook displays and `plot(batch).save("batch.png")` saves.
         """
         images, masks = batch["image"], batch.get("mask")
         if images.ndim == 3:
@@ -213,10 +226,14 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         return SegmentationDataset(source, transform, self.scale, seed=_seed())
 
     def class_pixel_counts(self) -> Counts:
-        """Return the pixels of each class in each training image (images, K), before `scale`.
+        """Return the number of pixels of each class in each training image, before `scale`.
 
-        They are counted once, with a bar, and kept in the user's cache until a mask changes; in a run, also in
-        class_pixel_counts.npz in its folder (the trainer's default_root_dir).
+        The pixels are counted once, with a progress bar. The counts are stored in the user's cache and used until a
+        mask changes. In a run they are also written to class_pixel_counts.npz in the folder of the run (the trainer's
+        default_root_dir).
+
+        Returns:
+            (N, K) counts for N images and K classes.
 
         Raises:
             UserError: The training images have no labels, or a mask cannot be read.
@@ -228,22 +245,22 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         return class_pixel_counts(source, self.num_classes, None if run is None else run / "class_pixel_counts.npz")
 
     def class_weights(self, kind: Weighting) -> list[float]:
-        """Return class weights from class frequencies in the training images, for `ReverseHRNetSeg(class_weights=)`.
+        """Return K class weights from the training images, for `ReverseHRNetSeg(class_weights=)`.
 
         Args:
             kind: "median" (median-frequency balancing) or "inverse-log" (ENet's); see `frequencies`.
 
         Raises:
-            UserError: There is no such kind, or nothing to count; see `class_pixel_counts`.
+            UserError: The kind is unknown, or the pixels cannot be counted; see `class_pixel_counts`.
         """
-        return weights_of(self.class_pixel_counts(), kind)
+        return class_weights(self.class_pixel_counts(), kind)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled, augmented batches.
 
-        All processes together see, step by step, what one process with a batch as large as all of theirs would see. The
-        last, smaller batch is dropped, because it would weigh each of its images more and give batch norms few values;
-        it is kept where it is the only one.
+        In each step, the batches of all processes together contain the images of one larger batch of a single process.
+        An incomplete last batch is dropped: its images would weigh more than others, and batch norms would get few
+        values. It is kept if it is the only batch.
         """
         dataset = self.dataset("train")
         world, rank = self._world()
@@ -251,7 +268,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed(), drop_last=drop_last)
         if self.rare_class_share:
             counts, share, seed = self.class_pixel_counts(), self.rare_class_share, _seed()
-            sampler.rare = lambda epoch: rare_draws(counts, share, (seed, epoch, len(dataset)))  # no image's own seed
+            # no image has this seed: augmentation uses (seed, epoch, position) with position < len(dataset)
+            sampler.rare_draws = lambda epoch: draw_rare_classes(counts, share, (seed, epoch, len(dataset)))
         self._train_loader = self._loader(TrainLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
         if self._restored is not None:
             self._train_loader.load_state_dict(self._restored)
@@ -259,27 +277,28 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         return self._train_loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far the training images are, for a checkpoint.
+        """Return the position in the current epoch, for a checkpoint.
 
-        Lightning stores the loader's state by itself, but has made the loader before it restores it where the length of
-        the training was asked for. What a data module stores is restored before.
+        Lightning also stores the state of the training loader. It restores that state too late if the number of
+        training steps was read before, because the loader exists by then. It restores the state of the data module
+        earlier.
         """
         return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there with the next loader."""
+        """Store a position; the next training loader resumes from it."""
         self._restored = state_dict.get("train")
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Return the validation images, each exactly once over all processes."""
+        """Return batches of the validation images, each image exactly once over all processes."""
         return self._eval_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Return the test images, each exactly once over all processes."""
+        """Return batches of the test images, each image exactly once over all processes."""
         return self._eval_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """Return images without masks, one at a time; an unreadable one gives a batch with `error` and no `image`."""
+        """Return batches of one image without a mask; the batch of an unreadable image has `error` and no `image`."""
         dataset = self.dataset("predict")
         return self._loader(PredictLoader, dataset, 1, self._eval_sampler(dataset))
 
@@ -287,7 +306,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         dataset = self.dataset(split)
         if not dataset.source.labeled:
             raise UserError(
-                f"{type(self).__name__}'s {split} split has no labels to score with; validate, or predict its images"
+                f"{type(self).__name__}'s {split} split has no labels to score with; "
+                "run validate, or predict to get label maps"
             )
         return self._loader(BatchLoader, dataset, self.eval_batch_size, self._eval_sampler(dataset))
 
@@ -320,17 +340,17 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
 
 def _seed() -> int:
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything, and equal in every process
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything; equal in every process
 
 
 def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's own threads would only compete with them
+    cv2.setNumThreads(0)  # the workers already run in parallel; OpenCV's own threads would compete with them
 
 
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
-            raise UserError(f"{name} is {value}; it must be above 0")
+            raise UserError(f"{name} is {value}; expected a number above 0")
 
 
 def _pair(crop_size: int | Sequence[int] | None) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
-"""From files to samples: a source of labeled images, and the dataset that scales and transforms them.
+"""Source, which reads images and masks, and SegmentationDataset, which scales and transforms them into samples.
 
-Shapes: h, w are an image's height and width, n the batch size; images are RGB, masks hold train ids with 255 = ignored.
+Shapes: h, w are the height and width of an image, n the batch size. Images are RGB; masks contain train ids, 255 is
+ignored.
 """
 
 import abc
@@ -25,16 +26,16 @@ Mask = NDArray[np.uint8]
 
 
 class Sample(TypedDict):
-    """One image. In a batch, tensors gain a first axis n and strings become lists of n strings."""
+    """One image with its mask. A batch has tensors with a first axis n, and lists of n strings."""
 
     key: str
-    image: NotRequired[Tensor]  # (3, h, w) uint8; floats if the user's transform makes them
+    image: NotRequired[Tensor]  # (3, h, w) uint8, or floats if the user's transform returns floats
     mask: NotRequired[Tensor]  # (h, w) uint8
-    error: NotRequired[str]  # instead of image and mask: why this image cannot be used
+    error: NotRequired[str]  # replaces image and mask: why this image cannot be used
 
 
 class Item(NamedTuple):
-    """An image file, its name in the split, and its mask file where it has one."""
+    """An image file, its key in the split, and its mask file, if any."""
 
     key: str
     image: File
@@ -42,7 +43,7 @@ class Item(NamedTuple):
 
 
 class Source(abc.ABC):
-    """The images of one split before any preparation: a sequence that reads one pair at a time.
+    """The images and masks of one split as stored, read one pair at a time.
 
     Attributes:
         labeled: Whether every image has a mask.
@@ -56,24 +57,27 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def key(self, index: int) -> str:
-        """Return the name of an image, unique in the split."""
+        """Return the key of an image: its name, unique in the split."""
 
     @abc.abstractmethod
     def read(self, index: int) -> tuple[Image, Mask | None]:
-        """Return an image (h, w, 3) and its train ids (h, w), or None where it is not labeled.
+        """Read an image and its mask.
+
+        Returns:
+            RGB pixels (h, w, 3), and train ids (h, w) or None for an unlabeled image.
 
         Raises:
-            UserError: A file is missing, broken or holds unknown labels; the message names it.
+            UserError: A file is missing, damaged or contains unknown labels; the message names it.
         """
 
 
 class FileSource(Source):
-    """Images and masks in files.
+    """Images and masks stored in files.
 
     Args:
         items: The files.
-        label_set: Translates masks to train ids. None where no item has a mask.
-        read_raw: Reads a mask file as raw ids (h, w).
+        label_set: Maps raw ids to train ids. None if no item has a mask.
+        read_raw: Function that reads a mask file as raw ids (h, w).
     """
 
     def __init__(
@@ -91,11 +95,11 @@ class FileSource(Source):
         return len(self.items)
 
     def key(self, index: int) -> str:
-        """Return the item's key."""
+        """Return the key of an item."""
         return self.items[index].key
 
     def read(self, index: int) -> tuple[Image, Mask | None]:
-        """Read the item's files."""
+        """Read the image and the mask of an item."""
         item = self.items[index]
         image = read_image(item.image)
         if item.mask is None or self.label_set is None:
@@ -110,7 +114,7 @@ class FileSource(Source):
         return image, mask
 
     def read_labels(self, index: int) -> Mask:
-        """Read the train ids (h, w) of a labeled item alone."""
+        """Read only the train ids (h, w) of a labeled item."""
         item = self.items[index]
         assert item.mask is not None, f"{item.key} has no labels"
         assert self.label_set is not None
@@ -118,19 +122,23 @@ class FileSource(Source):
 
 
 class SegmentationDataset(Dataset[Sample]):
-    """Read, scale and transform one image at a time.
+    """A PyTorch dataset that reads, scales and transforms one image at a time.
 
-    An index is a position, or a pair (epoch, position) for random transforms: what albumentations draws depends on
-    (seed, epoch, position) alone, so it is the same for any number of workers and after a resume. Other callables draw
-    from the global generators, which PyTorch seeds in each worker. An index (epoch, position, class, place) asks the
-    default augmentation for a crop that shows the class; the place tells apart several draws of an image in an epoch.
+    It accepts three kinds of index:
+
+    - `position` in the source.
+    - `(epoch, position)`: random numbers of albumentations depend only on (seed, epoch, position). They are the same
+      for any number of workers and after a resume. Other callables use the global generators, which PyTorch seeds in
+      each worker.
+    - `(epoch, position, class, place)`: the default augmentation crops around a pixel of the class. The place in the
+      epoch's order gives each draw of the same image its own random numbers.
 
     Args:
         source: The images.
-        transform: Takes `image=` and `mask=` as arrays and returns a dict with the same names, as albumentations does.
-            None: images stay as they are.
-        scale: Factor on the size of images and masks, before the transform.
-        seed: Of the random transforms.
+        transform: Callable with the arguments `image=` and `mask=` (arrays) that returns a dict with the same keys, as
+            albumentations does. None: images are not changed.
+        scale: Resize factor for images and masks, applied before the transform.
+        seed: Seed of the random transforms.
     """
 
     def __init__(self, source: Source, transform: Transform | None = None, scale: float = 1.0, seed: int = 0) -> None:
@@ -147,7 +155,7 @@ class SegmentationDataset(Dataset[Sample]):
         label = rare[0] if rare else None
         if self.transform is not None:
             seed_transform(self.transform, (self.seed, epoch, position, *rare))
-        data = self._reduced(position, label)
+        data = self._augment_reduced_jpeg(position, label)
         if data is None:
             image, mask = self.source.read(position)
             image, mask = resize(image, mask, self.scale)
@@ -161,24 +169,28 @@ class SegmentationDataset(Dataset[Sample]):
             sample["mask"] = torch.as_tensor(np.ascontiguousarray(data["mask"])).to(torch.uint8)
         return sample
 
-    def _reduced(self, position: int, label: int | None) -> dict[str, Any] | None:
-        """Augment an image that is decoded at a fraction of its size, or give None where that would lose something."""
+    def _augment_reduced_jpeg(self, position: int, label: int | None) -> dict[str, Any] | None:
+        """Decode a JPEG at the smallest size that its random window needs, and augment it.
+
+        Returns:
+            `image` and `mask`, or None for files and transforms that this does not support.
+        """
         source, transform = self.source, self.transform
         if not isinstance(transform, TrainAugmentation) or not isinstance(source, FileSource) or self.scale != 1.0:
             return None
         if source.items[position].mask is None or not str(source.items[position].image).endswith(".jpg"):
             return None
         mask = source.read_labels(position)
-        window = transform.draw((mask.shape[0], mask.shape[1]), mask, label)
+        window = transform.draw_window((mask.shape[0], mask.shape[1]), mask, label)
         image = read_image(source.items[position].image, window.reduction)
         sizes = [tuple(-(-side // factor) for side in mask.shape) for factor in (1, window.reduction)]
         stored = sorted(image_size(source.items[position].image) if window.reduction > 1 else mask.shape)
         if image.shape[:2] not in sizes or stored != sorted(mask.shape):
-            source.read(position)  # says that image and mask differ in size
+            source.read(position)  # raises the error about different sizes of image and mask
         return transform.apply(image, mask, window)
 
     def __getitems__(self, indices: list[int | tuple[int, ...]]) -> list[Sample]:
-        """Return the samples of a batch, with `error` in place of those that cannot be read (called by DataLoader)."""
+        """Return the samples of a batch (called by DataLoader); a sample that cannot be read has an `error`."""
         return [self._sample_or_error(index) for index in indices]
 
     def _sample_or_error(self, index: int | tuple[int, ...]) -> Sample:
@@ -190,9 +202,11 @@ class SegmentationDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Stack samples to a batch: `image` (n, 3, h, w), `mask` (n, h, w), `key` list of n.
+    """Stack n samples into a batch.
 
-    Where a sample has an `error`, or sizes differ, the batch holds `key` and `error` (lists) only.
+    Returns:
+        `image` (n, 3, h, w), `mask` (n, h, w) and `key`, a list of n strings. If a sample has an `error`, or sizes
+        differ, only the lists `key` and `error`.
     """
     batch: dict[str, Any] = {"key": [sample["key"] for sample in samples]}
     errors = [sample["error"] for sample in samples if "error" in sample]
@@ -209,10 +223,10 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _image_tensor(image: Any) -> Tensor:
-    """Turn (h, w, 3) arrays into (3, h, w); tensors of that shape (albumentations' ToTensorV2) pass."""
+    """Convert an array (h, w, 3) to a tensor (3, h, w). Tensors, as from ToTensorV2, already have this shape."""
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         planes = np.empty((3, *image.shape[:2]), np.uint8)
-        cv2.split(np.ascontiguousarray(image), list(planes))  # several times faster than numpy's transposed copy
+        cv2.split(np.ascontiguousarray(image), list(planes))  # several times faster than a transposed copy with numpy
         return torch.from_numpy(planes)
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,4 +1,4 @@
-"""A user's own images: any folder to predict, or images, masks and a label CSV to train on."""
+"""FolderDataModule: a user's own images, as a folder to predict, or with masks and a label CSV to train on."""
 
 import hashlib
 import os
@@ -18,31 +18,34 @@ from early_fusion_seg.io.images import write_indexed_png
 from early_fusion_seg.labels import LabelSet
 
 TREE = """  labels.csv              one line per class: raw_id,train_id,name,color
-  images/train/a.jpg      any format; the same for images/val, and images/test where there is one
-  masks/train/a.png       the same name with .png, each pixel the raw_id of its class
-  or, without the folders train and val: images/a.jpg and masks/a.png, of which val_fraction validates"""
-WHERE = "To predict, any folder with images will do."
+  images/train/a.jpg      any format; the same for images/val, and optionally images/test
+  masks/train/a.png       the same name with .png; each pixel is the raw_id of its class
+  or, without the folders train and val: images/a.jpg and masks/a.png, split by val_fraction"""
+WHERE = "To predict, any folder with images can be used."
 
 
 class FolderDataModule(SegmentationDataModule):
-    """A folder of images.
+    """A folder of images, with masks and a label CSV for training.
 
-    `predict` takes every file below `root` except hidden ones; its key is its path below `root`. A file that is not an
-    image is reported and the others go on.
+    `predict` uses every file below `root` except hidden files; the key of an image is its path below `root`. A file
+    that is not an image is reported and skipped.
 
-    Training takes images/ and masks/ as drawn in the error that a missing folder gives. Where they have no train/ and
-    val/, the images are ordered by the SHA-256 of their keys and the first `val_fraction` of them validate: the same
-    ones on every machine, and nearly the same when images are added.
+    Training and evaluation use images/train/a.jpg with masks/train/a.png, the same with val/ and optionally test/. If
+    there are no folders train/ and val/, images/a.jpg and masks/a.png are split by `val_fraction`: images whose keys
+    have the lowest SHA-256 are used for validation. This split is the same on every machine, and changes little when
+    images are added.
 
     Args:
         root: The folder.
-        labels: A label CSV; None for `root/labels.csv`. Not needed to predict.
-        val_fraction: Share of the images that validate where there are no folders train/ and val/, between 0 and 1.
-        kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
+        labels: Label CSV with the columns raw_id, train_id, name and color. Default (None): `root/labels.csv`. Not
+            needed to predict.
+        val_fraction: Fraction of the images used for validation if there are no folders train/ and val/, above 0 and
+            below 1. With the default of 0.2, 20 of 100 images.
+        kwargs: Arguments of SegmentationDataModule, from batch_size to eval_transform.
     """
 
     layouts = (Layout("a folder with a label CSV", ("labels.csv",), {}),)
-    fix_for_no_images = "there must be at least 2 in images/, or 1 in each of images/train/ and images/val/"
+    fix_for_no_images = "put at least 2 images into images/, or 1 into each of images/train/ and images/val/"
 
     def __init__(
         self,
@@ -53,18 +56,18 @@ class FolderDataModule(SegmentationDataModule):
     ) -> None:
         super().__init__(root, **kwargs)
         if not 0 < val_fraction < 1:
-            raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
+            raise UserError(f"val_fraction is {val_fraction}; expected a number above 0 and below 1")
         self.labels = self.root / "labels.csv" if labels is None else Path(labels)
         self.val_fraction = val_fraction
 
     @cached_property
     def label_set(self) -> LabelSet:
-        """Read the label CSV, at its first use."""
+        """Return the classes; the label CSV is read at the first use."""
         return LabelSet.from_csv(self.labels)
 
     @classmethod
     def replicas(cls) -> dict[str, Replica]:
-        """Return the fake replica with folders train/ and val/."""
+        """Return the fake replica, which has the folders train/ and val/."""
         return {"": Replica(fake_folder)}
 
     def source(self, split: Split) -> Source:
@@ -86,16 +89,16 @@ class FolderDataModule(SegmentationDataModule):
 
 
 def visible_files(folder: Path) -> dict[str, Path]:
-    """Return the files below a folder except hidden ones, sorted by key: the path below it, with slashes."""
+    """Return the files below a folder, without hidden files, sorted by key: the path below the folder, with slashes."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {key: files[key] for key in sorted(files) if not any(part.startswith(".") for part in key.split("/"))}
 
 
 def paired_items(images: Path, masks: Path) -> list[Item]:
-    """Return the images below a folder, each with the mask of the same name and suffix .png.
+    """List the images below a folder, each with the mask of the same name with the suffix .png.
 
     Raises:
-        UserError: An image has no mask, a mask no image, or two images share one.
+        UserError: An image has no mask, a mask has no image, or two images share a mask.
     """
     files = visible_files(images)
     unused = {masks / key for key in visible_files(masks) if key.endswith(".png")}
@@ -112,19 +115,19 @@ def paired_items(images: Path, masks: Path) -> list[Item]:
 
 
 def validation_keys(keys: list[str], fraction: float) -> set[str]:
-    """Return a share of the keys, at least one, chosen by their SHA-256."""
+    """Choose a fraction of the keys, at least one: those with the lowest SHA-256."""
     ordered = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
     return set(ordered[: max(1, round(len(keys) * fraction))])
 
 
 def fake_folder(root: str | Path, images: int = 4, size: Size = (36, 48), splits: bool = True, seed: int = 0) -> Path:
-    """Write a fake replica with three classes, and raw id 9 ignored.
+    """Write a fake replica with three classes and an ignored label, raw id 9.
 
     Args:
         root: Folder to write to.
-        images: Images in each split, or in all.
-        size: Height and width.
-        splits: Whether there are folders train/ and val/.
+        images: Number of images in each split, or in total without splits.
+        size: Height and width in pixels.
+        splits: Write the folders train/ and val/.
         seed: Seed of the pixels.
 
     Returns:

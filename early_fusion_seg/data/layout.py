@@ -1,4 +1,4 @@
-"""Layouts: the folders and files by which a data set is recognized on disk."""
+"""Layout: the folders and files by which a data set is recognized on disk."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 
 class Layout(NamedTuple):
-    """One way in which a data set can be laid out.
+    """One arrangement of a data set's folders and files.
 
     Attributes:
         name: Name for messages.
         patterns: Glob patterns below the root; the layout is present if one of them matches.
-        options: Arguments of the data module that reads it; None if it cannot be used by itself.
+        options: Arguments of the data module that reads this layout; None if the layout is not usable by itself.
     """
 
     name: str
@@ -19,10 +19,10 @@ class Layout(NamedTuple):
     options: dict[str, Any] | None
 
     def is_in(self, root: Path) -> bool:
-        """Return whether a folder holds this layout."""
+        """Return whether a folder contains this layout."""
         return any(next(root.glob(pattern), None) is not None for pattern in self.patterns)
 
 
 def layouts_in(root: Path, layouts: Iterable[Layout]) -> list[Layout]:
-    """Return the layouts that a folder holds."""
+    """Return the layouts that a folder contains."""
     return [layout for layout in layouts if layout.is_in(root)]

@@ -1,4 +1,4 @@
-"""The files of a data set: listed quickly, in folders or in the zip files that its site gives."""
+"""List the files of a data set, in folders or in zip files as downloaded."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from early_fusion_seg.errors import MissingFileError, UserError
 
 
 class ZipMember(NamedTuple):
-    """A file in a zip file, to be opened and printed like a path."""
+    """A file in a zip file; it can be opened and printed like a path."""
 
     archive: Path
     name: str
@@ -22,10 +22,10 @@ class ZipMember(NamedTuple):
         return f"{self.archive}/{self.name}"
 
     def open(self, _: str = "rb") -> BinaryIO:
-        """Read the file into memory and open it there."""
+        """Read the file into memory and return it as a binary stream."""
         try:
-            return io.BytesIO(_opened(self.archive, os.getpid()).read(self.name))
-        # what zipfile raises for a damaged member; the last two for a compression and an encryption it does not know
+            return io.BytesIO(_open_archive(self.archive, os.getpid()).read(self.name))
+        # errors of zipfile for a damaged member; the last two for an unknown compression and for encryption
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise UserError(f"{self} cannot be read ({error}); download the zip file again") from None
 
@@ -34,16 +34,16 @@ File = str | Path | ZipMember
 
 
 def files_below(root: Path, folder: str, suffix: str, archives: Iterable[str] = ()) -> dict[str, File]:
-    """List the files below a folder or, where it is not there, those of the same place in zip files.
+    """List the files below a folder or, if it does not exist, below the same folder in zip files.
 
     Args:
-        root: Where folder and zip files are.
-        folder: Path below the root, with slashes.
-        suffix: How the names of the wanted files end.
-        archives: Names of zip files below the root that may hold the folder; they need not be there.
+        root: Folder that contains the folder and the zip files.
+        folder: Path of the folder below the root, with slashes.
+        suffix: End of the names of the files to list.
+        archives: Names of zip files below the root that may contain the folder; missing ones are skipped.
 
     Returns:
-        The path below the folder, with slashes and without the suffix -> the file, sorted.
+        Key -> file, sorted by key. The key is the path below the folder, with slashes and without the suffix.
     """
     found: dict[str, File] = {}
     if (root / folder).is_dir():
@@ -51,13 +51,14 @@ def files_below(root: Path, folder: str, suffix: str, archives: Iterable[str] = 
         found = {key: f"{base}/{key}{suffix}" for key in _walk(base, "", suffix)}  # Paths would take four times as long
     else:
         for archive in [root / name for name in archives if (root / name).is_file()]:
-            members = [name for name in _names(archive) if name.startswith(f"{folder}/") and name.endswith(suffix)]
+            names = _member_names(archive)
+            members = [name for name in names if name.startswith(f"{folder}/") and name.endswith(suffix)]
             found |= {name[len(folder) + 1 : len(name) - len(suffix)]: ZipMember(archive, name) for name in members}
     return {key: found[key] for key in sorted(found)}
 
 
 def _walk(folder: str, prefix: str, suffix: str) -> Iterable[str]:
-    """Yield the keys of the files below a folder; hidden ones are left aside."""
+    """Yield the keys of the files below a folder, without hidden files and folders."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -69,47 +70,48 @@ def _walk(folder: str, prefix: str, suffix: str) -> Iterable[str]:
 
 
 def require_folder(folder: Path, tree: str, where: str) -> None:
-    """Check that a folder is there.
+    """Check that a folder exists.
 
     Args:
         folder: The folder.
-        tree: What was expected below it, one file or folder per line.
-        where: Where to get it.
+        tree: Expected contents, one file or folder per line.
+        where: Where to get the data.
 
     Raises:
-        MissingFileError: It is not; the message shows tree and where.
+        MissingFileError: The folder does not exist; the message shows `tree` and `where`.
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not a folder. Expected there:\n{tree}\n{where}")
 
 
 def matched(images: Mapping[str, File], masks: Mapping[str, File], what: str) -> list[tuple[str, File, File]]:
-    """Match images with masks of the same key.
+    """Pair each image with the mask of the same key.
 
     Args:
         images: Key -> file.
-        masks: Key -> file; those without an image are left aside.
+        masks: Key -> file; masks without an image are skipped.
         what: Where masks were expected, for the message.
 
     Returns:
-        (key, image, mask) in the order of the images.
+        Tuples (key, image, mask) in the order of the images.
 
     Raises:
         MissingFileError: An image has no mask.
     """
-    if alone := [key for key in images if key not in masks]:
-        raise MissingFileError(f"{len(alone)} image(s) have no mask, such as {images[alone[0]]}; expected {what}")
+    if unmatched := [key for key in images if key not in masks]:
+        example = images[unmatched[0]]
+        raise MissingFileError(f"{len(unmatched)} image(s) have no mask, such as {example}; expected {what}")
     return [(key, image, masks[key]) for key, image in images.items()]
 
 
 @lru_cache(maxsize=16)
-def _names(archive: Path) -> tuple[str, ...]:
-    return tuple(_opened(archive, os.getpid()).namelist())
+def _member_names(archive: Path) -> tuple[str, ...]:
+    return tuple(_open_archive(archive, os.getpid()).namelist())
 
 
 @lru_cache(maxsize=16)
-def _opened(archive: Path, _: int) -> zipfile.ZipFile:
-    """Open a zip file once in each process: two that share one would move each other's position."""
+def _open_archive(archive: Path, process_id: int) -> zipfile.ZipFile:
+    """Open a zip file once per process; processes that share an open file would change each other's read position."""
     try:
         return zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, OSError) as error:

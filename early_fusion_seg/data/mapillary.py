@@ -1,7 +1,7 @@
 """Mapillary Vistas: 25,000 street photographs from all continents (Neuhold et al., ICCV 2017).
 
-Versions 1.0 and 1.1 have 66 labels, of which 65 are evaluated; 2.0 has 124. Layout and rule are those of
-github.com/mapillary/mapillary_vistas.
+Versions 1.0 and 1.1 have 66 labels, of which 65 are evaluated; version 2.0 has 124 labels. Layout and evaluation rules
+are those of github.com/mapillary/mapillary_vistas.
 """
 
 import json
@@ -36,9 +36,9 @@ CONFIGS: dict[Version, tuple[str, ...]] = {
 TREE = """  {training,validation}/images/KEY.jpg and testing/images/KEY.jpg
   {training,validation}/v2.0/labels/KEY.png and config_v2.0.json, or the same with v1.2 (the download of version 2.0)
   {training,validation}/labels/KEY.png and config.json (the download of versions 1.0 and 1.1)"""
-WHERE = """Mapillary Vistas needs an e-mail address, so it cannot be fetched from here. Ask for the research edition at
+WHERE = """Mapillary Vistas needs an e-mail address, so there is no automatic download. Request the research edition at
   www.mapillary.com/dataset/vistas
-and unpack the zip file of the link that comes by mail."""
+and unpack the zip file that the e-mail links to."""
 
 NAMES: dict[Version, str] = {"v2.0": "v2.0", "v1.2": "v1.2", "v1.1": "1.0 or 1.1"}
 
@@ -48,19 +48,19 @@ def _labels_folder(folder: str, version: Version) -> str:
 
 
 class MapillaryVistasDataModule(SegmentationDataModule):
-    """Mapillary Vistas: 18,000 images to train, 2,000 to validate; `predict` takes the 5,000 of testing.
+    """Mapillary Vistas: 18,000 training and 2,000 validation images. `predict` uses the 5,000 test images.
 
-    Classes, colors and which of them are evaluated come from the config file shipped with the data. The masks' numbers
-    are positions in it. Where it is lacking, the package's own table is taken, with a warning: of version 2.0 no
-    published list says which 8 labels are not evaluated.
+    The names and colors of the classes, and which labels are evaluated, come from the config file of the download. The
+    raw ids in the masks are positions in its list. If the file is missing, a table of this package is used, with a
+    warning: there is no published list of the 8 labels of version 2.0 that are not evaluated.
 
-    The official evaluator leaves out pixels predicted as a label that is not evaluated (`pred_void` "drop").
+    The official evaluator skips pixels predicted as a label that is not evaluated (`pred_void` "drop").
 
     Args:
         root: Folder with training/, validation/ and testing/.
-        version: "v1.1" (labels/ directly below the split; also 1.0), "v1.2" or "v2.0" (both are in the download of
-            2.0). None: the newest that is there.
-        kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
+        version: Version of the labels: "v1.1" (the download of 1.0 or 1.1, with labels/ directly below training/),
+            "v1.2" or "v2.0" (both in the download of 2.0). Default (None): the newest version found.
+        kwargs: Arguments of SegmentationDataModule, from batch_size to eval_transform.
     """
 
     pred_void = "drop"
@@ -84,26 +84,26 @@ class MapillaryVistasDataModule(SegmentationDataModule):
 
     @cached_property
     def found_version(self) -> Version:
-        """Return the version asked for, or the newest that is there."""
+        """Return the version that was set, or the newest version found."""
         if self.version is not None:
             return self.version
         for version in reversed(get_args(Version)):
             if any((self.root / _labels_folder(folder, version)).is_dir() for folder in ("training", "validation")):
                 found: Version = version
                 return found
-        raise self._missing("training and validation")
+        raise self._missing_error("training and validation")
 
     @cached_property
     def label_set(self) -> LabelSet:
-        """Read the classes from the config file, at the first use."""
+        """Return the classes; the config file is read at the first use."""
         version = self.found_version
         for name in CONFIGS[version]:
             if (self.root / name).is_file():
                 return read_config(self.root / name, f"mapillary_{version}")
         packaged = load_label_set("mapillary_v2.0" if version == "v2.0" else "mapillary_v1.2")
         warnings.warn(
-            f"{self.root} has no {CONFIGS[version][0]}, which says which labels are evaluated; taking the package's "
-            f"table {packaged.name}" + (", in which that is a guess for 7 labels" if version == "v2.0" else ""),
+            f"{self.root} has no {CONFIGS[version][0]}, which defines which labels are evaluated; using the table "
+            f"{packaged.name} of this package" + (", a guess for 7 of the labels" if version == "v2.0" else ""),
             stacklevel=2,
         )
         return packaged
@@ -114,11 +114,11 @@ class MapillaryVistasDataModule(SegmentationDataModule):
         return {"train": 18000, "val": 2000, "test": 5000}
 
     def source(self, split: Split) -> Source:
-        """Return the images of a split; "test" and "predict" are the same, without labels."""
+        """Return the images of a split; "test" and "predict" are the same images, without labels."""
         folder = FOLDERS["test" if split == "predict" else split]
         images = files_below(self.root, f"{folder}/images", ".jpg")
         if not images:
-            raise self._missing(folder)
+            raise self._missing_error(folder)
         if folder == "testing":
             return FileSource([Item(key, image) for key, image in images.items()])
         labels = _labels_folder(folder, self.found_version)
@@ -126,21 +126,21 @@ class MapillaryVistasDataModule(SegmentationDataModule):
         expected = f"{self.root / labels}/*.png; unpack or download the zip file again"
         return FileSource([Item(*i) for i in matched(images, masks, expected)], self.label_set)
 
-    def _missing(self, what: str) -> MissingFileError:
+    def _missing_error(self, what: str) -> MissingFileError:
         return MissingFileError(f"{self.root} does not hold Mapillary Vistas' {what}. Expected there:\n{TREE}\n{WHERE}")
 
     @property
     def submission(self) -> SubmissionFormat:
         """Return the format of the test server: gray PNGs of raw ids in a zip file."""
-        return SubmissionFormat("mapillary.zip", "the Mapillary Vistas benchmark's server")
+        return SubmissionFormat("mapillary.zip", "the server of the Mapillary Vistas benchmark")
 
     @classmethod
     def replicas(cls) -> dict[str, Replica]:
-        """Return the fake replicas: the download of version 2.0, and that of 1.1."""
+        """Return the fake replicas of the download of version 2.0 and of that of version 1.1."""
         return {"": Replica(fake_mapillary), "v1.1": Replica(partial(fake_mapillary, version="v1.1"))}
 
     def diagnose_raw_ids(self, raw_ids: Counter[int], fix: str) -> str | None:
-        """Recognize masks of version 2.0 in the folders of version 1."""
+        """Detect masks of version 2.0 in the folders of version 1."""
         unknown = self.label_set.unknown_ids(raw_ids)
         if self.found_version == "v2.0" or not unknown or unknown[0] <= 65:
             return None
@@ -151,14 +151,15 @@ class MapillaryVistasDataModule(SegmentationDataModule):
 
 
 def read_config(path: Path, name: str) -> LabelSet:
-    """Read the label set of a config file of Mapillary Vistas.
+    """Read the label set from a config file of Mapillary Vistas.
 
     Args:
-        path: JSON with `labels`: a list of `readable`, `color`, `evaluate`; a mask's number is the position in it.
-        name: What to call the label set.
+        path: JSON file with the list `labels` of objects with `readable`, `color` and `evaluate`. The position in the
+            list is the raw id.
+        name: Name of the label set.
 
     Raises:
-        UserError: The file is damaged or of another form.
+        UserError: The file is damaged or is not such a config file.
     """
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
@@ -185,10 +186,10 @@ def fake_mapillary(
 
     Args:
         root: Folder to write to.
-        images: Images in each split.
-        size: Height and width.
+        images: Number of images in each split.
+        size: Height and width in pixels.
         seed: Seed of the pixels.
-        version: "v1.1" for its own download; anything else for the download of 2.0, which holds v1.2 and v2.0.
+        version: "v1.1" for the download of version 1.1; anything else for that of 2.0, which contains v1.2 and v2.0.
 
     Returns:
         The root.
@@ -214,6 +215,6 @@ def fake_mapillary(
             image, raw = block_scene(rng, size, colors)
             save_pixels(root / split / "images" / f"{key}.jpg", image)
             for place in versions if split != "testing" else ():
-                shift = 58 if place == "v2.0/" else 0  # up to its highest label, 123
+                shift = 58 if place == "v2.0/" else 0  # so that the highest label of v2.0, 123, occurs
                 write_indexed_png(root / split / f"{place}labels" / f"{key}.png", raw + np.uint8(shift), colors)
     return root

@@ -1,7 +1,7 @@
-"""Fake replicas: tiny synthetic copies of a data set in its official layout, to try readers and training without data.
+"""Fake replicas: tiny synthetic data sets in an official layout, to test readers and training without the real data.
 
-Each data set writes its own replica with the functions below. Images are blocks in the colors of their classes with
-noise, so that a network can learn them. The same arguments write the same pixels.
+Each data set writes its own replica with the functions below. An image consists of blocks in the colors of their
+classes, plus noise, so a network can learn it. Equal arguments write equal pixels.
 """
 
 import json
@@ -24,9 +24,9 @@ class Replica(NamedTuple):
     """A fake replica of one layout.
 
     Attributes:
-        write: Called with the folder to write to and the keywords `images` (per split), `size` (height, width) and
-            `seed`.
-        options: Command line options of `fit` that read it.
+        write: Function that writes it. It is called with the folder to write to and the keyword arguments `images`
+            (number per split), `size` (height, width) and `seed`.
+        options: Command line options with which `fit` reads it.
     """
 
     write: Callable[..., Path]
@@ -36,16 +36,16 @@ class Replica(NamedTuple):
 def block_scene(
     rng: np.random.Generator, size: Size, colors: NDArray[np.uint8], void_corner: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draw blocks of random classes.
+    """Draw an image of blocks of random classes.
 
     Args:
-        rng: Random numbers.
-        size: Height and width.
-        colors: (K, 3), one per class.
-        void_corner: Give the upper left corner the last class in the mask.
+        rng: Random number generator.
+        size: Height and width in pixels.
+        colors: (K, 3) RGB colors, one per class.
+        void_corner: Label 4x4 pixels in the upper left corner of the mask as the last class.
 
     Returns:
-        Image (h, w, 3) and mask (h, w).
+        Image (h, w, 3) and mask (h, w), both uint8.
     """
     height, width = size
     labels = np.full(size, rng.integers(len(colors)), np.uint8)
@@ -60,25 +60,31 @@ def block_scene(
 
 
 def save_pixels(path: Path, pixels: NDArray[Any]) -> None:
-    """Write pixels in the format of the file's suffix; folders are created."""
+    """Write an image in the format of the file's suffix, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
 def save_json(path: Path, content: Any) -> None:
-    """Write JSON; folders are created."""
+    """Write a JSON file, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def save_lines(path: Path, lines: list[str]) -> None:
-    """Write lines of text; folders are created."""
+    """Write a text file, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def zip_folders(root: Path, name: str, folders: list[str]) -> None:
-    """Pack the PNGs of folders into a zip file and delete the folders."""
+    """Move the PNGs of some folders into a zip file.
+
+    Args:
+        root: Folder that contains the folders and the zip file.
+        name: Name of the zip file.
+        folders: Folders below the root; they are deleted.
+    """
     with zipfile.ZipFile(root / name, "w", zipfile.ZIP_STORED) as archive:
         for folder in folders:
             for path in sorted((root / folder).rglob("*.png")):
@@ -87,12 +93,12 @@ def zip_folders(root: Path, name: str, folders: list[str]) -> None:
 
 
 def row_colors(rows: list[LabelRow]) -> NDArray[np.uint8]:
-    """Return the colors (n, 3) of rows of a label set."""
+    """Return the colors (n, 3) of n rows of a label set."""
     return np.array([row.color for row in rows], np.uint8)
 
 
 def occurring_classes(table: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return raw ids and colors of the rows that occur in masks: the classes, then one that is ignored."""
+    """Return the raw ids and colors that a replica uses: those of all classes, then those of one ignored label."""
     rows = packaged_rows(table)
     void = next(row for row in reversed(rows) if row.train_id == 255)
     used = [row for row in rows if row.train_id != 255] + [void]

@@ -1,8 +1,8 @@
-"""Samplers and loaders: who reads which images, in which order, and from where after an interruption.
+"""Samplers and loaders: which process reads which images, in which order, and where an interrupted epoch resumes.
 
-The order of the training images depends on (seed, epoch) alone; a sample's augmentation on (seed, epoch, position). So
-any number of processes and workers, and a run that was interrupted, see what one uninterrupted process sees. Images
-drawn for rare classes take places in that common order, before it is shared.
+The order of the training images depends only on (seed, epoch), the augmentation of a sample only on (seed, epoch,
+position). So the training data are the same for any number of processes and workers, and for a run that was interrupted
+and resumed. Images drawn for rare classes replace images in this order before it is split among the processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,26 +15,30 @@ from early_fusion_seg.errors import UserError
 
 
 class EpochSampler(DistributedSampler[tuple[int, ...]]):
-    """Yield this process's share of (epoch, position) in an order that depends on seed and epoch alone.
+    """Yield (epoch, position) for the images of this process, in an order that depends only on seed and epoch.
 
-    Where an image was drawn for a rare class, it is (epoch, position, class, place in the order), see `rare_draws`.
+    An image drawn for a rare class is (epoch, position, class, place in the order); see `draw_rare_classes`.
 
-    Lightning sets the epoch before each one. A plain loop over the loader does not, so each pass starts the next epoch.
+    Lightning sets the epoch before each pass. A plain loop over the loader does not, so each pass also sets the next
+    epoch.
 
     Attributes:
-        skip: Positions that the next pass leaves out at its start, because they were trained on before an interruption.
-        rare: Epoch -> (place in the order of all processes -> (position, class)) for the places of rare classes.
+        skip: Number of positions that the next pass skips at its start because they were trained on before an
+            interruption.
+        rare_draws: Function of the epoch that returns the images drawn for rare classes: place in the order of all
+            processes -> (position, class).
     """
 
     skip: int = 0
-    rare: Callable[[int], dict[int, tuple[int, int]]] | None = None
+    rare_draws: Callable[[int], dict[int, tuple[int, int]]] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         epoch, skip = self.epoch, self.skip
-        draws = {} if self.rare is None else self.rare(epoch)
+        draws = {} if self.rare_draws is None else self.rare_draws(epoch)
         indices: list[tuple[int, ...]] = []
         for i, position in enumerate(super().__iter__()):
-            place = (self.rank + i * self.num_replicas) % len(cast(Any, self.dataset))  # the first ones fill up the end
+            # DistributedSampler repeats the first images at the end to give every process the same number
+            place = (self.rank + i * self.num_replicas) % len(cast(Any, self.dataset))
             indices.append((epoch, *draws[place], place) if place in draws else (epoch, cast(int, position)))
         self.set_epoch(epoch + 1)
         self.skip = 0
@@ -42,7 +46,10 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
 
 
 class UnpaddedDistributedSampler(DistributedSampler[int]):
-    """Yield every position exactly once over all processes: no repeats to make the shares equal, and empty shares."""
+    """Yield every position exactly once over all processes.
+
+    Unlike DistributedSampler it repeats no images, so processes may get different numbers of images, or none.
+    """
 
     def __init__(self, dataset: Dataset[Any], world: int, rank: int) -> None:
         super().__init__(dataset, world, rank, shuffle=False)
@@ -56,20 +63,20 @@ class UnpaddedDistributedSampler(DistributedSampler[int]):
 
 
 class BatchLoader(DataLoader[Sample]):
-    """A DataLoader that raises a user's error in the main process, and gives an empty share one batch of no images.
+    """A DataLoader that raises UserError in the main process, and yields one empty batch if it has no images.
 
-    PyTorch carries an exception out of a worker as a traceback in a string; a sample with `error` keeps the sentence.
-    A process without images must still take part in what the processes do together at the end: its only batch has no
-    `image` and an empty `key`.
+    An exception raised in a worker would arrive as a traceback in a string. A worker returns a sample with `error`
+    instead, which keeps the message as it is. A process without images must still join the collective operations at the
+    end of an epoch, so it gets one batch without `image` and with an empty list `key`.
     """
 
-    errors_pass = False
+    yield_errors = False
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator serves every use of the iterator
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # every caller accepts a generator
         if super().__len__() == 0:
             yield {"key": []}
         for batch in super().__iter__():
-            if "error" in batch and not self.errors_pass:
+            if "error" in batch and not self.yield_errors:
                 raise UserError("; ".join(batch["error"]))
             yield batch
 
@@ -78,50 +85,53 @@ class BatchLoader(DataLoader[Sample]):
 
 
 class PredictLoader(BatchLoader):
-    """A loader that lets unreadable files pass: their batches have `error` and no `image`."""
+    """A loader that yields unreadable files too: their batches have `error` and no `image`."""
 
-    errors_pass = True
+    yield_errors = True
 
 
 class TrainLoader(BatchLoader):
-    """A loader that goes on in the middle of an epoch: Lightning saves its state in checkpoints and restores it.
+    """A loader that can resume in the middle of an epoch.
 
-    What was trained on is left out by the sampler, so nothing is decoded to be thrown away.
+    Lightning stores its state in checkpoints and restores it. The sampler skips the images that were trained on, so
+    they are not decoded again.
     """
 
     epoch = 0
-    batches = 0  # given in this epoch
+    batches = 0  # yielded in this epoch
     restored: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # as above
-        if isinstance(self.sampler, EpochSampler):  # Lightning puts another in its place to overfit a few batches
-            self.epoch, self.batches = self.sampler.epoch, self._batches_before(self.sampler)
+        if isinstance(
+            self.sampler, EpochSampler
+        ):  # not so with Lightning's overfit_batches, which replaces the sampler
+            self.epoch, self.batches = self.sampler.epoch, self._batches_to_skip(self.sampler)
             self.sampler.skip = self.batches * cast(int, self.batch_size)
         for batch in super().__iter__():
             self.batches += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return how far this epoch is, and what a batch was."""
-        return {"epoch": self.epoch, "batches": self.batches} | self._sizes()
+        """Return the epoch, the number of batches yielded in it, the batch size and the number of processes."""
+        return {"epoch": self.epoch, "batches": self.batches} | self._batch_sizes()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there at the next pass, if that is still the same epoch."""
+        """Store a state; the next pass resumes from it if it is a pass of the same epoch."""
         self.restored = state
 
-    def _sizes(self) -> dict[str, int]:
+    def _batch_sizes(self) -> dict[str, int]:
         return {"batch_size": cast(int, self.batch_size), "processes": getattr(self.sampler, "num_replicas", 1)}
 
-    def _batches_before(self, sampler: EpochSampler) -> int:
+    def _batches_to_skip(self, sampler: EpochSampler) -> int:
         """Return how many batches of this epoch were trained on before an interruption."""
         state, self.restored = self.restored, None
         if state is None or state["epoch"] != sampler.epoch or state["batches"] >= len(self):
             return 0
-        here = self._sizes()
-        if any(state[name] != value for name, value in here.items()):
+        now = self._batch_sizes()
+        if any(state[name] != value for name, value in now.items()):
             raise UserError(
-                f"the checkpoint was written in the middle of epoch {state['epoch'] + 1} by {state['processes']} "
-                f"process(es) with batches of {state['batch_size']}, now it is {here['processes']} with batches of "
-                f"{here['batch_size']}; go on with the same numbers, or from a checkpoint of an epoch's end"
+                f"the checkpoint was saved in the middle of epoch {state['epoch'] + 1} by {state['processes']} "
+                f"process(es) with batches of {state['batch_size']}; this run has {now['processes']} with batches of "
+                f"{now['batch_size']}. Resume with the same numbers, or from a checkpoint saved at the end of an epoch"
             )
         return state["batches"]

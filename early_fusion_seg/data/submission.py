@@ -1,4 +1,4 @@
-"""What a benchmark's test server takes: PNGs of raw ids, packed into one file."""
+"""SubmissionFormat: the files that a benchmark's test server expects, PNGs of raw ids packed into one archive."""
 
 import tarfile
 import zipfile
@@ -18,16 +18,17 @@ from early_fusion_seg.labels import LabelSet
 
 @dataclass(frozen=True)
 class SubmissionFormat:
-    """The format of one test server.
+    """The submission format of one test server.
 
     Args:
-        archive: Name of the file to upload; `.zip` and `.tgz` are packed here.
+        archive: Name of the file to upload. `.zip` and `.tgz` files are packed by this class.
         server: Where to upload it.
         folder: Folder of the PNGs below the output folder.
-        indexed: Whether the PNGs have a palette; else they are gray.
-        pack: For other archives: called with the path to write and the PNGs.
-        check_archive: For other archives: yields what is wrong with one, given the images and its path.
-        check_raw_ids: Returns what is wrong with the raw ids of all PNGs together, or None.
+        indexed: Write PNGs with a palette; otherwise gray PNGs.
+        pack: Function that writes another kind of archive, called with its path and the paths of the PNGs.
+        check_archive: Function that checks another kind of archive, called with the images and its path. It yields the
+            problems found.
+        check_raw_ids: Function that checks the set of raw ids of all PNGs. It returns a problem, or None.
     """
 
     archive: str
@@ -39,11 +40,11 @@ class SubmissionFormat:
     check_raw_ids: Callable[[Set[int]], str | None] | None = None
 
     def path(self, output: Path, key: str) -> Path:
-        """Return the PNG of an image below an output folder."""
+        """Return the path of the PNG of an image."""
         return output / self.folder / f"{key}.png"
 
     def write(self, path: Path, labels: NDArray[np.uint8], label_set: LabelSet) -> None:
-        """Write train ids (h, w) as the PNG of raw ids."""
+        """Write train ids (h, w) as a PNG of raw ids."""
         raw = label_set.decode(labels)
         if self.indexed:
             replace_file(path, lambda part: write_indexed_png(part, raw, label_set.palette))
@@ -51,7 +52,15 @@ class SubmissionFormat:
             replace_file(path, lambda part: Image.fromarray(raw).save(part, format="PNG"))
 
     def write_archive(self, output: Path, keys: list[str]) -> Path:
-        """Pack the PNGs of all images below an output folder into the file to upload, and return its path."""
+        """Pack the PNGs of all images into the file to upload.
+
+        Args:
+            output: Output folder, which contains the folder of the PNGs.
+            keys: Keys of the images.
+
+        Returns:
+            The path of the archive.
+        """
         target, paths = output / self.archive, [self.path(output, key) for key in keys]
         if self.pack is not None:
             pack = self.pack

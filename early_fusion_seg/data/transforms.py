@@ -1,9 +1,10 @@
-"""Augmentation: random scale, a crop that avoids windows of one class or is centered on a rare one, flip, color.
+"""The default augmentation: random scale, random crop, horizontal flip and color jitter.
 
-Random scale (0.5 to 2) and the rule that at most 75 % of a crop belong to one class are those of mmsegmentation's
-`RandomResize` and `RandomCrop(cat_max_ratio=0.75)`. Only the window is resized, not the whole image, so that a small
-crop of a large photograph is cheap. Where the window is drawn before the image is read, a JPEG that will be shrunk can
-be decoded at half its size or less. Flip and color are albumentations'.
+A crop has at most 75 % of one class, or is centered on a pixel of a rare class. Random scale (0.5 to 2) and the limit
+of 75 % are those of mmsegmentation's `RandomResize` and `RandomCrop(cat_max_ratio=0.75)`. Flip and color jitter are
+albumentations'. Only the cropped window is resized, not the whole image, so a small crop of a large photograph is
+cheap. If the window is drawn before the image is read, a JPEG that will be reduced can be decoded at half its size or
+less.
 
 Shapes: images are (h, w, 3) uint8, masks (h, w) uint8 with 255 = ignored.
 """
@@ -17,33 +18,38 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # without it the next line asks the internet for a newer version
-import albumentations as A  # after the line above; the name is the library's own custom
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the next line looks for a newer version online
+import albumentations as A  # must follow the line above; A is the name in albumentations' documentation
 
 from early_fusion_seg.labels import IGNORE_INDEX
 
 Pixels = NDArray[np.uint8]
 Transform = Callable[..., dict[str, Any]]
 
-FILLS = {"image": (124, 116, 104), "mask": (IGNORE_INDEX,)}  # ImageNet's mean color is about zero when normalized
-REDUCTIONS = (8, 4, 2)  # what a JPEG can be shrunk by while it is decoded
-MAX_SHARE = 0.75  # of one class among a window's labeled pixels, 0..1
-TRIES = 10  # windows drawn at most; the last one is taken as it is
+FILL_VALUES = {"image": (124, 116, 104), "mask": (IGNORE_INDEX,)}  # ImageNet's mean color: about 0 after normalization
+JPEG_REDUCTIONS = (8, 4, 2)  # factors by which a JPEG can be reduced while it is decoded
+MAX_CLASS_SHARE = 0.75  # of one class among the labeled pixels of a window, 0..1
+MAX_TRIES = 10  # windows drawn at most; the last one is used in any case
 
 
 class Axis(NamedTuple):
-    """One axis of a window: the pixels taken from a side, and their place among those of the result."""
+    """One axis of a window.
 
-    taken: slice
-    placed: slice
+    Attributes:
+        source: Range of pixels in the image.
+        target: Range of pixels in the result that they are resized to.
+    """
+
+    source: slice
+    target: slice
 
 
 class Window(NamedTuple):
-    """What is cut out, and what becomes of it.
+    """A window of an image, and its size and place in the result.
 
-    Args:
+    Attributes:
         size: Height and width of the result.
-        scale: Factor on what is taken.
+        scale: Resize factor.
         rows: Vertical axis.
         cols: Horizontal axis.
     """
@@ -55,21 +61,21 @@ class Window(NamedTuple):
 
     @property
     def reduction(self) -> int:
-        """Return by what the image may be shrunk while it is decoded without losing what the result shows."""
-        return next((factor for factor in REDUCTIONS if self.scale * factor <= 1), 1)
+        """Return the largest factor by which the image can be reduced in decoding and still be as large as needed."""
+        return next((factor for factor in JPEG_REDUCTIONS if self.scale * factor <= 1), 1)
 
 
 class TrainAugmentation:
-    """The augmentation that training uses unless told otherwise.
+    """The default augmentation of training images.
 
-    A window of random scale and place is cut out as a single resize. Where the scaled image is smaller than the window,
-    it lies at a random place in it and the rest is filled, ignored in the mask. A window of which one class has more
-    than 75 % of the labeled pixels is drawn again. Then flip and color.
+    It cuts a window of random scale and place out of the image and resizes it once. If the scaled image is smaller than
+    the window, it is put at a random place in it; the rest gets a fill color, and 255 (ignored) in the mask. If one
+    class has more than 75 % of the labeled pixels, another window is drawn. Horizontal flip and color jitter follow.
 
     Args:
         crop_size: Height and width of the result in pixels; None for the size of each image.
-        random_scale: Lowest and highest factor, uniformly drawn.
-        short_side: Pixels of the shorter side to which the factor refers; None: the image's own.
+        random_scale: Lowest and highest resize factor, drawn uniformly.
+        short_side: Length in pixels of the shorter side of the image at factor 1; None for its own length.
     """
 
     def __init__(
@@ -82,26 +88,26 @@ class TrainAugmentation:
         self.random_scale = random_scale
         self.short_side = short_side
         self.random = random.Random()
-        self.others = (
+        self.flip_and_color = (
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03, p=0.8),
         )
 
     def seed(self, seed: tuple[int, ...]) -> None:
-        """Make what is drawn next depend on a seed alone."""
-        generator, self.random = _streams(seed)
-        self.random.random()  # in albumentations' order of draws, in which measurements were made, one comes before
-        for transform in self.others:  # one stream for all: with streams of their own, bright images were large ones
+        """Make the next random numbers depend only on a seed."""
+        generator, self.random = _seeded_generators(seed)
+        self.random.random()  # discarded: keeps the random numbers with which the published measurements were made
+        for transform in self.flip_and_color:  # shared generators: equal seeds would correlate brightness with scale
             transform.set_random_state(generator, self.random)
 
-    def draw(self, size: tuple[int, int], mask: Pixels | None = None, label: int | None = None) -> Window:
-        """Draw a window.
+    def draw_window(self, size: tuple[int, int], mask: Pixels | None = None, label: int | None = None) -> Window:
+        """Draw a random window.
 
         Args:
             size: Height and width of the image.
-            mask: Its labels, by which windows of one class are avoided.
-            label: A class to show: the window is centered on a random pixel of it as far as the image's edges allow.
-                Where it does not occur, as where it is None, the window may be anywhere.
+            mask: Labels (h, w) of the image, used to limit the share of one class.
+            label: Class that the window must show. The window is centered on a random pixel of it, as far as the edges
+                of the image allow. None, or a class that does not occur: the window can be anywhere.
         """
         crop = self.crop_size or size
         scale = self.random.uniform(*self.random_scale)
@@ -111,54 +117,54 @@ class TrainAugmentation:
             pixel = divmod(int(places[self.random.randrange(len(places))]), mask.shape[1])
             rows, cols = (self._axis(side, out, scale, at) for side, out, at in zip(size, crop, pixel, strict=True))
             return Window(crop, scale, rows, cols)
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             rows, cols = (self._axis(side, out, scale) for side, out in zip(size, crop, strict=True))
-            if mask is None or largest_share(mask[rows.taken, cols.taken]) <= MAX_SHARE:
+            if mask is None or largest_class_share(mask[rows.source, cols.source]) <= MAX_CLASS_SHARE:
                 break
         return Window(crop, scale, rows, cols)
 
     def apply(self, image: Pixels, mask: Pixels | None, window: Window) -> dict[str, Any]:
-        """Cut a window out of an image and its mask, resize, flip and color it.
+        """Cut a window out of an image and its mask, then resize, flip and color it.
 
         Args:
-            image: Pixels, of the size for which the window was drawn or reduced while they were decoded.
+            image: Pixels at full size, or reduced by `window.reduction` in decoding.
             mask: Labels at full size, or None.
-            window: What `draw` gave.
+            window: A window from `draw_window`.
 
         Returns:
-            `image` and, where there is one, `mask`.
+            `image` and, if a mask was given, `mask`.
         """
         factor = 1 if mask is None else round(mask.shape[0] / image.shape[0])
         if mask is not None:
-            window = snapped(window, factor, (mask.shape[0], mask.shape[1]))
-        rows, cols = (slice(a.taken.start // factor, -(-a.taken.stop // factor)) for a in (window.rows, window.cols))
+            window = align_to_reduced(window, factor, (mask.shape[0], mask.shape[1]))
+        rows, cols = (slice(a.source.start // factor, -(-a.source.stop // factor)) for a in (window.rows, window.cols))
         data = {"image": image[rows, cols]}
         if mask is not None:
-            data["mask"] = mask[window.rows.taken, window.cols.taken]
-        if window.scale > 1:  # where there are fewer pixels
+            data["mask"] = mask[window.rows.source, window.cols.source]
+        if window.scale > 1:  # flip and color before enlarging, after reducing: fewer pixels
             data = self._flip_and_color(data)
-        height, width = _length(window.rows.placed), _length(window.cols.placed)
+        height, width = _length(window.rows.target), _length(window.cols.target)
         data["image"] = resize_image(data["image"], height, width)
         if mask is not None:
             data["mask"] = resize_mask(data["mask"], height, width)
         if window.scale <= 1:
             data = self._flip_and_color(data)
-        return {name: _placed(pixels, window, FILLS[name]) for name, pixels in data.items()}
+        return {name: _pad(pixels, window, FILL_VALUES[name]) for name, pixels in data.items()}
 
     def _flip_and_color(self, data: dict[str, Pixels]) -> dict[str, Pixels]:
-        for transform in self.others:
+        for transform in self.flip_and_color:
             data = transform(**data)
         return data
 
     def __call__(self, image: Pixels, mask: Pixels | None = None, label: int | None = None) -> dict[str, Any]:
         """Draw a window and apply it."""
-        return self.apply(image, mask, self.draw((image.shape[0], image.shape[1]), mask, label))
+        return self.apply(image, mask, self.draw_window((image.shape[0], image.shape[1]), mask, label))
 
     def _axis(self, side: int, out: int, scale: float, center: int | None = None) -> Axis:
-        """Draw a window of one axis, or center it."""
+        """Draw one axis of a window at random, or center it on a pixel."""
         taken = min(side, max(1, round(out / scale)))
         filled = min(out, max(1, round(taken * scale)))
-        if taken < side:  # rounding must not leave a filled line at the edge of a window that lies inside the image
+        if taken < side:  # a window inside the image fills the result; rounding could leave a line to pad
             filled = out
         start, place = self.random.randint(0, side - taken), self.random.randint(0, out - filled)
         if center is not None:
@@ -166,32 +172,38 @@ class TrainAugmentation:
         return Axis(slice(start, start + taken), slice(place, place + filled))
 
 
-def _placed(pixels: Pixels, window: Window, fill: tuple[int, ...]) -> Pixels:
-    """Put what was cut out at its place in the result, and fill the rest."""
-    top, left = window.rows.placed.start, window.cols.placed.start
-    bottom, right = window.size[0] - window.rows.placed.stop, window.size[1] - window.cols.placed.stop
+def _pad(pixels: Pixels, window: Window, fill: tuple[int, ...]) -> Pixels:
+    """Put resized pixels at their place in the result, and fill the rest."""
+    top, left = window.rows.target.start, window.cols.target.start
+    bottom, right = window.size[0] - window.rows.target.stop, window.size[1] - window.cols.target.stop
     if not any((top, bottom, left, right)):
         return pixels
     return np.asarray(cv2.copyMakeBorder(pixels, top, bottom, left, right, cv2.BORDER_CONSTANT, value=fill), np.uint8)
 
 
-def snapped(window: Window, factor: int, size: tuple[int, int]) -> Window:
-    """Move the edges of a window to pixels of the reduced image, so that image and mask stay aligned."""
+def align_to_reduced(window: Window, factor: int, size: tuple[int, int]) -> Window:
+    """Move the edges of a window to whole pixels of an image reduced by a factor, so that image and mask stay aligned.
+
+    Args:
+        window: A window of the image at full size.
+        factor: Factor by which the image is reduced.
+        size: Height and width of the image at full size.
+    """
     if factor == 1:
         return window
     axes = []
     for axis, side in zip((window.rows, window.cols), size, strict=True):
-        start = axis.taken.start // factor * factor
-        stop = min(side, max(start + factor, round(axis.taken.stop / factor) * factor))
-        axes.append(Axis(slice(start, stop), axis.placed))
+        start = axis.source.start // factor * factor
+        stop = min(side, max(start + factor, round(axis.source.stop / factor) * factor))
+        axes.append(Axis(slice(start, stop), axis.target))
     return Window(window.size, window.scale, *axes)
 
 
-def largest_share(mask: Pixels) -> float:
-    """Return the share of the commonest class among the labeled pixels, 0..1; 1 where nothing is labeled."""
-    step = max(1, min(mask.shape) // 256)  # an estimate is enough, so large windows are thinned out
-    thinned = np.ascontiguousarray(mask[::step, ::step])
-    counts = cv2.calcHist([thinned], [0], None, [IGNORE_INDEX], [0, IGNORE_INDEX])  # faster than numpy's bincount
+def largest_class_share(mask: Pixels) -> float:
+    """Return the share of the most frequent class among the labeled pixels, 0..1; 1 if no pixel is labeled."""
+    step = max(1, min(mask.shape) // 256)  # an estimate is enough, so large windows are subsampled
+    subsampled = np.ascontiguousarray(mask[::step, ::step])
+    counts = cv2.calcHist([subsampled], [0], None, [IGNORE_INDEX], [0, IGNORE_INDEX])  # faster than numpy's bincount
     labeled = float(counts.sum())
     return float(counts.max()) / labeled if labeled else 1.0
 
@@ -202,10 +214,10 @@ def resize(image: Pixels, mask: Pixels | None, scale: float) -> tuple[Pixels, Pi
     Args:
         image: Pixels (h, w, 3).
         mask: Train ids (h, w), or None.
-        scale: Factor on both sides; 1.0 returns both untouched.
+        scale: Resize factor for height and width; 1.0 returns both unchanged.
 
     Returns:
-        Both with sides round(h * scale), round(w * scale), at least 1.
+        Both, with height round(h * scale) and width round(w * scale), each at least 1.
     """
     if scale == 1.0:
         return image, mask
@@ -214,17 +226,18 @@ def resize(image: Pixels, mask: Pixels | None, scale: float) -> tuple[Pixels, Pi
 
 
 def resize_image(image: Pixels, height: int, width: int) -> Pixels:
-    """Resize pixels (h, w, 3) bilinearly, or to less than half by averages, since nothing must be skipped."""
-    skips = 2 * height < image.shape[0] or 2 * width < image.shape[1]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
+    """Resize pixels (h, w, 3): bilinear, or averaging to less than half the size, where bilinear would skip pixels."""
+    average = 2 * height < image.shape[0] or 2 * width < image.shape[1]
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if average else cv2.INTER_LINEAR)
     return np.asarray(resized, np.uint8)
 
 
 def resize_mask(mask: Pixels, height: int, width: int) -> Pixels:
-    """Resize train ids (h, w) to those at the nearest pixel centers; no new values appear.
+    """Resize train ids (h, w) with nearest-neighbor interpolation, which adds no new values.
 
-    Of two centers equally near, the later is taken, in whole numbers: OpenCV's INTER_NEAREST_EXACT has changed sides
-    between versions 4 and 5, and its INTER_NEAREST takes the corner of each pixel, which shifts labels by half a pixel.
+    Each pixel gets the label of the nearest pixel center, and of two equally near centers that of the later one. The
+    positions are computed in integers. OpenCV is not used: INTER_NEAREST_EXACT chooses the other of two equally near
+    centers in version 5 than in version 4, and INTER_NEAREST uses pixel corners, which shifts labels by half a pixel.
     """
     rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
     cols = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
@@ -232,19 +245,20 @@ def resize_mask(mask: Pixels, height: int, width: int) -> Pixels:
 
 
 def seed_transform(transform: Transform, seed: tuple[int, ...]) -> None:
-    """Make the next call of our own or albumentations' transforms depend on a seed alone; leave others as they are.
+    """Make the next call of TrainAugmentation or an albumentations transform depend only on a seed.
 
-    `set_random_seed` would give every transform of a Compose the same numbers, so that bright images were large ones;
-    here they share one stream.
+    Other callables are not changed. The transforms of a Compose share one pair of generators. albumentations'
+    `set_random_seed` would give each of them the same random numbers, so that, for example, brightness and scale would
+    be correlated.
     """
     if isinstance(transform, TrainAugmentation):
         transform.seed(seed)
     elif isinstance(transform, A.BaseCompose | A.BasicTransform):
-        transform.set_random_state(*_streams(seed))
+        transform.set_random_state(*_seeded_generators(seed))
 
 
-def _streams(seed: tuple[int, ...]) -> tuple[np.random.Generator, random.Random]:
-    """Return the two generators that albumentations draws from."""
+def _seeded_generators(seed: tuple[int, ...]) -> tuple[np.random.Generator, random.Random]:
+    """Return the two random generators that albumentations uses, both determined by a seed."""
     generator = np.random.default_rng(seed)
     return generator, random.Random(int(generator.integers(2**63)))
 

@@ -1,7 +1,7 @@
-"""PASCAL VOC 2012: 21 classes with background (Everingham et al., IJCV 2010), and SBD's masks for more training images.
+"""PASCAL VOC 2012: 21 classes with background (Everingham et al., IJCV 2010), with more training images from SBD.
 
-trainaug, the usual training set, is VOC's train and all images of SBD (Hariharan et al., ICCV 2011) but those of VOC's
-val: 10,582 of them. SBD's own train list holds images of VOC's val, which must not come into training.
+The usual training set, "trainaug", has 10,582 images: VOC's train and all images of SBD (Hariharan et al., ICCV 2011)
+that are not in VOC's val. SBD's own train list is not used, because it contains images of VOC's val.
 """
 
 import os
@@ -37,41 +37,41 @@ SBD_MD5 = "82b4d87ceb2ed10f6038a1cba92111cb"
 TREE = """  VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg
   VOCdevkit/VOC2012/SegmentationClass/2007_000032.png
   VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val,trainval,test}.txt
-  and for augmented=True either
-  benchmark_RELEASE/dataset/cls/2008_000002.mat (SBD)
+  and, for augmented=True, either
+  benchmark_RELEASE/dataset/cls/2008_000002.mat (SBD), or
   VOCdevkit/VOC2012/SegmentationClassAug/2008_000002.png"""
 WHERE = (
-    f"download=True (--data.download true) fetches {VOC_URL} and {SBD_URL}; "
+    f"download=True (--data.download true) downloads {VOC_URL} and {SBD_URL}; "
     "the test images need an account at host.robots.ox.ac.uk:8080."
 )
 
 
 class VOCDataModule(SegmentationDataModule):
-    """PASCAL VOC 2012: 1,464 images to train (10,582 augmented), 1,449 to validate; `predict` takes the 1,456 of test.
+    """PASCAL VOC 2012: 1,464 training images (10,582 with SBD), 1,449 for validation. `predict` uses the 1,456 of test.
 
-    The official mean is nan where a class is absent from the truth and never predicted, as in a part of the split.
+    The official mean IoU is nan if a class neither occurs in the ground truth nor is predicted, which can happen if
+    only a part of a split is scored.
 
     Args:
-        root: Folder with VOCdevkit/ (or VOC2012/, or VOC2012 itself).
-        augmented: Train on the images of SBD too, with masks from SBD's .mat files or a folder SegmentationClassAug.
-        train_split: "train", or "trainval" for a submission to the test server; val is then scored on images that were
-            trained on.
-        download: Fetch VOC (2 GB) and, where augmented, SBD (1.4 GB) into `root` where they are not there.
-        kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
+        root: Folder with VOCdevkit/ (or with VOC2012/, or VOC2012 itself).
+        augmented: Also train on the images of SBD, with masks from its .mat files or from SegmentationClassAug/.
+            Default: true. With false, train on VOC's own 1,464 images.
+        train_split: Images of VOC to train on: "train" (default), or "trainval" for a submission to the test server.
+            With "trainval", the validation score is computed on training images.
+        download: Download VOC (2 GB) and, if `augmented`, SBD (1.4 GB) into `root` if they are missing. Default: false.
+        kwargs: Arguments of SegmentationDataModule, from batch_size to eval_transform.
     """
 
     absent = "strict-nan"
     pred_void = "error"
     license = "PASCAL VOC: the images have the terms of Flickr; research use."
     layouts = (
-        Layout(
-            "SegmentationClassAug beside VOC", tuple(f"{folder}/SegmentationClassAug" for folder in VOC_FOLDERS), {}
-        ),
-        Layout("SBD (masks of more images for VOC)", tuple(f"{folder}/cls" for folder in SBD_FOLDERS), {}),
+        Layout("SegmentationClassAug for VOC", tuple(f"{folder}/SegmentationClassAug" for folder in VOC_FOLDERS), {}),
+        Layout("SBD (more training images for VOC)", tuple(f"{folder}/cls" for folder in SBD_FOLDERS), {}),
         Layout(
             "PASCAL VOC 2012",
             tuple(f"{folder}/ImageSets/Segmentation" for folder in VOC_FOLDERS),
-            {"augmented": False},  # readable without the two above
+            {"augmented": False},  # usable without the two layouts above
         ),
     )
     fixes: ClassVar[Mapping[str, str]] = {
@@ -98,7 +98,7 @@ class VOCDataModule(SegmentationDataModule):
 
     @cached_property
     def label_set(self) -> LabelSet:
-        """Return background and the 20 classes."""
+        """Return the classes: background and 20 kinds of objects."""
         return load_label_set("voc2012")
 
     @property
@@ -108,23 +108,23 @@ class VOCDataModule(SegmentationDataModule):
         return {"train": train + 1449 * (self.train_split == "trainval"), "val": 1449, "test": 1456}
 
     def prepare_data(self) -> None:
-        """Fetch and unpack what is missing, where that was asked for."""
+        """Download and unpack missing files if `download` is set."""
         if not self.download:
             return
-        if self._voc() is None:
+        if self._voc_folder() is None:
             unpack(fetch(VOC_URL, self.root, md5=VOC_MD5), self.root / "VOCdevkit")
         if self.augmented and not self._extra_masks():
             unpack(fetch(SBD_URL, self.root, md5=SBD_MD5), self.root / "benchmark_RELEASE")
 
     @property
     def submission(self) -> SubmissionFormat:
-        """Return the format of the test server: indexed PNGs in the folders of comp6."""
+        """Return the format of the test server: indexed PNGs in the folders of competition 6."""
         server = "host.robots.ox.ac.uk:8080 (comp6)"
         return SubmissionFormat("results.tgz", server, "results/VOC2012/Segmentation/comp6_test_cls", indexed=True)
 
     @classmethod
     def replicas(cls) -> dict[str, Replica]:
-        """Return the fake replicas: with SBD's .mat files, with SegmentationClassAug, and with a part of the latter."""
+        """Return the fake replicas: with SBD, and with SegmentationClassAug for all or only for the added images."""
         return {
             "": Replica(fake_voc),
             "aug": Replica(partial(fake_voc, extra="aug")),
@@ -132,8 +132,8 @@ class VOCDataModule(SegmentationDataModule):
         }
 
     def source(self, split: Split) -> Source:
-        """Return the images of a split; "test" and "predict" are the same, without labels."""
-        voc = self._voc()
+        """Return the images of a split; "test" and "predict" are the same images, without labels."""
+        voc = self._voc_folder()
         if voc is None:
             raise MissingFileError(f"{self.root} does not hold PASCAL VOC 2012. Expected there:\n{TREE}\n{WHERE}")
         images = voc / "JPEGImages"
@@ -144,20 +144,20 @@ class VOCDataModule(SegmentationDataModule):
             for key in read_ids(voc, self.train_split if split == "train" else "val")
         }
         if split == "train" and self.augmented:
-            masks |= self._augmentation(masks.keys() | set(read_ids(voc, "val")))
+            masks |= self._added_masks(masks.keys() | set(read_ids(voc, "val")))
         return FileSource([Item(k, images / f"{k}.jpg", masks[k]) for k in sorted(masks)], self.label_set, _read_labels)
 
-    def _augmentation(self, others: set[str]) -> dict[str, File]:
-        """Return the masks of SBD's images that are in no other split."""
+    def _added_masks(self, excluded: set[str]) -> dict[str, File]:
+        """Return the masks of SBD or SegmentationClassAug, without excluded keys."""
         extra = self._extra_masks()
         if not extra:
             raise MissingFileError(
                 f"{self.root} holds neither SBD nor SegmentationClassAug. Expected there:\n{TREE}\n{WHERE}\n"
                 "augmented=False (--data.augmented false) trains on VOC's own 1,464 images"
             )
-        return {key: mask for key, mask in extra.items() if key not in others}
+        return {key: mask for key, mask in extra.items() if key not in excluded}
 
-    def _voc(self) -> Path | None:
+    def _voc_folder(self) -> Path | None:
         return next((self.root / f for f in VOC_FOLDERS if (self.root / f / "ImageSets/Segmentation").is_dir()), None)
 
     def _extra_masks(self) -> dict[str, File]:
@@ -171,7 +171,13 @@ class VOCDataModule(SegmentationDataModule):
 
 
 def read_ids(voc: Path, name: str) -> list[str]:
-    """Read a list of images: ids, or DeepLab's lines such as `/JPEGImages/X.jpg /SegmentationClassAug/X.png`."""
+    """Read a list of image ids.
+
+    Args:
+        voc: Folder VOC2012.
+        name: Name of the list. A line is an id, or as in DeepLab's lists `/JPEGImages/X.jpg
+            /SegmentationClassAug/X.png`.
+    """
     path = voc / "ImageSets" / "Segmentation" / f"{name}.txt"
     if not path.is_file():
         raise MissingFileError(f"there is no list {path}; unpack or download the tar file of VOC's {name} images again")
@@ -179,7 +185,7 @@ def read_ids(voc: Path, name: str) -> list[str]:
 
 
 def _read_labels(file: File) -> NDArray[Any]:
-    """Read a PNG of VOC or a .mat of SBD."""
+    """Read a PNG mask of VOC or a .mat file of SBD."""
     return np.asarray(read_mat(file, "GTcls").Segmentation) if str(file).endswith(".mat") else read_mask(file)
 
 
@@ -188,11 +194,12 @@ def fake_voc(root: str | Path, images: int = 3, size: Size = (50, 60), seed: int
 
     Args:
         root: Folder to write to.
-        images: Images in each of train, val, test and the additional ones.
-        size: Height and width.
+        images: Number of images in each of train, val, test and the additional set.
+        size: Height and width in pixels.
         seed: Seed of the pixels.
-        extra: "sbd": .mat files, of images of train and val too, as SBD has; "aug": SegmentationClassAug with those of
-            train and val (DrSleep's); "aug_only": with the additional ones alone (mmsegmentation's); "none".
+        extra: Masks of the additional images. "sbd": .mat files, also for train and val as in SBD. "aug":
+            SegmentationClassAug, also for train and val (DrSleep's). "aug_only": SegmentationClassAug for the
+            additional images only (mmsegmentation's). "none": no masks.
 
     Returns:
         The root.

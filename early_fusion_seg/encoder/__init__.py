@@ -1,4 +1,4 @@
-"""The frozen encoder: a timm classifier that gives feature maps, its weights, and how it is stored in checkpoints."""
+"""The frozen encoder: a timm classifier used for its feature maps, its weights, and its entry in checkpoints."""
 
 from early_fusion_seg.encoder.frozen_encoder import DEFAULT_ENCODER, FrozenEncoder
 

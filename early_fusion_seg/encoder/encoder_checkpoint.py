@@ -1,7 +1,7 @@
-"""The encoder in a checkpoint: its timm name and fingerprint if it can be fetched again, else all of its weights.
+"""The encoder's entry in a checkpoint: timm name and fingerprint, and all weights if they cannot be loaded again.
 
-The checkpoint's entry `encoder` is a dict of plain types: `name` (timm's), `weights` (source), `fingerprint`,
-`license`, and `state_dict` (timm's own, unfolded keys) where the weights cannot be fetched again.
+The entry `encoder` is a dict of plain types: `name` (timm's), `weights` (their source), `fingerprint`, `license`, and
+`state_dict` (timm's own, unfolded keys) if the weights cannot be loaded again from the hub or a file.
 """
 
 from pathlib import Path
@@ -20,29 +20,31 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint of plain types and tensors, onto the CPU.
 
     Raises:
-        MissingFileError: No such file.
-        UserError: A remote address, a truncated file, or a file that ReverseHRNetSeg did not write.
+        MissingFileError: The file does not exist.
+        UserError: The path is a remote address, or the file is damaged or was not written by ReverseHRNetSeg.
     """
     if "://" in str(path):
-        raise UserError(f"{path} is a remote address; download the checkpoint and give the file")
+        raise UserError(f"{path} is a remote address; download the checkpoint and give the path of the file")
     if not Path(path).is_file():
         raise MissingFileError(f"there is no checkpoint {path}; give the path of a .ckpt file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file, from EOFError to UnpicklingError
-        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}); give an intact file") from error
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}); give an intact file"
+        ) from error
     if not isinstance(checkpoint, dict) or not {"encoder", "hyper_parameters", "state_dict"} <= checkpoint.keys():
         raise UserError(f"{path} was not written by ReverseHRNetSeg: it lacks encoder, hyper_parameters or state_dict")
     return checkpoint
 
 
-def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, whole: bool) -> None:
+def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, store_weights: bool) -> None:
     """Replace the encoder's tensors in `state_dict` by the entry `encoder`.
 
     Args:
-        checkpoint: As Lightning made it; changed in place.
+        checkpoint: The checkpoint dict of Lightning; changed in place.
         encoder: The encoder of the model.
-        whole: Store the weights even if they can be fetched again.
+        store_weights: Store the weights even if they can be loaded again.
     """
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(ENCODER_PREFIX)}
     fine_tuned = "" if encoder.frozen else "fine-tuned from "
@@ -52,27 +54,30 @@ def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, whole: bool) -
         "fingerprint": encoder.fingerprint(),
         "license": encoder.license,
     }
-    can_be_fetched = encoder.frozen and encoder.weights not in ("random", "checkpoint")
-    if whole or not can_be_fetched:
+    can_be_loaded_again = encoder.frozen and encoder.weights not in ("random", "checkpoint")
+    if store_weights or not can_be_loaded_again:
         entry["state_dict"] = encoder.timm_state_dict()
         checkpoint["hyper_parameters"]["encoder_weights"] = "checkpoint"
     checkpoint["encoder"] = entry
 
 
 def restore_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder) -> None:
-    """Load the encoder's weights if the checkpoint has them, and check that the encoder is the checkpoint's.
+    """Load the encoder's weights if the checkpoint has them, and check that the encoder is that of the checkpoint.
 
     Args:
-        checkpoint: Its `state_dict` gets the encoder's live tensors, so that loading can be strict both ways.
+        checkpoint: The checkpoint dict; the encoder's tensors are added to its `state_dict`, so that missing and
+            unexpected keys can be errors.
         encoder: The encoder of the model; changed in place.
 
     Raises:
-        UserError: The checkpoint has another encoder, or ReverseHRNetSeg did not write it.
+        UserError: The checkpoint has another encoder, or was not written by ReverseHRNetSeg.
     """
     entry = checkpoint.get("encoder")
     if entry is None:
-        raise UserError("the checkpoint has no entry 'encoder': it was not written by ReverseHRNetSeg")
-    # random weights may differ in the last digits with other threads or another processor
+        raise UserError(
+            "the checkpoint has no entry 'encoder', so it was not written by ReverseHRNetSeg; give one that was"
+        )
+    # random weights may differ in the last digits on another processor
     random = encoder.weights == entry["weights"] == "random"
     takes_weights = encoder.weights == "checkpoint" or random or not encoder.frozen
     if takes_weights and "state_dict" in entry and entry["name"] == encoder.name:
@@ -82,7 +87,7 @@ def restore_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder) -> None:
         raise UserError(
             f"the checkpoint belongs to the encoder {entry['name']} ({entry['weights']}, fingerprint "
             f"{entry['fingerprint'][:12]}), this model has {encoder.name} ({encoder.source}, fingerprint "
-            f"{encoder.fingerprint()[:12]}); give the former's weights with encoder_weights=FILE"
+            f"{encoder.fingerprint()[:12]}); give the weights of the former with encoder_weights=FILE"
         )
     live = {ENCODER_PREFIX + key: value for key, value in encoder.state_dict().items()}
     checkpoint["state_dict"] = checkpoint["state_dict"] | live

@@ -1,4 +1,4 @@
-"""Fold batch norms into the convolutions before them: the same maps in fewer steps, and no statistics that can move."""
+"""Folding of batch norms into the preceding convolutions: same feature maps, fewer operations, fixed statistics."""
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
@@ -12,25 +12,25 @@ from early_fusion_seg.encoder.onednn_blocks import fuse_residual_blocks
 def fold_batch_norms(model: nn.Module, example: Tensor) -> None:
     """Fold every batch norm that directly follows a convolution into it, then fuse residual blocks, in place.
 
-    Pairs are found by running `example` through the model: a norm whose input is the very tensor that a convolution
-    returned. The activation inside timm's BatchNormAct2d stays. Other norms stay unchanged.
+    Pairs are found by running `example` through the model: a norm whose input is the output tensor of a convolution.
+    The activation inside timm's BatchNormAct2d is kept. Other norms are left unchanged.
 
     Args:
         model: A network in eval mode that returns a list of maps.
         example: (n, 3, h, w) floats.
 
     Raises:
-        RuntimeError: The folded maps differ from the original ones (for example, a second module reads a convolution).
+        RuntimeError: Folding changed the maps, for example because another module also reads the convolution's output.
     """
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holds each output tensor, so that its id stays unique
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps the tensors alive, so that their ids are unique
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
     def after_conv(conv: nn.Module, _: object, output: Tensor) -> None:
-        outputs[id(output)] = (conv, output)  # type: ignore[assignment]  # hooked on convolutions alone
+        outputs[id(output)] = (conv, output)  # type: ignore[assignment]  # hooked on convolutions only
 
     def before_norm(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         if id(args[0]) in outputs:
-            pairs.append((outputs[id(args[0])][0], norm))  # type: ignore[arg-type]  # hooked on norms alone
+            pairs.append((outputs[id(args[0])][0], norm))  # type: ignore[arg-type]  # hooked on norms only
 
     hooks = [m.register_forward_hook(after_conv) for m in model.modules() if type(m) in (nn.Conv2d, Conv2dSame)]
     hooks += [
@@ -52,7 +52,9 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> None:
     fuse_residual_blocks(model)
     for a, b in zip(before, model(example), strict=True):
         if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())):
-            raise RuntimeError("folding the batch norms changed the maps; use freeze_encoder=False with this encoder")
+            raise RuntimeError(
+                "folding the batch norms changed the feature maps; use freeze_encoder=False with this encoder"
+            )
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:

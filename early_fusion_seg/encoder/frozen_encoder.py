@@ -5,8 +5,8 @@ them, so that no running statistic can move. Channels, strides, mean and std are
 
 Shapes: n images, h x w pixels, C_s channels of the map at stride s.
 
-Our own choices, where the paper (arXiv 2402.06091) is silent: how a random encoder is made (`weights.randomize`), the
-folding, and the fingerprint.
+Our own choices, which the published summary (arXiv 2402.06091) does not specify: how a random encoder is initialized
+(`weights.randomize`), the folding, and the fingerprint.
 """
 
 from itertools import pairwise
@@ -36,21 +36,22 @@ class FrozenEncoder(nn.Module):
     """Compute the feature maps of a timm classifier, finest first.
 
     Args:
-        name: A timm model whose `features_only` maps have strictly increasing strides and which takes any image size.
-        weights: `"hub"` (timm's pretrained weights), `"random"` (always the same ones), the path of a `.safetensors`
-            or `.pth` file in timm's keys, or `"checkpoint"`: none yet, `load_timm_state_dict` loads them.
-        freeze: Freeze and fold; False makes an ordinary trainable encoder.
+        name: A timm model whose `features_only` maps have strictly increasing strides and which accepts any image size.
+        weights: `"hub"` (timm's pretrained weights), `"random"` (a fixed random initialization), the path of a
+            `.safetensors` or `.pth` file with timm's keys, or `"checkpoint"` (to be loaded later with
+            `load_timm_state_dict`).
+        freeze: Freeze the encoder and fold its batch norms; False makes a trainable encoder.
 
     Attributes:
         channels: C_s of each map.
         strides: Stride s of each map, in input pixels.
-        mean: RGB mean that the weights expect, for pixels in 0..1.
-        std: RGB standard deviation that the weights expect.
+        mean: RGB mean for the normalization of pixels in 0..1.
+        std: RGB standard deviation for the normalization of pixels in 0..1.
         source: Where the weights come from: the argument `weights`, or the source stored in a checkpoint.
         license: License of timm's pretrained weights; None where timm states none or the weights are not timm's.
 
     Raises:
-        UserError: Unknown model, unfit maps, weights that cannot be loaded or do not fit.
+        UserError: The model is unknown or its maps are unsuitable, or the weights cannot be loaded or do not fit.
 
     Example:
         >>> encoder = FrozenEncoder("resnet18", weights="random")
@@ -72,7 +73,7 @@ class FrozenEncoder(nn.Module):
         self.channels: tuple[int, ...] = tuple(self.model.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.model.feature_info.reduction())
         self._needs_padding = _needs_padding(self.model, name, self.strides)
-        self._unfolded_state: Weights | None = None  # kept only if the weights cannot be loaded again
+        self._unfolded_state: Weights | None = None  # stored only if the weights cannot be loaded again
         self._fingerprint: str | None = None
         if weights == "random":
             randomize(self.model, self.mean, self.std)
@@ -91,7 +92,7 @@ class FrozenEncoder(nn.Module):
             One (n, C_s, ceil(h / s), ceil(w / s)) map per stride, finest first, in channels_last memory format.
         """
         if self._fingerprint is None:
-            raise UserError(f"the encoder {self.name} has no weights yet: load them from its checkpoint")
+            raise UserError(f"the encoder {self.name} has no weights yet; load them with load_timm_state_dict")
         h, w = images.shape[-2:]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             images = images.contiguous(memory_format=torch.channels_last)
@@ -99,7 +100,7 @@ class FrozenEncoder(nn.Module):
                 coarsest = self.strides[-1]
                 images = F.pad(images, (0, -w % coarsest, 0, -h % coarsest), mode="replicate")
             maps = self.model(images)
-        # crops only where the images were padded
+        # has no effect unless the images were padded
         return [m[..., : -(-h // s), : -(-w // s)] for m, s in zip(maps, self.strides, strict=True)]
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
@@ -113,25 +114,27 @@ class FrozenEncoder(nn.Module):
         return state_hash(self.model.model.state_dict())
 
     def state_hash(self) -> str:
-        """Return the SHA-256 (hex) of the live tensors: equal before and after `fit` if the encoder is frozen."""
+        """Return the SHA-256 (hex) of the present tensors, which training must not change if the encoder is frozen."""
         return state_hash(self.state_dict())
 
     def timm_state_dict(self) -> Weights:
-        """Return the weights in timm's own, unfolded keys, on the CPU, as `safetensors.torch.save_file` takes them."""
+        """Return the weights with timm's own, unfolded keys, on the CPU, ready for `safetensors.torch.save_file`."""
         if not self.frozen:
             return _copied(self.model.model.state_dict())
         if self._unfolded_state is None:  # from the hub or a file: load them again
             fresh = FrozenEncoder(self.name, self.weights, freeze=False)
             if fresh.fingerprint() != self.fingerprint():
-                raise UserError(f"{self.weights} no longer holds the weights that this {self.name} was made from")
+                raise UserError(
+                    f"{self.weights} no longer holds the weights that this {self.name} was built from; restore the file"
+                )
             return fresh.timm_state_dict()
         return dict(self._unfolded_state)
 
     def load_timm_state_dict(self, weights: Weights) -> None:
-        """Replace all weights by `weights` (timm's unfolded keys, strict both ways)."""
+        """Replace all weights by `weights`, with timm's unfolded keys; missing or unexpected keys are errors."""
         if self.frozen and self._fingerprint is not None:
             device = next(self.parameters()).device
-            self.model = create_timm_model(self.name, pretrained=False).to(device)  # the present one is folded
+            self.model = create_timm_model(self.name, pretrained=False).to(device)  # the old model is folded
         self.model.model.load_state_dict(weights)
         self.license = None
         self._freeze_and_fold(keep_state=True)
@@ -153,32 +156,34 @@ class FrozenEncoder(nn.Module):
 
 
 def _copied(state: Weights) -> Weights:
-    """Copy tensors to the CPU and out of channels_last memory format, which safetensors refuses."""
+    """Copy tensors to the CPU in contiguous memory format, because safetensors refuses channels_last."""
     return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
 
 
 def _needs_padding(model: FeatureGetterNet, name: str, strides: tuple[int, ...]) -> bool:
-    """Return whether images must be padded to a multiple of the coarsest stride to get maps of ceil(size / stride).
+    """Return whether images must be padded to a multiple of the coarsest stride for maps of size ceil(size / stride).
 
     Raises:
-        UserError: The strides do not increase (a ViT), or the model takes one size only.
+        UserError: The strides do not increase (as in a ViT), or the model accepts a single image size only.
     """
     if any(b <= a for a, b in pairwise(strides)):
         raise UserError(
-            f"{name} cannot be the encoder: its feature maps have the strides {strides}, and early fusion needs a "
-            "finer and a coarser map of each scale (strictly increasing strides). Take a ResNet, ConvNeXt, "
-            "EfficientNet, MobileNetV3 or RegNet"
+            f"{name} cannot be the encoder: its feature maps have the strides {strides}, expected strictly increasing "
+            "strides; use a ResNet, ConvNeXt, EfficientNet, MobileNetV3 or RegNet"
         )
     h, w = strides[-1] + 1, 2 * strides[-1] + 1
     try:
         if _map_sizes(model, h, w) == [(-(-h // s), -(-w // s)) for s in strides]:
             return False
-    except (RuntimeError, AssertionError):  # odd sizes do not add up inside, or the model takes one size only
+    except (RuntimeError, AssertionError):  # maps of odd sizes cannot be added, or only one size is accepted
         pass
     try:
         _map_sizes(model, strides[-1] * 2, strides[-1] * 3)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"{name} cannot be the encoder: it does not take images of any size ({error})") from error
+        raise UserError(
+            f"{name} cannot be the encoder: it does not accept images of any size ({error}); "
+            "use a ResNet, ConvNeXt, EfficientNet, MobileNetV3 or RegNet"
+        ) from error
     return True
 
 

@@ -1,4 +1,4 @@
-"""Folded residual blocks as fused oneDNN calls on the CPU: convolution, sum and ReLU in one pass over memory."""
+"""Fused residual blocks on the CPU: one oneDNN call computes convolution, sum and ReLU in one pass over memory."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ CONVOLUTIONS: dict[type[nn.Module], tuple[str, ...]] = {
     Bottleneck: ("conv1", "conv2", "conv3"),
     BasicBlock: ("conv1", "conv2"),
 }
-"""The blocks of timm's ResNets that can be fused: convolutions with ReLU between them, a sum and ReLU."""
+"""Residual blocks of timm that can be fused, with the names of their convolutions in order."""
 
-# The operators that torch.compile emits for such convolutions. They have no public name; builds without oneDNN lack
-# them, hence getattr.
+# The operators that torch.compile emits for such convolutions. They have no public name. getattr, because builds of
+# PyTorch without oneDNN do not have them.
 _conv: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 _conv_into: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None)
 
@@ -21,11 +21,11 @@ _conv_into: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None)
 class FusedBlock(nn.Module):
     """A folded residual block that uses one oneDNN call per convolution where possible, else timm's own forward.
 
-    The sum is written into the shortcut tensor. For a block without a convolution in its shortcut that is the input
-    itself, which must then have no other reader.
+    The sum is written into the shortcut tensor. If the shortcut has no convolution, this is the input itself, which no
+    other module may read then.
 
     Args:
-        block: The folded block.
+        block: The residual block, its batch norms folded.
     """
 
     def __init__(self, block: BasicBlock | Bottleneck) -> None:
@@ -46,10 +46,10 @@ class FusedBlock(nn.Module):
 
 
 def fuse_residual_blocks(model: nn.Module) -> None:
-    """Wrap the residual blocks that consist of nothing but what `CONVOLUTIONS` lists, in place.
+    """Replace the residual blocks that can be fused by `FusedBlock`, in place.
 
-    The input of the first block of a stage may be a feature map that is returned, so that block is wrapped only if its
-    shortcut has a convolution.
+    A block can be fused if it has only the convolutions in `CONVOLUTIONS`, ReLUs and a sum. The first block of a stage
+    must also have a convolution in its shortcut, because its input may be one of the feature maps of the encoder.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -58,13 +58,13 @@ def fuse_residual_blocks(model: nn.Module) -> None:
 
 
 def lacks_bfloat16() -> bool:
-    """Return whether oneDNN exists but has no bfloat16 convolution on this processor; PyTorch's own is very slow."""
+    """Return whether oneDNN is available without bfloat16 convolutions; those of PyTorch itself are very slow."""
     supported: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return supported is not None and not supported()
 
 
 def _is_plain(block: BasicBlock | Bottleneck) -> bool:
-    """Return whether the convolutions are plain, the activations ReLU, and all other modules (folded norms) nothing."""
+    """Return whether a block has only plain convolutions, ReLUs and identities (folded norms)."""
     children = dict(block.named_children())
     children.pop("downsample", None)
     convs = [children.pop(name) for name in CONVOLUTIONS[type(block)]]
@@ -76,7 +76,7 @@ def _is_plain(block: BasicBlock | Bottleneck) -> bool:
 def _can_fuse(x: Tensor) -> bool:
     """Return whether oneDNN can be used for a tensor.
 
-    Compilers, exporters and FLOP counters inspect the operators, so they get the block as timm wrote it.
+    Compilers, exporters and FLOP counters do not know the fused operators, so timm's own forward is used under them.
     """
     available = _conv is not None and _conv_into is not None and bool(torch.backends.mkldnn.enabled)
     inspected = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
@@ -86,6 +86,6 @@ def _can_fuse(x: Tensor) -> bool:
 
 
 def _arguments(conv: nn.Conv2d, x: Tensor) -> tuple[object, ...]:
-    """Return the arguments of oneDNN's operators; autocast does not know these operators, so weights are cast here."""
+    """Return the arguments of oneDNN's operators, with the weights cast here, because autocast does not do it."""
     assert conv.bias is not None
     return conv.weight.to(x.dtype), conv.bias.to(x.dtype), conv.padding, conv.stride, conv.dilation, conv.groups

@@ -1,4 +1,4 @@
-"""The weights of an encoder: from timm's hub, from a file, or random; and the hash that identifies them."""
+"""Weights of an encoder: from timm's hub, from a file, or random; and the hash that identifies them."""
 
 import hashlib
 from pathlib import Path
@@ -18,14 +18,14 @@ Weights = dict[str, Tensor]
 
 
 def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
-    """Build a timm model that returns its feature maps; the global random generator is left unchanged.
+    """Build a timm model that returns its feature maps, without changing the global random generator.
 
     Args:
         name: Name of the timm model.
         pretrained: Load timm's pretrained weights from the hub.
 
     Raises:
-        UserError: timm does not know the name, or the hub cannot be reached.
+        UserError: timm does not have the model, or the hub cannot be reached.
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -33,54 +33,60 @@ def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
             return timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
     except (httpx.HTTPError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"the weights of {name} could not be fetched from timm's hub ({type(error).__name__}). Give a file with "
-            'encoder_weights=PATH, or encoder_weights="random" to go without pretraining'
+            f"the weights of {name} could not be downloaded from timm's hub ({type(error).__name__}); give a file with "
+            'encoder_weights=PATH, or set encoder_weights="random" to train without pretrained weights'
         ) from error
-    except (RuntimeError, ValueError, AttributeError, AssertionError) as error:  # what timm raises for a wrong name
-        raise UserError(f"timm cannot give feature maps of {name!r}: {error}") from error
+    except (RuntimeError, ValueError, AttributeError, AssertionError) as error:  # timm raises these for unknown models
+        raise UserError(
+            f"timm cannot build {name!r} with feature maps: {error}; give a model that timm.list_models() names"
+        ) from error
 
 
 def load_weights_file(model: nn.Module, name: str, path: Path) -> None:
-    """Load weights in timm's keys; those of the classifier may be present or not, all others must match exactly.
+    """Load weights with timm's keys; the classifier's keys are optional, all others must match exactly.
 
     Args:
-        model: timm's model, changed in place.
-        name: Its name.
+        model: The timm model; changed in place.
+        name: Name of the timm model.
         path: A `.safetensors` or `.pth` file.
 
     Raises:
-        MissingFileError: No such file.
-        UserError: Not a file of tensors, or not weights of this model.
+        MissingFileError: The file does not exist.
+        UserError: The file does not hold tensors, or not the weights of this model.
     """
     if not path.is_file():
-        raise MissingFileError(f'encoder_weights={str(path)!r} is no file; give "hub", "random" or a weights file')
+        raise MissingFileError(
+            f'encoder_weights={str(path)!r} is not a file; give "hub", "random" or the path of a weights file'
+        )
     try:
         weights: Weights = load_state_dict(str(path), use_ema=False, weights_only=True)
-    except Exception as error:  # torch and safetensors raise a dozen types, from KeyError to UnpicklingError
-        raise UserError(f"{path} cannot be read as encoder weights ({type(error).__name__}: {error})") from error
+    except Exception as error:  # torch and safetensors raise many types, from KeyError to UnpicklingError
+        raise UserError(
+            f"{path} cannot be read as encoder weights ({type(error).__name__}: {error}); give an intact weights file"
+        ) from error
     wanted = model.state_dict()
-    known = timm.create_model(name).state_dict().keys()  # with the classifier, which feature extraction leaves out
+    known = timm.create_model(name).state_dict().keys()  # with the classifier, which `model` lacks
     missing = [k for k in wanted if k not in weights]
     extra = [k for k in weights if k not in known]
     unequal = [k for k in wanted if k in weights and weights[k].shape != wanted[k].shape]
-    for what, keys in (("lacks", missing), ("holds unknown", extra), ("has other shapes for", unequal)):
+    for what, keys in (("lacks", missing), ("has unexpected", extra), ("has other shapes for", unequal)):
         if keys:
-            raise UserError(f"{path} is not a file of {name} weights: it {what} {keys[0]!r} and {len(keys) - 1} more")
+            raise UserError(f"{path} does not hold weights of {name}: it {what} {keys[0]!r} and {len(keys) - 1} more")
     model.load_state_dict({k: weights[k] for k in wanted})
 
 
 @torch.no_grad()
 def randomize(model: FeatureGetterNet, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Make a freshly initialized encoder useful as fixed random features, in place.
+    """Change timm's initialization so that a frozen random encoder computes useful features, in place.
 
     timm initializes the last norm of each residual branch to zero (`zero_init_last`) and layer scales near zero, so a
-    new network is close to the identity: good to train, useless frozen. Both become one here. The running statistics of
-    batch norms become those of a fixed batch of smooth noise.
+    new network is close to the identity. That helps training, but the features of a frozen network are useless. Both
+    are set to one here. The running statistics of batch norms are set to those of a fixed batch of smooth noise.
 
     Args:
         model: A model with timm's initialization.
-        mean: RGB mean that it expects.
-        std: RGB standard deviation that it expects.
+        mean: RGB mean of its normalization.
+        std: RGB standard deviation of its normalization.
     """
     for key, parameter in model.named_parameters():
         if key.endswith("gamma") or (parameter.ndim == 1 and key.endswith("weight") and not parameter.any()):
@@ -88,9 +94,9 @@ def randomize(model: FeatureGetterNet, mean: tuple[float, ...], std: tuple[float
     norms = [m for m in model.eval().modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.train().momentum = 1.0  # running statistics become the statistics of the batch
+        norm.train().momentum = 1.0  # running statistics become those of the batch
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more threads add in another order, which changes the last digits
+    torch.set_num_threads(1)  # with more threads, sums have another order and other last digits
     images = noise_images()
     model((images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
     torch.set_num_threads(threads)
@@ -99,7 +105,7 @@ def randomize(model: FeatureGetterNet, mean: tuple[float, ...], std: tuple[float
 
 
 def noise_images() -> Tensor:
-    """Return a fixed (8, 3, 128, 128) batch in 0..1: noise of six octaves of equal strength."""
+    """Return a fixed batch (8, 3, 128, 128) in 0..1 of smooth noise, made of six octaves."""
     generator = torch.Generator().manual_seed(0)
     octaves = [torch.rand(8, 3, 2**k, 2**k, generator=generator) for k in range(2, 8)]
     total = torch.stack([F.interpolate(o, size=(128, 128), mode="bilinear") for o in octaves]).mean(0)
@@ -107,7 +113,7 @@ def noise_images() -> Tensor:
 
 
 def state_hash(state: Weights) -> str:
-    """Return the SHA-256 (hex) of named tensors: names, shapes and float32 values, in the order of the names."""
+    """Return the SHA-256 (hex) of names, shapes and float32 values of tensors, sorted by name."""
     sha = hashlib.sha256()
     for key in sorted(state):
         value = state[key].detach().to("cpu", torch.float32).contiguous()

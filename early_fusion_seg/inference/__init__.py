@@ -1,4 +1,4 @@
-"""From logits to label maps, in bounded memory."""
+"""Inference: label maps from logits, in bounded memory."""
 
 from early_fusion_seg.inference.label_map import upsampled_argmax
 

@@ -1,4 +1,4 @@
-"""From logits to label maps, a few rows at a time.
+"""Label maps from logits, computed a few rows at a time.
 
 Shapes: n images, K classes, logits (n, K, h, w), labels (n, H, W).
 """

@@ -1,1 +1,1 @@
-"""Files: images and masks, atomic writing, downloads, archives."""
+"""File input and output: images and masks, atomic writing, downloads, archives."""

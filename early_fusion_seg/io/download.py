@@ -1,4 +1,4 @@
-"""Fetch a file that was asked for, go on where an earlier attempt broke off, and check it."""
+"""Download a file, resume an interrupted download, and verify the file."""
 
 import hashlib
 import http.client
@@ -16,93 +16,100 @@ from early_fusion_seg.io.unpack import require_space
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
-ATTEMPTS = 8  # connections per call; each goes on where the last one broke off
-PAUSE = 1.0  # seconds between them
-BROKEN = (http.client.HTTPException, OSError)  # OSError: no connection, reset, timeout, urllib.error.URLError
+ATTEMPTS = 8  # connections per call; each resumes where the previous one stopped
+RETRY_DELAY = 1.0  # seconds between connections
+CONNECTION_ERRORS = (http.client.HTTPException, OSError)  # OSError: refused, reset, timeout, urllib.error.URLError
 
 
 def download(
     url: str, folder: str | Path, *, size: int | None = None, sha256: str | None = None, md5: str | None = None
 ) -> Path:
-    """Fetch a file into a folder, unless it is there already.
+    """Download a file into a folder, or only verify it if it already exists.
 
-    Until it is complete and checked it is called NAME.part, with which the next call goes on. Where no checksum is
-    known, the SHA-256 of the first download is kept in NAME.sha256, and later ones are compared with it.
+    An incomplete download is named NAME.part; the next call resumes it. The file gets its name when it is complete and
+    verified. If no checksum is given, the SHA-256 of the first download is stored in NAME.sha256, and later downloads
+    are compared with it.
 
     Args:
-        url: An http or https address that ends in the file's name.
-        folder: Where to put it; made where needed.
+        url: An http or https URL that ends in the name of the file.
+        folder: Target folder; created if needed.
         size: Expected size in bytes.
         sha256: Expected SHA-256, hexadecimal.
-        md5: Expected MD5, for files whose publishers give no better checksum.
+        md5: Expected MD5, for files that are published without a better checksum.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        UserError: The server cannot be reached or refuses, the disk is too small, or the file is not the expected one.
+        UserError: The server cannot be reached or returns an error, the disk is full, or the file is not as expected.
     """
     name = Path(unquote(urlsplit(url).path)).name
     if urlsplit(url).scheme not in ("http", "https") or name in ("", ".."):
-        raise UserError(f"cannot download '{url}'; expected an http or https address that ends in a file's name")
+        raise UserError(f"cannot download '{url}'; expected an http or https URL that ends in the name of a file")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target, part, record = folder / name, folder / f"{name}.part", folder / f"{name}.sha256"
     if target.exists():
-        _check(target, record, size, sha256, md5)
+        _verify(target, record, size, sha256, md5)
         return target
     _fetch(url, part, size)
     try:
-        _check(part, record, size, sha256, md5)
+        _verify(part, record, size, sha256, md5)
     except UserError:
-        part.unlink()  # nothing can go on from a wrong file
+        part.unlink()  # a wrong file cannot be resumed
         raise
     return part.replace(target)
 
 
 def _fetch(url: str, part: Path, size: int | None) -> None:
-    """Append to a part until it is complete."""
+    """Append to a partial file until it is complete."""
     reason = ""
     for _ in range(ATTEMPTS):
         try:
             if _fetch_once(url, part, size):
                 return
-            reason = "the connection was cut"
+            reason = "the connection was closed early"
         except urllib.error.HTTPError as error:
             if error.code != 416:
-                raise UserError(f"{url} cannot be downloaded: the server answers {error.code} {error.reason}") from None
-            if error.headers.get("Content-Range") == f"bytes */{_length(part)}":  # nothing is missing
+                raise UserError(
+                    f"{url} cannot be downloaded: the server returned {error.code} {error.reason}; "
+                    "check the URL, or try again later"
+                ) from None
+            if error.headers.get("Content-Range") == f"bytes */{_file_size(part)}":  # the partial file is complete
                 return
-            part.unlink()  # longer than the file: another one
-            reason = "the server has a shorter file"
-        except BROKEN as error:
+            part.unlink()  # longer than the file on the server, so a part of another file
+            reason = "the file on the server is shorter"
+        except CONNECTION_ERRORS as error:
             reason = str(error)
-        time.sleep(PAUSE)
+        time.sleep(RETRY_DELAY)
     raise UserError(
-        f"{url} broke off {ATTEMPTS} times ({reason}). {part} has {_length(part)} bytes of it; try again to go on."
+        f"the download of {url} failed {ATTEMPTS} times ({reason}). {part} has {_file_size(part)} bytes of it; "
+        "run the command again to resume."
     )
 
 
 def _fetch_once(url: str, part: Path, size: int | None) -> bool:
-    """Ask for what is missing and write what comes; return whether that was all."""
-    start = _length(part)
+    """Request the missing bytes and append them; return whether the file is complete."""
+    start = _file_size(part)
     if start and start == size:
         return True
     headers = {"User-Agent": "early-fusion-seg"} | ({"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-        if response.status != 206:  # the server sends all of it again
+        if response.status != 206:  # the server ignores the range and sends the whole file
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         if size is not None and total is not None and total != size:
-            raise UserError(f"{url} has {total} bytes; expected {size}. The server has another file.")
+            raise UserError(
+                f"{url} has {total} bytes; expected {size}. The file on the server is not the expected one."
+            )
         require_space(part.parent, (total or size or start) - start)
-        _save(response, part, start, total)
-    return total is None or _length(part) == total
+        _write_response(response, part, start, total)
+    return total is None or _file_size(part) == total
 
 
-def _save(response: http.client.HTTPResponse, part: Path, start: int, total: int | None) -> None:
-    """Write a response to a part from a position on, with a progress bar."""
+def _write_response(response: http.client.HTTPResponse, part: Path, start: int, total: int | None) -> None:
+    """Write a response to a partial file, starting at byte `start`, with a progress bar."""
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with part.open("r+b" if start else "wb") as sink, Progress(*columns, console=Console(stderr=True)) as progress:
         sink.seek(start)
@@ -112,10 +119,18 @@ def _save(response: http.client.HTTPResponse, part: Path, start: int, total: int
             progress.advance(task, len(chunk))
 
 
-def _check(path: Path, record: Path, size: int | None, sha256: str | None, md5: str | None) -> None:
-    """Compare a file with what is known of it, or with the record of the first download, which is made here."""
-    if size is not None and _length(path) != size:
-        raise UserError(f"{path} has {_length(path)} bytes; expected {size}. Delete it and download it again.")
+def _verify(path: Path, record: Path, size: int | None, sha256: str | None, md5: str | None) -> None:
+    """Compare a file with its expected size and checksums, or else with the checksum recorded at the first download.
+
+    Args:
+        path: The file.
+        record: File with the SHA-256 of the first download; written if it does not exist.
+        size: Expected size in bytes, or None.
+        sha256: Expected SHA-256, or None.
+        md5: Expected MD5, or None.
+    """
+    if size is not None and _file_size(path) != size:
+        raise UserError(f"{path} has {_file_size(path)} bytes; expected {size}. Delete it and download it again.")
     for kind, expected in (("sha256", sha256), ("md5", md5)):
         if expected and _digest(path, kind) != expected.lower():
             raise UserError(
@@ -137,5 +152,5 @@ def _digest(path: Path, kind: str) -> str:
         return hashlib.file_digest(file, kind).hexdigest()
 
 
-def _length(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0

@@ -1,4 +1,4 @@
-"""Read images and masks as the files mean them, and write masks that any viewer shows in color."""
+"""Read images and masks, and write masks that image viewers show in color."""
 
 import io
 import struct
@@ -18,59 +18,69 @@ from early_fusion_seg.errors import MissingFileError, UserError
 Picture = np.ndarray | Image.Image | Path | str
 """One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
 
-# What Pillow raises on damaged files, by format and place of the damage.
-DAMAGE = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, OverflowError, struct.error, zlib.error)
-DEEP_GRAY = ("I;16", "I;16B", "I;16L", "I;16N")
-SMALLEST_REDUCED = 64  # pixels
-REDUCED = {  # OpenCV's flags; its REDUCED_COLOR ones would give BGR, and exclude IMREAD_COLOR_RGB
+# Errors that Pillow raises for damaged files; they depend on the format and on the place of the damage.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+GRAY_16_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
+MIN_REDUCED_SIDE = 64  # pixels; smaller images are not reduced
+REDUCTION_FLAGS = {  # OpenCV's REDUCED_COLOR flags would give BGR, and cannot be combined with IMREAD_COLOR_RGB
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 PNG_EXIF = (b"eXIf", b"Raw profile type exif")
-WHOLE = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # how a file of each format ends
-GRAY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches gray levels of 2 and 4 bits to 0..255
+END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of a complete file
+GRAY_STEP = {"L;2": 85, "L;4": 17}  # Pillow scales gray levels of 2 and 4 bits to 0..255
 
 Prepared = TypeVar("Prepared")
 
 
 class Openable(Protocol):
-    """A file that is not on disk by itself, such as a member of a zip file; as text it is its name."""
+    """A file that is not on disk by itself, such as a member of a zip file; `str` returns its name."""
 
     def open(self, mode: str, /) -> BinaryIO:
-        """Open it; `mode` is "rb"."""
+        """Open the file; `mode` is "rb"."""
 
 
 def read_image(path: str | Path | Openable, reduction: int = 1) -> NDArray[np.uint8]:
-    """Read an image as it is meant to be seen.
+    """Read an image as RGB pixels, as an image viewer shows it.
 
-    The orientation tag is applied; gray, palette, CMYK and other modes become RGB, 16 bits become 8, transparency is
-    dropped, and of several frames the first is taken.
+    The EXIF orientation is applied. Gray, palette, CMYK and other modes are converted to RGB, 16 bits per channel to 8.
+    Transparency is dropped. Of several frames the first is read.
 
     Args:
         path: A file of any format that Pillow reads.
-        reduction: 2, 4 or 8: decode a JPEG at a fraction of its size, which takes a fraction of the time. Other formats
-            and images below 64 pixels keep their size.
+        reduction: 2, 4 or 8 decodes a JPEG at 1/2, 1/4 or 1/8 of its size, in a fraction of the time. Other formats,
+            and images with a side below 64 pixels, keep their size.
 
     Returns:
         RGB pixels, uint8 of shape (h, w, 3); reduced, of shape (ceil(h / reduction), ceil(w / reduction), 3).
 
     Raises:
-        MissingFileError: There is no such file.
-        UserError: It is not an image, is damaged, or has 32-bit levels, which have no agreed range.
+        MissingFileError: The file does not exist.
+        UserError: The file is not an image, is damaged, or has 32-bit gray levels, which have no standard range.
     """
-    content = _read(path)
-    pixels = _decode_fast(content, reduction)
-    return np.array(_decode(path, content, _as_seen, reduction)[0]) if pixels is None else pixels
+    content = _read_bytes(path)
+    pixels = _decode_with_opencv(content, reduction)
+    return np.array(_decode_with_pillow(path, content, _to_upright_rgb, reduction)[0]) if pixels is None else pixels
 
 
 def open_file(path: str | Path | Openable) -> BinaryIO:
     """Open a file for reading bytes.
 
     Raises:
-        MissingFileError: There is no such file.
-        UserError: It cannot be opened.
+        MissingFileError: The file does not exist.
+        UserError: The file cannot be opened.
     """
     path = Path(path) if isinstance(path, str) else path
     if isinstance(path, Path) and not path.is_file():
@@ -82,10 +92,10 @@ def open_file(path: str | Path | Openable) -> BinaryIO:
 
 
 def image_size(path: str | Path | Openable) -> tuple[int, int]:
-    """Return width and height of an image as stored, from its header.
+    """Return width and height of an image as stored in its header, without the EXIF orientation.
 
     Raises:
-        UserError: It is missing or no image.
+        UserError: The file is missing or not an image.
     """
     try:
         with open_file(path) as file, Image.open(file) as image:
@@ -95,31 +105,31 @@ def image_size(path: str | Path | Openable) -> tuple[int, int]:
 
 
 def size_text(pixels: NDArray[Any]) -> str:
-    """Return the size of an image or mask (h, w, ...) for a message, width first: "640x480"."""
+    """Format the size of an image or mask (h, w, ...) for a message, width first: "640x480"."""
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 
 def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
-    """Turn an image in memory into RGB pixels, as `read_image` does with files.
+    """Convert an image in memory to RGB pixels, as `read_image` does with files.
 
     Args:
-        image: A PIL image, turned as its EXIF tag says, or an array (h, w, 3) or (h, w), uint8 or floats in 0..1.
+        image: A PIL image, whose EXIF orientation is applied, or an array (h, w, 3) or (h, w), uint8 or floats in 0..1.
 
     Returns:
-        (h, w, 3), uint8 or the array's floats.
+        RGB pixels (h, w, 3): uint8, or floats if the array has floats.
 
     Raises:
-        UserError: Another shape or mode.
+        UserError: The image has another shape or mode.
     """
     if isinstance(image, Image.Image):
         try:
-            return np.array(_as_seen(image))
+            return np.array(_to_upright_rgb(image))
         except ValueError as error:
             raise UserError(f"the image cannot be used ({error})") from None
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"the array has the shape {image.shape}; expected (h, w, 3) RGB or (h, w) gray")
+        raise UserError(f"the array has the shape {image.shape}; expected (h, w, 3) for RGB or (h, w) for gray")
     return image
 
 
@@ -127,20 +137,21 @@ def read_mask(path: str | Path | Openable) -> NDArray[Any]:
     """Read the numbers stored in a mask file, without any conversion.
 
     Args:
-        path: A single-channel file, as a rule a PNG: gray (1 to 16 bits) or indexed (its colors do not matter).
+        path: A single-channel image, usually a PNG: gray (1 to 16 bits), or indexed, whose palette is ignored.
 
     Returns:
-        The numbers, integers of shape (h, w); they may be read-only.
+        The numbers, integers of shape (h, w); the array may be read-only.
 
     Raises:
-        MissingFileError: There is no such file.
-        UserError: It is not an image, is damaged, or has colors where numbers were expected.
+        MissingFileError: The file does not exist.
+        UserError: The file is not an image, is damaged, or has color channels.
     """
-    (mode, values), raw_mode = _decode(path, _read(path), lambda image: (image.mode, np.asarray(image)))
-    if mode not in ("1", "L", "P", "I", *DEEP_GRAY):
+    content = _read_bytes(path)
+    (mode, values), raw_mode = _decode_with_pillow(path, content, lambda image: (image.mode, np.asarray(image)))
+    if mode not in ("1", "L", "P", "I", *GRAY_16_BIT_MODES):
         raise UserError(
-            f"{path} has the mode {mode}; a mask must be gray or indexed, each pixel the number of its class. "
-            "A mask in colors must be converted first."
+            f"{path} has the mode {mode}; expected a gray or indexed image, in which each pixel is the number of its "
+            "class. Convert masks in colors first."
         )
     if mode == "1":
         return values.astype(np.uint8)
@@ -148,12 +159,12 @@ def read_mask(path: str | Path | Openable) -> NDArray[Any]:
 
 
 def write_indexed_png(path: str | Path, labels: NDArray[np.uint8], palette: Any) -> None:
-    """Write labels as an indexed PNG: the numbers are kept, and viewers show the palette's colors.
+    """Write labels as an indexed PNG, which stores the numbers and is shown in the colors of a palette.
 
     Args:
-        path: The file; its folder is made where needed.
+        path: The file; its folder is created if needed.
         labels: Class numbers, uint8 of shape (h, w).
-        palette: RGB colors (0..255) of classes 0, 1, ...; others, such as 255, are black.
+        palette: RGB colors (0..255) of the classes 0, 1, ...; other numbers, such as 255, are black.
 
     Raises:
         UserError: The labels are not uint8 of shape (h, w).
@@ -168,69 +179,78 @@ def write_indexed_png(path: str | Path, labels: NDArray[np.uint8], palette: Any)
     image.save(path, format="PNG")
 
 
-def _as_seen(image: Image.Image) -> Image.Image:
-    """Turn an image upright and into RGB."""
+def _to_upright_rgb(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation and convert to RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
-        raise ValueError("gray levels of 32 bits have no agreed range; save it with 8 or 16")
-    if image.mode in DEEP_GRAY:
+        raise ValueError("gray levels of 32 bits have no standard range; save the image with 8 or 16 bits")
+    if image.mode in GRAY_16_BIT_MODES:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns about some transparent palettes
+        image = image.convert("RGBA")  # Pillow warns if some transparent palettes are converted directly to RGB
     return image.convert("RGB")
 
 
-def _read(path: str | Path | Openable) -> bytes:
-    """Read a file whole."""
+def _read_bytes(path: str | Path | Openable) -> bytes:
     with open_file(path) as file:
         return file.read()
 
 
-def _decode_fast(content: bytes, reduction: int) -> NDArray[np.uint8] | None:
-    """Decode a plain JPEG or PNG with OpenCV, to the same pixels and faster than Pillow.
+def _decode_with_opencv(content: bytes, reduction: int) -> NDArray[np.uint8] | None:
+    """Decode a usual JPEG or PNG with OpenCV, which is faster than Pillow and gives the same pixels.
 
     Returns:
-        None for anything else: other formats and modes, images to be turned, and files that do not end as they should,
-        which OpenCV would fill with gray.
+        RGB pixels (h, w, 3), or None for all other files: other formats and modes, images that must be rotated, and
+        truncated files, whose missing pixels OpenCV would fill with gray.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind, size = image.format, image.size
-            plain = image.mode in ("RGB", "L") and "transparency" not in image.info and kind in WHOLE
-            plain = plain and (kind == "JPEG" or image.tile[0].args in ("RGB", "L"))  # no PNG of 2, 4 or 16 bits
+            usual = image.mode in ("RGB", "L") and "transparency" not in image.info and kind in END_MARKERS
+            usual = usual and (kind == "JPEG" or image.tile[0].args in ("RGB", "L"))  # no PNG of 2, 4 or 16 bits
             if kind == "JPEG":
                 upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            else:  # a PNG's would decode the whole image
+            else:  # getexif() of a PNG would decode the whole image
                 upright = not any(tag in content for tag in PNG_EXIF)
-    except (*DAMAGE, UnidentifiedImageError, Image.DecompressionBombError):  # whoever reads it whole says what is wrong
+    except (*DECODE_ERRORS, UnidentifiedImageError, Image.DecompressionBombError):  # _decode_with_pillow reports it
         return None
-    if not plain or not upright or not content.endswith(WHOLE[str(kind)]):
+    if not usual or not upright or not content.endswith(END_MARKERS[str(kind)]):
         return None
-    flags = REDUCED[reduction if kind == "JPEG" and min(size) >= SMALLEST_REDUCED else 1]
+    flags = REDUCTION_FLAGS[reduction if kind == "JPEG" and min(size) >= MIN_REDUCED_SIDE else 1]
     flags |= cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     return None if pixels is None else np.asarray(pixels, np.uint8)
 
 
-def _decode(
+def _decode_with_pillow(
     path: str | Path | Openable,
     content: bytes,
     prepare: Callable[[Image.Image], Prepared],
     reduction: int = 1,
 ) -> tuple[Prepared, str]:
-    """Decode a file whole with Pillow, so that damage shows here.
+    """Decode a whole file with Pillow, so that any damage raises an error here.
+
+    Args:
+        path: Name of the file, for messages.
+        content: Bytes of the file.
+        prepare: Function that converts the decoded image.
+        reduction: Factor by which a JPEG is reduced.
 
     Returns:
-        What `prepare` makes of it, and how a PNG stores its pixels ("L;4": gray of 4 bits), which Pillow then forgets.
+        The result of `prepare`, and the raw mode of a PNG, such as "L;4" for gray of 4 bits (not available after
+        decoding).
+
+    Raises:
+        UserError: The file is not an image or is damaged.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             raw_mode = str(image.tile[0].args) if isinstance(image, PngImageFile) else ""
-            if reduction > 1 and min(image.size) >= SMALLEST_REDUCED:
+            if reduction > 1 and min(image.size) >= MIN_REDUCED_SIDE:
                 image.draft(None, (image.width // reduction, image.height // reduction))
             image.load()
             return prepare(image), raw_mode
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image that can be read") from None
-    except (*DAMAGE, Image.DecompressionBombError) as error:
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is damaged or cannot be read as an image ({error})") from None

@@ -1,4 +1,4 @@
-"""Unpack zip and tar files such that nothing lands outside their folder, and nothing at all if they are not sound."""
+"""Unpack zip and tar files safely: no file outside the target folder, and no target folder from a damaged archive."""
 
 import shutil
 import stat
@@ -14,48 +14,50 @@ from typing import IO, NamedTuple
 from early_fusion_seg.errors import UserError
 
 CHUNK = 1 << 20  # bytes
-MAX_RATIO = 100  # unpacked to packed bytes; images do not shrink much, zip bombs do
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError)
-"""What zipfile and tarfile raise for archives that are damaged, cut off or compressed in a way they do not know."""
+MAX_RATIO = 100  # unpacked to packed bytes; images compress little, zip bombs a lot
+ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError)
+"""Errors of zipfile and tarfile for archives that are damaged, truncated or compressed by an unknown method."""
 
 
 class Member(NamedTuple):
-    """A file of an archive."""
+    """A file in an archive."""
 
     name: str
     size: int  # bytes, unpacked
-    plain: bool  # neither link nor device nor encrypted
+    is_regular: bool  # not a link, not a device, not encrypted
     open: Callable[[], IO[bytes] | None]
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip file, or a tar file compressed or not, as a new folder; a single folder at its top is left out.
+    """Unpack a zip file, or a compressed or plain tar file, into a new folder.
 
-    All of it is checked before anything is written, and the folder appears only when it is complete.
+    If the archive has a single folder at its top, the contents of that folder are unpacked. All names and sizes are
+    checked before anything is written. The new folder gets its name when it is complete.
 
     Args:
-        archive: The file.
-        folder: The folder to make.
+        archive: The file to unpack.
+        folder: The folder to create.
 
     Raises:
-        UserError: The archive is damaged, would write outside the folder or hold links, or is suspiciously large.
+        UserError: The folder already exists, or the archive is damaged, has files outside the folder, links or
+            encrypted files, or unpacks to a suspicious size.
     """
     if folder.exists():
-        raise UserError(f"{folder} is there already; delete it to unpack {archive} again")
+        raise UserError(f"{folder} already exists; delete it to unpack {archive} again")
     part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of an attempt that broke off
+    shutil.rmtree(part, ignore_errors=True)  # left by an interrupted attempt
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _members(archive) as members:
-            files = _checked(archive, members)
+        with _list_members(archive) as members:
+            files = _check_members(archive, members)
             require_space(folder.parent, sum(member.size for member in files.values()))
             for path, member in files.items():
                 (part / path).parent.mkdir(parents=True, exist_ok=True)
                 source = member.open()
-                assert source is not None  # of a plain file there is always one
+                assert source is not None  # tarfile returns None only for members that are not regular files
                 with source, (part / path).open("wb") as sink:
                     shutil.copyfileobj(source, sink, CHUNK)
-    except DAMAGE as error:
+    except ARCHIVE_ERRORS as error:
         raise UserError(f"{archive} is damaged ({error}); delete it and download it again") from None
     part.replace(folder)
 
@@ -64,11 +66,13 @@ def require_space(folder: Path, size: int) -> None:
     """Check that the disk of a folder has room for `size` bytes."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise UserError(f"{folder} has {free / 1e6:.0f} MB free; {size / 1e6:.0f} MB are needed")
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free; {size / 1e6:.0f} MB are needed. Free space on its disk."
+        )
 
 
 @contextmanager
-def _members(archive: Path) -> Iterator[Iterator[Member]]:
+def _list_members(archive: Path) -> Iterator[Iterator[Member]]:
     """Open an archive and list its members, without folders."""
     if tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
@@ -76,23 +80,27 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
     else:
         with zipfile.ZipFile(archive) as opened:
             infos = [info for info in opened.infolist() if not info.is_dir()]
-            yield (Member(i.filename, i.file_size, _is_plain(i), partial(opened.open, i)) for i in infos)
+            yield (Member(i.filename, i.file_size, _is_regular(i), partial(opened.open, i)) for i in infos)
 
 
-def _is_plain(info: zipfile.ZipInfo) -> bool:
+def _is_regular(info: zipfile.ZipInfo) -> bool:
     return stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG) and not info.flag_bits & 1
 
 
-def _checked(archive: Path, members: Iterator[Member]) -> dict[Path, Member]:
-    """Return the files of an archive by their places below the folder, all of them harmless."""
+def _check_members(archive: Path, members: Iterator[Member]) -> dict[Path, Member]:
+    """Check that all members of an archive are safe to unpack.
+
+    Returns:
+        Path below the target folder -> member.
+    """
     files: dict[Path, Member] = {}
     size, packed = 0, archive.stat().st_size
     for member in members:
-        path = PureWindowsPath(member.name)  # splits at / and \, and knows drives
+        path = PureWindowsPath(member.name)  # splits at / and \, and recognizes drives
         if path.anchor or ".." in path.parts:
-            raise UserError(f"{archive} holds '{member.name}', which lies outside the folder; it is not unpacked")
-        if not member.plain:
-            raise UserError(f"{archive} holds '{member.name}', which is a link or encrypted; it is not unpacked")
+            raise UserError(f"{archive} contains '{member.name}', a path outside the folder; it is not unpacked")
+        if not member.is_regular:
+            raise UserError(f"{archive} contains '{member.name}', a link or an encrypted file; it is not unpacked")
         if path.parts[0] != "__MACOSX":
             files[Path(*path.parts)] = member
             size += member.size

@@ -1,4 +1,4 @@
-"""Label sets: which numbers in a mask mean which class, as rows in CSV files."""
+"""Label sets: the classes of a data set and their numbers in mask files, as rows of CSV files."""
 
 from early_fusion_seg.labels.label_set import IGNORE_INDEX, LabelRow, LabelSet, in_ranges, load_label_set, packaged_rows
 

@@ -1,7 +1,7 @@
-"""The classes of a data set: names, colors, and the map between the numbers in its masks and train ids.
+"""LabelSet: the classes of a data set, with names, colors, and the map from numbers in masks to train ids.
 
-A raw id is a number stored in a mask; a train id is a class of the network, 0..K-1, or 255 for what is ignored.
-Several raw ids may share a train id. All of it comes from CSV files with the columns `raw_id,train_id,name,color`.
+A raw id is a number stored in a mask. A train id is a class of the network, 0..K-1, or 255 for ignored pixels. Several
+raw ids may have the same train id. Label sets are CSV files with the columns `raw_id,train_id,name,color`.
 """
 
 import csv
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from early_fusion_seg.errors import MissingFileError, UserError
 
 IGNORE_INDEX = 255
-UNKNOWN = 254  # stands for what is not in the table, where no class has this train id
-RAW_IDS = 65536  # what an 8- or 16-bit mask can hold
+UNKNOWN = 254  # marks raw ids that are not in the table; used only if no class has this train id
+RAW_IDS = 65536  # number of values of a 16-bit mask
 COLUMNS = ("raw_id", "train_id", "name", "color")
 EXAMPLE = "raw_id,train_id,name,color\n0,0,road,#804080\n1,1,car,#00008e\n255,255,void,#000000"
 
@@ -41,12 +41,12 @@ class LabelSet:
     """The classes of a data set.
 
     Args:
-        name: What the set is called in results and messages.
+        name: Name of the label set in results and messages.
         class_names: K names in the order of the train ids.
         palette: K colors, RGB 0..255.
         raw_to_train: Pairs (raw id, train id); train id 255 is ignored.
         ignore_index: The train id of ignored pixels.
-        file: The CSV of the user's that says all this; None for a table of the package or of the data set.
+        file: The user's CSV file that it was read from; None for a label set of this package or of a data set.
     """
 
     name: str
@@ -62,11 +62,11 @@ class LabelSet:
         return len(self.class_names)
 
     def encode(self, raw: NDArray[Any], file: str | Path) -> NDArray[np.uint8]:
-        """Turn raw ids into train ids.
+        """Convert raw ids to train ids.
 
         Args:
             raw: Raw ids, integers of any shape.
-            file: Where they come from, for the message.
+            file: The mask file, for the message.
 
         Returns:
             Train ids of the same shape.
@@ -75,26 +75,28 @@ class LabelSet:
             UserError: A raw id is not in the table.
         """
         if raw.size and raw.dtype == np.uint8 and self.num_classes < UNKNOWN:  # the usual case, several times faster
-            fast = cv2.LUT(np.ascontiguousarray(raw), _small_table(self.raw_to_train)).reshape(raw.shape)
+            fast = cv2.LUT(np.ascontiguousarray(raw), _lookup_table_8_bit(self.raw_to_train)).reshape(raw.shape)
             if not (fast == UNKNOWN).any():
                 return np.asarray(fast, np.uint8)
-        table = _table(self.raw_to_train)
+        table = _lookup_table(self.raw_to_train)
         if raw.size and (int(raw.min()) < 0 or int(raw.max()) >= RAW_IDS):
-            raise self._unknown(int(raw.min() if raw.min() < 0 else raw.max()), file)
+            raise self._unknown_id_error(int(raw.min() if raw.min() < 0 else raw.max()), file)
         train = table[raw]
         if train.size and int(train.min()) < 0:
-            raise self._unknown(int(raw[train < 0][0]), file)
+            raise self._unknown_id_error(int(raw[train < 0][0]), file)
         encoded: NDArray[np.uint8] = train.astype(np.uint8)
         return encoded
 
     def decode(self, train: NDArray[Any]) -> NDArray[Any]:
-        """Turn train ids into raw ids: of each class, and of the ignored pixels, the first in the table.
+        """Convert train ids to raw ids.
+
+        If several raw ids have the same train id, the first one in the table is used.
 
         Args:
             train: Train ids of any shape, 0..K-1 or 255.
 
         Returns:
-            Raw ids of the same shape, uint8, or uint16 where a raw id is above 255.
+            Raw ids of the same shape: uint8, or uint16 if the table has a raw id above 255.
         """
         first = {train_id: raw_id for raw_id, train_id in reversed(self.raw_to_train)}
         table = np.full(256, first.get(self.ignore_index, self.ignore_index), np.uint16)
@@ -105,12 +107,12 @@ class LabelSet:
         return decoded
 
     def of_train_ids(self) -> "LabelSet":
-        """Return the same classes for files that hold train ids."""
+        """Return a label set of the same classes for masks that contain train ids."""
         same = (*((i, i) for i in range(self.num_classes)), (self.ignore_index, self.ignore_index))
         return replace(self, name=f"{self.name}_train_ids", raw_to_train=same)
 
     def has_class(self, raw_ids: Iterable[int]) -> bool:
-        """Return whether any of the raw ids is a class that is not ignored."""
+        """Return whether any of the raw ids belongs to a class, and is not ignored."""
         to_train = dict(self.raw_to_train)
         return any(to_train.get(raw_id, self.ignore_index) != self.ignore_index for raw_id in raw_ids)
 
@@ -123,28 +125,28 @@ class LabelSet:
         """Read a label CSV.
 
         Raises:
-            UserError: It is missing or wrong; the message names the file and line.
+            UserError: The file is missing or invalid; the message names the file and line.
         """
         path = Path(path)
         return replace(cls.from_rows(path.stem, read_rows(path), str(path)), file=str(path))
 
     @classmethod
     def from_rows(cls, name: str, rows: Iterable[LabelRow], where: str) -> "LabelSet":
-        """Check rows together; a class takes name and color from its first row.
+        """Create a label set from rows; the first row of a class defines its name and color.
 
         Args:
-            name: What to call the set.
-            rows: One for each raw id.
-            where: Where they come from, for messages.
+            name: Name of the label set.
+            rows: One row for each raw id.
+            where: File or name of the table, for messages.
 
         Raises:
-            UserError: A raw id or a name is there twice, or the train ids have gaps.
+            UserError: A raw id or a name is a duplicate, or the train ids are not 0, 1, 2, ...
         """
         raw_to_train: dict[int, int] = {}
         classes: dict[int, LabelRow] = {}
         for row in rows:
             if row.raw_id in raw_to_train:
-                raise UserError(f"{where}: raw_id {row.raw_id} is there twice")
+                raise UserError(f"{where}: duplicate raw_id {row.raw_id}; give each raw_id one line")
             raw_to_train[row.raw_id] = row.train_id
             if row.train_id != IGNORE_INDEX:
                 classes.setdefault(row.train_id, row)
@@ -155,11 +157,11 @@ class LabelSet:
         ordered = [classes[train_id] for train_id in range(len(classes))]
         names = [row.name for row in ordered]
         if len(set(names)) < len(names):
-            twice = sorted({n for n in names if names.count(n) > 1})
-            raise UserError(f"{where}: two train ids have the same name ({', '.join(twice)})")
+            duplicates = sorted({n for n in names if names.count(n) > 1})
+            raise UserError(f"{where}: two train ids have the same name ({', '.join(duplicates)})")
         return cls(name, tuple(names), tuple(row.color for row in ordered), tuple(raw_to_train.items()))
 
-    def _unknown(self, raw_id: int, file: str | Path) -> UserError:
+    def _unknown_id_error(self, raw_id: int, file: str | Path) -> UserError:
         known = in_ranges(raw for raw, _ in self.raw_to_train)
         found = f"{file} holds the label {raw_id}, which the label set '{self.name}' does not have (it has {known})"
         if self.file is None:
@@ -169,7 +171,7 @@ class LabelSet:
 
 
 def in_ranges(numbers: Iterable[int]) -> str:
-    """List whole numbers briefly.
+    """Format whole numbers as a list of ranges.
 
     Example:
         >>> in_ranges([7, 0, 1, 2])
@@ -184,18 +186,18 @@ def in_ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)
 
 
-@lru_cache(maxsize=16)  # data modules ask for theirs at each use
+@lru_cache(maxsize=16)  # data modules load their label set at each use
 def load_label_set(name: str) -> LabelSet:
-    """Load a label set of the package, such as "camvid_11"."""
+    """Load a label set of this package, such as "camvid_11"."""
     return LabelSet.from_rows(name, packaged_rows(name), name)
 
 
 def packaged_rows(name: str, train_column: str = "train_id") -> list[LabelRow]:
-    """Read a CSV of the package.
+    """Read the rows of a label CSV of this package.
 
     Args:
-        name: Its name without `.csv`.
-        train_column: The column that holds the train ids; some files have several groupings.
+        name: Name of the file without `.csv`.
+        train_column: Column of the train ids; some files have several groupings of classes.
     """
     folder = resources.files(__package__)
     with resources.as_file(folder / f"{name}.csv") as path:
@@ -206,7 +208,11 @@ def packaged_rows(name: str, train_column: str = "train_id") -> list[LabelRow]:
 
 
 def read_rows(path: Path, train_column: str = "train_id") -> list[LabelRow]:
-    """Read the lines of a label CSV, each checked by itself."""
+    """Read the rows of a label CSV and check each row.
+
+    Raises:
+        UserError: The file is missing, not text, or a row is invalid.
+    """
     if not path.is_file():
         raise MissingFileError(f"there is no label CSV {path}. It lists the classes, for example:\n{EXAMPLE}")
     try:
@@ -217,26 +223,26 @@ def read_rows(path: Path, train_column: str = "train_id") -> list[LabelRow]:
     missing = {*COLUMNS, train_column} - set(reader.fieldnames or ())
     if missing:
         raise UserError(f"{path} lacks the column(s) {', '.join(sorted(missing))}. Expected, for example:\n{EXAMPLE}")
-    return [_row(line, train_column, f"{path}, line {reader.line_num}") for line in reader]
+    return [_parse_row(line, train_column, f"{path}, line {reader.line_num}") for line in reader]
 
 
-def _row(line: dict[str, str], train_column: str, where: str) -> LabelRow:
-    raw_id = _integer(line["raw_id"], RAW_IDS - 1, f"{where}: raw_id")
-    train_id = _integer(line[train_column], IGNORE_INDEX, f"{where}: {train_column}")
+def _parse_row(line: dict[str, str], train_column: str, where: str) -> LabelRow:
+    raw_id = _parse_integer(line["raw_id"], RAW_IDS - 1, f"{where}: raw_id")
+    train_id = _parse_integer(line[train_column], IGNORE_INDEX, f"{where}: {train_column}")
     name = (line["name"] or "").strip()
     if not name:
         raise UserError(f"{where}: the name is empty")
-    return LabelRow(raw_id, train_id, name, _color(line["color"], where))
+    return LabelRow(raw_id, train_id, name, _parse_color(line["color"], where))
 
 
-def _integer(text: str | None, highest: int, where: str) -> int:
+def _parse_integer(text: str | None, highest: int, where: str) -> int:
     value = (text or "").strip()
     if not (value.isascii() and value.isdigit() and int(value) <= highest):
         raise UserError(f"{where} is '{value}'; expected a whole number 0..{highest}")
     return int(value)
 
 
-def _color(text: str | None, where: str) -> Color:
+def _parse_color(text: str | None, where: str) -> Color:
     value = (text or "").strip()
     digits = value.removeprefix("#")
     if len(value) != 7 or len(digits) != 6 or not all(digit in "0123456789abcdefABCDEF" for digit in digits):
@@ -246,15 +252,15 @@ def _color(text: str | None, where: str) -> Color:
 
 
 @lru_cache(maxsize=16)
-def _small_table(raw_to_train: tuple[tuple[int, int], ...]) -> NDArray[np.uint8]:
-    """Return the train id of every 8-bit raw id, UNKNOWN where there is none."""
-    table = _table(raw_to_train)[:256]
+def _lookup_table_8_bit(raw_to_train: tuple[tuple[int, int], ...]) -> NDArray[np.uint8]:
+    """Return the train id of every 8-bit raw id; UNKNOWN for raw ids that are not in the table."""
+    table = _lookup_table(raw_to_train)[:256]
     return np.where(table < 0, UNKNOWN, table).astype(np.uint8)
 
 
 @lru_cache(maxsize=16)
-def _table(raw_to_train: tuple[tuple[int, int], ...]) -> NDArray[np.int16]:
-    """Return the train id of every raw id, -1 where there is none."""
+def _lookup_table(raw_to_train: tuple[tuple[int, int], ...]) -> NDArray[np.int16]:
+    """Return the train id of every raw id; -1 for raw ids that are not in the table."""
     table = np.full(RAW_IDS, -1, np.int16)
     for raw_id, train_id in raw_to_train:
         table[raw_id] = train_id

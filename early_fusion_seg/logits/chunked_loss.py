@@ -1,7 +1,7 @@
-"""Cross-entropy, and sums of other losses, over chunks of rows of upsampled logits.
+"""Cross-entropy, and sums of other functions, over chunks of rows of upsampled logits.
 
-Cross-entropy is linear in the losses of the pixels, so its gradient is computed in the same pass as its value and only
-scaled in backward. Any other function of rows is computed a second time in backward.
+Forward computes the gradient of cross-entropy together with its value, and backward only scales it: cross-entropy is a
+sum of pixel losses. Other functions of rows are computed a second time in backward.
 
 Shapes: n images, K classes, logits (n, K, h, w), target (n, H, W) of train ids; a chunk has R rows, classes last.
 """
@@ -34,28 +34,29 @@ def cross_entropy(
         class_weights: (K,) factors, or None.
         label_smoothing: 0..1, as in `torch.nn.functional.cross_entropy`.
         ignore_index: Target value of pixels that are left out.
-        kept: (n, H, W) bool, the pixels that count; default: all that are not ignored.
+        kept: (n, H, W) bool, pixels to average over; default: all that are not ignored.
 
     Returns:
-        Scalar float32, 0 with a gradient of 0 where no pixel counts.
+        Scalar float32; 0 with a gradient of 0 if no pixel is kept.
     """
     kept = target != ignore_index if kept is None else kept
     lazy = as_lazy_logits(logits)
-    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in lazy.tensors)  # unknown inside forward
+    # determined here, because requires_grad is not known inside of Function.forward
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in lazy.tensors)
     options = (needs_gradient, target, kept, class_weights, label_smoothing, lazy.ratios)
     total = cast(Tensor, _CrossEntropySum.apply(*options, *lazy.tensors))
     return total / at_least_one(pixel_weight(target, kept, class_weights))
 
 
 def pixel_weight(target: Tensor, kept: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Sum the class weights of the kept pixels (n, H, W), a float32 scalar; without class weights, count them."""
+    """Return the sum of the class weights of the kept pixels, or their number without class weights: float32 scalar."""
     if class_weights is None:
         return kept.sum().float()
     return (class_weights[target.long().where(kept, 0)] * kept).sum()
 
 
 def at_least_one(x: Tensor) -> Tensor:
-    """Replace zeros, which only an empty sum has, by ones."""
+    """Replace zeros, the values of empty sums, by ones, so that they can be divisors."""
     return x.where(x > 0, 1)
 
 
@@ -84,8 +85,14 @@ def pixel_cross_entropy(logits: Tensor | LazyLogits, target: Tensor, ignore_inde
 def sum_over_chunks(logits: Tensor | LazyLogits, target: Tensor, function: RowFunction) -> Tensor:
     """Sum a differentiable function of upsampled logits (n, R, W, K) and labels (n, R, W) over all chunks.
 
-    The function must not keep the logits, which are overwritten, and must not multiply matrices, which autocast would
-    cast to low precision.
+    Args:
+        logits: (n, K, h, w), or lazy logits.
+        target: (n, H, W) integers.
+        function: Maps rows of logits and labels to a float32 tensor. It must not keep the logits, which are overwritten
+            later, and must not multiply matrices, which autocast would compute in low precision.
+
+    Returns:
+        The sum, of the shape that `function` returns.
     """
     lazy = as_lazy_logits(logits)
     return cast(Tensor, _SumOverChunks.apply(target, function, lazy.ratios, *lazy.tensors))
@@ -99,7 +106,7 @@ def label_size(target: Tensor) -> tuple[int, int]:
 def _chunk_cross_entropy(
     rows: Tensor, labels: Tensor, kept: Tensor, weights: Tensor | None, smoothing: float, needs_gradient: bool
 ) -> Tensor:
-    """Return the sum over the kept pixels; with `needs_gradient`, overwrite `rows` (n, R, W, K) with its gradient."""
+    """Return the sum of the losses; if `needs_gradient`, overwrite `rows` (n, R, W, K) with the gradient."""
     k, true = rows.shape[-1], labels.long().where(kept, 0)[..., None]
     each = rows.new_ones(k) if weights is None else weights.to(rows.dtype)
     factor = kept[..., None].to(rows.dtype)
@@ -122,7 +129,7 @@ def _chunk_cross_entropy(
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Sum of weighted cross-entropies; forward also computes the gradient, backward scales it."""
+    """Sum of the weighted cross-entropies of pixels; forward also computes the gradient, and backward scales it."""
 
     @staticmethod
     def forward(
@@ -156,7 +163,7 @@ class _CrossEntropySum(torch.autograd.Function):
 
 
 class _SumOverChunks(torch.autograd.Function):
-    """Sum of a function over the chunks; backward computes the function again, chunk by chunk."""
+    """Sum of a function over chunks; backward computes the function again, chunk by chunk."""
 
     @staticmethod
     def forward(ctx: Any, target: Tensor, function: RowFunction, ratios: tuple[int, ...], *tensors: Tensor) -> Tensor:

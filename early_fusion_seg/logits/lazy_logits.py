@@ -1,9 +1,9 @@
-"""LazyLogits: the last features of the streams and their 1x1 classifiers, from which logits are computed row by row.
+"""LazyLogits: the last features of the streams and their 1x1 classifiers, from which rows of logits are computed.
 
-The 1x1 classifier of a stream gives K values per pixel at the resolution of that stream. The result of the coarsest
-stream is upsampled to the next finer stream and added there, and so on; the sum at the finest stream is the logits.
-Losses and label maps need the logits upsampled further, to the label size. Both ask for a chunk of rows at a time, so
-only a chunk is ever computed, in float32 whatever the dtype of the features.
+The 1x1 classifier of a stream computes K values per pixel at the resolution of that stream. The result of the coarsest
+stream is upsampled to the next finer stream and added to its result, and so on. The sum at the finest stream is the
+logits. Losses and label maps need the logits upsampled further, to the label size. They compute them in chunks of rows,
+in float32 for any dtype of the features, and never store all of them.
 
 Shapes: n images, K classes, features of stream i (n, W_i, h_i, w_i), h x w the finest stream, H x W the label size,
 R rows of a chunk.
@@ -21,11 +21,11 @@ from early_fusion_seg.logits.row_upsample import row_chunks, source_rows, uncrop
 
 Size = tuple[int, int]
 Chunk = tuple[slice, int, int]
-"""Slice of images, first row, row after the last."""
+"""Slice of images, first row, row after the last: the part of upsampled logits that is computed at a time."""
 
 
 class LazyLogits(NamedTuple):
-    """Features and classifiers of all streams, or, without classifiers, one tensor of computed logits.
+    """Features and classifiers of all streams; or, without classifiers, one tensor of logits.
 
     Attributes:
         features: (n, W_i, h_i, w_i) of each stream, finest first.
@@ -56,9 +56,9 @@ class LazyLogits(NamedTuple):
         return self.upsampled((h, w), (slice(0, n), 0, h)).movedim(-1, 1)
 
     def chunks(self, size: Size, with_gradient: bool = False) -> Iterator[Chunk]:
-        """Yield the chunks that cover the logits at `size` (H, W); on the CPU, smaller ones if gradients are needed."""
-        share = 2 if with_gradient and self.features[0].device.type == "cpu" else 1
-        return row_chunks(*self.shape[:2], size, share)
+        """Yield the chunks of the logits at `size` (H, W); on the CPU, they are smaller if gradients are needed."""
+        parts = 2 if with_gradient and self.features[0].device.type == "cpu" else 1
+        return row_chunks(*self.shape[:2], size, parts)
 
     def upsampled(self, size: Size, chunk: Chunk) -> Tensor:
         """Compute one chunk of the logits upsampled to `size` (H, W): (n, R, W, K) float32, classes last."""
@@ -70,8 +70,11 @@ class LazyLogits(NamedTuple):
 
         Args:
             size: (H, W).
-            write_gradient: Called with the upsampled logits (n, R, W, K) of a chunk; overwrites them with their
-                gradient.
+            write_gradient: Function that is called with the upsampled logits (n, R, W, K) of each chunk, and overwrites
+                them with the gradient of the loss with respect to them.
+
+        Returns:
+            One gradient for each of `tensors`.
         """
         totals = [torch.zeros_like(x, dtype=torch.float32) for x in self.tensors]
         leaves = self._replace(weights=_leaves(self.weights), biases=_leaves(self.biases))
@@ -85,21 +88,21 @@ class LazyLogits(NamedTuple):
     def _chunk_gradients(
         self, size: Size, chunk: Chunk, write_gradient: Callable[[Tensor, Chunk], None]
     ) -> Sequence[Tensor]:
-        """Compute the gradients of one chunk, in float32, for the needed rows of the features; see `gradients`."""
+        """Compute the gradients of one chunk in float32; those of features only have the rows that the chunk needs."""
         part = self._needed_by(size, chunk)
         part = part._replace(features=_leaves(part.features))
         with torch.enable_grad():
             rows, first = self._uncropped(part, size, chunk)
-        gradient = rows.data  # detach() would make autograd notice the in-place write and copy `rows`
+        gradient = rows.data  # with detach(), autograd would see the in-place write and copy `rows`
         if size == self.shape[2:]:
-            gradient = gradient.clone()  # `rows` may be a view of a feature map, which must not be overwritten
+            gradient = gradient.clone()  # `rows` may be a view of a feature map
         last = first + chunk[2] - chunk[1]
         write_gradient(gradient[:, first:last], chunk)
         gradient[:, :first], gradient[:, last:] = 0, 0
         return torch.autograd.grad(rows, part.tensors, gradient)
 
     def _spans(self, size: Size, chunk: Chunk) -> list[tuple[int, int]]:
-        """Return the range of rows that a chunk needs of each feature map."""
+        """Return, for each feature map, the range of rows from which a chunk is computed."""
         h = self.shape[2]
         spans = [source_rows(h, h / size[0], *chunk[1:])]
         for x, (finer, coarser) in zip(self.features[1:], pairwise(self.ratios), strict=True):
@@ -107,28 +110,28 @@ class LazyLogits(NamedTuple):
         return spans
 
     def _indices(self, size: Size, chunk: Chunk) -> list[Any]:
-        """Return, for each feature map, the index that selects what a chunk needs."""
+        """Return, for each feature map, the index of the part from which a chunk is computed."""
         return [(chunk[0], slice(None), slice(*span)) for span in self._spans(size, chunk)]
 
     def _needed_by(self, size: Size, chunk: Chunk) -> "LazyLogits":
-        """Return a copy whose features are cropped to what a chunk needs."""
+        """Return lazy logits with the features cropped to the part from which a chunk is computed."""
         indices = self._indices(size, chunk)
         return self._replace(features=tuple(x[index] for x, index in zip(self.features, indices, strict=True)))
 
     def _uncropped(self, part: "LazyLogits", size: Size, chunk: Chunk) -> tuple[Tensor, int]:
-        """Compute rows of upsampled logits that contain a chunk, and the position of its first row in them.
+        """Compute rows of upsampled logits that include a chunk, and the position of its first row.
 
         Args:
-            part: `self._needed_by(size, chunk)`, perhaps with other leaves; `self` holds the whole features.
+            part: `self._needed_by(size, chunk)`, with the same values; its tensors may be leaves that need gradients.
             size: (H, W).
-            chunk: Images and rows.
+            chunk: The chunk.
         """
         spans = self._spans(size, chunk)
         total: Tensor | None = None
         with torch.autocast(self.features[0].device.type, enabled=False):
             for i in reversed(range(len(self.features))):
                 x = part.features[i].movedim(1, -1).float()  # (n, r, w_i, W_i)
-                if self.weights:  # upsampling keeps constants, so the sum of all biases is added once
+                if self.weights:  # upsampling preserves constants, so the sum of all biases is added once
                     bias = torch.stack(part.biases).float().sum(0) if i == 0 else None
                     x = F.linear(x, part.weights[i].flatten(1).float(), bias)  # (n, r, w_i, K)
                 if total is not None:

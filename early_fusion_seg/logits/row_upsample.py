@@ -1,4 +1,4 @@
-"""Bilinear upsampling of a range of rows, so that full-resolution logits never exist as a whole.
+"""Bilinear upsampling of a range of rows, so that full-resolution logits are never stored as a whole.
 
 Channels come last: PyTorch's bilinear CPU kernels are about three times as fast in this layout.
 
@@ -13,25 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**22
-"""Elements of a chunk of upsampled logits: 16 MiB in float32."""
+"""Maximum number of elements of a chunk of upsampled logits: 16 MiB in float32."""
 
 MIN_ROWS = 32
-"""Rows per image in a chunk before the chunk spans several images: rows at the ends of a chunk are computed twice."""
+"""Minimum rows per image in a chunk of several images; with fewer, overlapping rows would cost too much."""
 
 
-def row_chunks(n: int, k: int, size: tuple[int, int], share: int = 1) -> Iterator[tuple[slice, int, int]]:
-    """Yield chunks (images, first row, row after the last) that cover (n, K, H, W), at least one row each.
+def row_chunks(n: int, k: int, size: tuple[int, int], parts: int = 1) -> Iterator[tuple[slice, int, int]]:
+    """Yield chunks (images, first row, row after the last) that cover (n, K, H, W), each at least one row.
 
-    A chunk prefers fewer rows of more images, down to MIN_ROWS, because PyTorch's bilinear CPU kernels use one thread
-    per image.
+    A chunk has as many images as possible with MIN_ROWS rows or more, because PyTorch's bilinear CPU kernels use one
+    thread per image.
 
     Args:
-        n: Images.
-        k: Classes K.
+        n: Number of images.
+        k: Number of classes K.
         size: (H, W).
-        share: Divides the size of a chunk.
+        parts: Divisor of the maximum chunk size.
     """
-    rows = max(1, CHUNK_ELEMENTS // share // (k * size[1]))  # of one image
+    rows = max(1, CHUNK_ELEMENTS // parts // (k * size[1]))  # of a single image
     images = max(1, min(n, rows // min(size[0], MIN_ROWS)))
     rows //= images
     for i in range(0, n, images):
@@ -40,10 +40,10 @@ def row_chunks(n: int, k: int, size: tuple[int, int], share: int = 1) -> Iterato
 
 
 def source_rows(h: int, scale: float, start: int, stop: int) -> tuple[int, int]:
-    """Return the range of low-resolution rows that the output rows start..stop are interpolated from.
+    """Return the range of low-resolution rows from which the output rows start..stop are interpolated.
 
     Args:
-        h: Low-resolution rows in all.
+        h: Total number of low-resolution rows.
         scale: Low-resolution rows per output row.
         start: First output row.
         stop: Output row after the last.
@@ -58,8 +58,8 @@ def upsample_rows(slab: Tensor, h: int, size: tuple[int, int], start: int, stop:
         slab: (n, r, w, K), the rows `source_rows(h, h / H, start, stop)` of the input.
         h: Height of the whole input.
         size: (H, W).
-        start: First row, of H.
-        stop: Row after the last.
+        start: First output row.
+        stop: Output row after the last.
 
     Returns:
         (n, stop - start, W, K).
@@ -69,17 +69,17 @@ def upsample_rows(slab: Tensor, h: int, size: tuple[int, int], start: int, stop:
 
 
 def uncropped_rows(slab: Tensor, h: int, size: tuple[int, int], start: int, stop: int) -> tuple[Tensor, int]:
-    """Compute the tensor that `upsample_rows` crops; arguments as there.
+    """Compute a tensor that includes the result of `upsample_rows`; the arguments are the same.
 
     Returns:
-        (n, r', W, K) and the position of row `start` in it. Rows before that position and after `stop` may be wrong.
+        (n, r', W, K) and the position of row `start` in it. Rows outside of start..stop may be wrong.
     """
     height, width = size
     first = source_rows(h, h / height, start, stop)[0]
     if size == (h, slab.shape[2]):
         return slab, start - first
     ratio = height // h
-    if height == h * ratio and slab.shape[1] * ratio <= 2 * (stop - start):  # else the unneeded rows cost more
+    if height == h * ratio and slab.shape[1] * ratio <= 2 * (stop - start):  # else unneeded rows cost more
         return resize(slab, (slab.shape[1] * ratio, width)), start - first * ratio
     places = [_source(h, h / height, row) for row in range(start, stop)]
     upper = torch.tensor([i - first for i, _ in places], device=slab.device)  # (R,)
@@ -95,7 +95,7 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _source(h: int, scale: float, row: int) -> tuple[int, float]:
-    """Return the low-resolution row above the center of `row`, and the distance (0..1) of the center below it."""
+    """Return the low-resolution row above the center of output row `row`, and the distance (0..1) between the two."""
     position = max((row + 0.5) * scale - 0.5, 0.0)
     index = min(math.floor(position), h - 1)
     return index, position - index

@@ -1,4 +1,4 @@
-"""Pictures: arrays in, arrays out."""
+"""Drawing of label maps, panels and confusion matrices: arrays in, arrays out."""
 
 from early_fusion_seg.visualize.confusion import confusion_picture
 from early_fusion_seg.visualize.panels import (

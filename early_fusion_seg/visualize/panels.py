@@ -1,6 +1,6 @@
-"""Label maps as pictures.
+"""Drawing of label maps, alone, over the image, or in panels with titles and legend.
 
-Shapes: h, w are an image's height and width, H, W those of a panel, K classes. Images are (h, w, 3) uint8 RGB, label
+Shapes: h x w the size of an image, H x W that of a panel, K classes. Images are (h, w, 3) uint8 RGB, label
 maps (h, w) integers 0..K-1 or `ignore_index`.
 """
 
@@ -20,13 +20,15 @@ Color = tuple[int, int, int]
 IGNORED: Color = (0, 0, 0)
 WRONG: Color = (235, 30, 40)
 PAPER: Color = (255, 255, 255)
+"""Background of panels."""
 INK: Color = (32, 32, 36)
+"""Color of text and frames."""
 SMALLEST_TILE, LARGEST_TILE = 320, 640
-"""Longer side of a tile in pixels; an image is enlarged or thinned out by a whole number to come near."""
+"""Longer side of a tile in pixels. Images are enlarged or subsampled by a whole number to come close to this range."""
 
 
 def colorize(labels: Labels, palette: ArrayLike, ignore_index: int = 255) -> Pixels:
-    """Paint each pixel in the color of its class, ignored ones black.
+    """Map each label to the color of its class; ignored pixels become black.
 
     Args:
         labels: (h, w) labels.
@@ -37,7 +39,7 @@ def colorize(labels: Labels, palette: ArrayLike, ignore_index: int = 255) -> Pix
         (h, w, 3) uint8.
 
     Raises:
-        UserError: A label that is neither a class nor ignored, or what is given is no label map.
+        UserError: `labels` is not a label map, or holds a label that is neither a class nor ignored.
 
     Example:
         >>> colorize(np.array([[0, 255]]), [[10, 20, 30]]).tolist()
@@ -54,46 +56,49 @@ def colorize(labels: Labels, palette: ArrayLike, ignore_index: int = 255) -> Pix
             f"and {ignore_index} is ignored"
         )
     table = np.concatenate([colors, np.array([IGNORED], np.uint8)])
-    painted: Pixels = table[np.where(ignored, len(colors), labels)]
-    return painted
+    colored: Pixels = table[np.where(ignored, len(colors), labels)]
+    return colored
 
 
 def overlay(image: Pixels, labels: Labels, palette: ArrayLike, alpha: float = 0.5, ignore_index: int = 255) -> Pixels:
-    """Lay the classes' colors over an image; ignored pixels show the image alone.
+    """Blend the colors of the classes with an image; ignored pixels show only the image.
 
     Args:
         image: (h, w, 3) uint8.
         labels: (h, w) labels.
         palette: (K, 3) RGB, 0..255.
-        alpha: Share of the colors, 0..1.
+        alpha: Opacity of the colors, 0..1.
         ignore_index: The label of ignored pixels.
 
     Returns:
         (h, w, 3) uint8.
 
     Raises:
-        UserError: Sizes differ, or as `colorize`.
+        UserError: Sizes differ, `alpha` is out of range, or `labels` is refused by `colorize`.
     """
     _check_sizes(image, labels=labels)
     if not 0 <= alpha <= 1:
-        raise UserError(f"alpha is {alpha}; expected a share from 0 to 1")
-    share = np.where(labels == ignore_index, 0.0, alpha)[..., None]
-    mixed = image * (1 - share) + colorize(labels, palette, ignore_index) * share
+        raise UserError(f"alpha is {alpha}; expected a number in 0..1")
+    opacity = np.where(labels == ignore_index, 0.0, alpha)[..., None]
+    mixed = image * (1 - opacity) + colorize(labels, palette, ignore_index) * opacity
     rounded: Pixels = np.rint(mixed).astype(np.uint8)
     return rounded
 
 
 def error_map(image: Pixels, truth: Labels, prediction: Labels, ignore_index: int = 255) -> Pixels:
-    """Show where a prediction is wrong: red on the pale gray image, pixels without truth black.
+    """Mark wrong pixels in red on a pale gray version of the image; pixels without ground truth are black.
 
     Args:
         image: (h, w, 3) uint8.
-        truth: (h, w) labels.
-        prediction: (h, w) labels.
-        ignore_index: The label of pixels without truth.
+        truth: (h, w) ground truth labels.
+        prediction: (h, w) predicted labels.
+        ignore_index: The label of pixels without ground truth.
 
     Returns:
         (h, w, 3) uint8.
+
+    Raises:
+        UserError: Sizes differ.
     """
     _check_sizes(image, truth=truth, prediction=prediction)
     gray = np.asarray(Image.fromarray(image).convert("L"))[..., None]
@@ -111,18 +116,18 @@ def panel(
     class_names: Sequence[str],
     ignore_index: int = 255,
 ) -> Pixels:
-    """Draw image, truth, prediction and errors side by side, with a legend of the classes that occur.
+    """Draw image, ground truth, prediction and errors as four tiles, with a legend of the classes that occur.
 
-    Landscapes are laid out two by two, portraits in a row. Small images are enlarged and large ones thinned out, by
-    whole numbers, so that the lettering always has the same proportion.
+    Landscape images are laid out two by two, portrait images in a row. Small images are enlarged and large ones
+    subsampled by a whole number, so that the text has about the same relative size for any image.
 
     Args:
         image: (h, w, 3) uint8.
-        truth: (h, w) labels.
-        prediction: (h, w) labels.
+        truth: (h, w) ground truth labels.
+        prediction: (h, w) predicted labels.
         palette: (K, 3) RGB, 0..255.
         class_names: The K names.
-        ignore_index: The label of pixels without truth.
+        ignore_index: The label of pixels without ground truth.
 
     Returns:
         (H, W, 3) uint8.
@@ -155,15 +160,17 @@ def sheet(
     class_names: Sequence[str],
     ignore_index: int = 255,
 ) -> Pixels:
-    """Draw images of one size and, beside each, its labels over it, ignored pixels black; with a legend.
+    """Draw images of one size, each with an overlay of its labels at its right, and a legend of the classes that occur.
+
+    Ignored pixels of the overlays are black.
 
     Args:
-        images: n of (h, w, 3) uint8.
-        labels: n of (h, w), or None where there are none.
-        titles: n names.
+        images: n images (h, w, 3) uint8.
+        labels: n label maps (h, w); None for an image without labels.
+        titles: n titles.
         palette: (K, 3) RGB, 0..255.
         class_names: The K names.
-        ignore_index: The label of pixels without truth.
+        ignore_index: The label of pixels without ground truth.
 
     Returns:
         (H, W, 3) uint8.
@@ -185,7 +192,7 @@ def sheet(
 def _legend(
     label_maps: Sequence[Labels], palette: ArrayLike, class_names: Sequence[str], ignore_index: int
 ) -> list[tuple[str, Color]]:
-    """List name and color of the classes that occur, and of ignored pixels where there are some."""
+    """List name and color of each class that occurs, and of ignored pixels if there are any."""
     occurring = {label for labels in label_maps for label in np.unique(labels).tolist()}
     colors = np.asarray(palette, np.uint8).reshape(-1, 3)
     legend = [(class_names[label], tuple(colors[label].tolist())) for label in sorted(occurring - {ignore_index})]
@@ -193,7 +200,7 @@ def _legend(
 
 
 def fit_tile(tile: Pixels) -> Pixels:
-    """Enlarge a small picture (h, w, 3) or thin out a large one, by a whole number and without mixing colors."""
+    """Enlarge a small picture (h, w, 3) or subsample a large one by a whole number, without mixing colors."""
     longer = max(tile.shape[:2])
     if longer < SMALLEST_TILE:
         factor = -(-SMALLEST_TILE // longer)
@@ -203,34 +210,34 @@ def fit_tile(tile: Pixels) -> Pixels:
 
 
 def _compose(tiles: dict[str, Pixels], legend: Sequence[tuple[str, Color]], columns: int | None = None) -> Pixels:
-    """Put titled tiles of one size on paper, the legend below."""
+    """Arrange tiles of one size with their titles in a grid, with the legend below."""
     height, width = next(iter(tiles.values())).shape[:2]
     columns = columns or (2 if width >= height else len(tiles))
     em = max(14, max(height, width) // 22)
     font = ImageFont.load_default(em)
-    step_x, step_y = width + em, height + 2 * em  # a tile with its title and the gap after it
+    step_x, step_y = width + em, height + 2 * em  # tile, title and gap
     entry = max((int(font.getlength(name)) for name, _ in legend), default=0) + 3 * em
-    total = max(columns * step_x + em, entry + em)
-    per_row = (total - em) // entry
+    total_width = max(columns * step_x + em, entry + em)
+    per_row = (total_width - em) // entry
     top = -(-len(tiles) // columns) * step_y + em
     bottom = top + -(-len(legend) // per_row) * 3 * em // 2
-    paper = Image.new("RGB", (total, bottom + em // 2), PAPER)
-    draw = ImageDraw.Draw(paper)
+    canvas = Image.new("RGB", (total_width, bottom + em // 2), PAPER)
+    draw = ImageDraw.Draw(canvas)
     for i, (title, tile) in enumerate(tiles.items()):
         x, y = em + i % columns * step_x, i // columns * step_y + 2 * em
         draw.text((x, y - em // 3), title, INK, font, anchor="ls")
-        paper.paste(Image.fromarray(np.ascontiguousarray(tile)), (x, y))
+        canvas.paste(Image.fromarray(np.ascontiguousarray(tile)), (x, y))
     for i, (name, color) in enumerate(legend):
         x, y = em + i % per_row * entry, top + i // per_row * 3 * em // 2
         draw.rectangle((x, y, x + em - 1, y + em - 1), color, INK)
         draw.text((x + 3 * em // 2, y + em - em // 6), name, INK, font, anchor="ls")
-    return np.asarray(paper)
+    return np.asarray(canvas)
 
 
 def _check_sizes(image: Pixels, **label_maps: Labels) -> None:
-    """Refuse what is not an image, and label maps of another size."""
+    """Raise a UserError if the image is not (h, w, 3) uint8 or a label map has another size."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise UserError(f"the image is {image.dtype} of shape {image.shape}; expected uint8 of shape (h, w, 3)")
     for name, labels in label_maps.items():
         if labels.shape != image.shape[:2]:
-            raise UserError(f"{name} has the shape {labels.shape}, the image {image.shape[:2]}; they must be equal")
+            raise UserError(f"{name} has the shape {labels.shape}, the image {image.shape[:2]}; expected equal shapes")

@@ -1,4 +1,4 @@
-"""COCO: the data module, panoptic segments, the format of the stuff server, and fake replicas."""
+"""COCO: data module, panoptic annotations, submission format of the COCO-Stuff server, and fake replicas."""
 
 from early_fusion_seg.data.coco.datamodule import COCODataModule
 

@@ -1,10 +1,10 @@
 """COCO as semantic segmentation: COCO-Stuff (171 classes, arXiv 1612.03716), panoptic (133 classes, arXiv 1801.00868).
 
-Encodings, and where they are off by one:
+Numbers in the mask files:
 
-    stuffthingmaps PNG (164k)   COCO id - 1: 0..181, 255 unlabeled         171 of them occur
-    .mat (10k)                  COCO id: 1..182, 0 unlabeled               the same 171 classes
-    panoptic PNG                R + 256 G + 65536 B is a segment's id, the JSON has its category; 0 is void
+    stuffthingmaps PNG (164k)   COCO category id minus 1: 0..181; 255 is unlabeled; 171 of them occur
+    .mat (10k)                  COCO category id: 1..182; 0 is unlabeled; the same 171 classes occur
+    panoptic PNG                segment id = R + 256 G + 65536 B, whose category is in the JSON; 0 is void
 """
 
 import os
@@ -37,16 +37,16 @@ Labels = Literal["stuff", "panoptic", "stuff10k"]
 SITE = "http://images.cocodataset.org"
 STUFF_SITE = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"
 IMAGE_ARCHIVES = {f"images/{split}2017": f"{SITE}/zips/{split}2017.zip" for split in ("train", "val")}
-ARCHIVES: dict[str, dict[str, str]] = {  # the folder that shows that one is unpacked -> the archive
+ARCHIVES: dict[str, dict[str, str]] = {  # folder that exists once the archive is unpacked -> URL of the archive
     "stuff": IMAGE_ARCHIVES | {"stuffthingmaps": f"{STUFF_SITE}/stuffthingmaps_trainval2017.zip"},
     "panoptic": IMAGE_ARCHIVES | {PANOPTIC: f"{SITE}/annotations/{PANOPTIC}.zip"},
     "stuff10k": {"cocostuff-10k-v1.1": f"{STUFF_SITE}/cocostuff-10k-v1.1.zip"},
 }
 MASK_FOLDERS = ("stuffthingmaps", "annotations", "stuffthingmaps_trainval2017")
 TREES: dict[str, str] = {
-    "stuff": """  images/{train2017,val2017}/000000000139.jpg, or the two folders without images/
+    "stuff": """  images/{train2017,val2017}/000000000139.jpg, or {train2017,val2017}/ without images/
   stuffthingmaps/{train2017,val2017}/000000000139.png, or annotations/ instead of stuffthingmaps/""",
-    "panoptic": """  images/{train2017,val2017}/000000000139.jpg, or the two folders without images/
+    "panoptic": """  images/{train2017,val2017}/000000000139.jpg, or {train2017,val2017}/ without images/
   annotations/panoptic_{train,val}2017.json
   annotations/panoptic_{train,val}2017/000000000139.png""",
     "stuff10k": """  images/COCO_train2014_000000000077.jpg
@@ -56,20 +56,23 @@ TREES: dict[str, str] = {
 
 
 def _stuff_pattern(folder: str) -> str:
-    return f"{folder}/[tv]*2017/*.png" if folder == "annotations" else f"{folder}/*2017"  # the former holds other files
+    # annotations/ of other layouts contains files with 2017 in their names too
+    return f"{folder}/[tv]*2017/*.png" if folder == "annotations" else f"{folder}/*2017"
 
 
 class COCODataModule(SegmentationDataModule):
-    """COCO 2017, 118,287 images to train and 5,000 to validate, or the 10,000 images of COCO-Stuff 10k.
+    """COCO 2017, with 118,287 training and 5,000 validation images, or the 10,000 images of COCO-Stuff 10k.
 
-    The mean is over the classes that occur in the truth, as in COCO-Stuff's evaluator. Crowd segments keep their class.
-    Of 2017 `predict` takes test2017, which has no public labels; of 10k "val" and "test" are the same 1,000 images.
+    The mean IoU is over the classes that occur in the ground truth, as in COCO-Stuff's evaluator. Crowd segments have
+    the class of their category. For COCO 2017, `predict` uses test2017, which has no public labels. For COCO-Stuff 10k,
+    "val", "test" and `predict` are the same 1,000 images.
 
     Args:
         root: Folder of the data set.
-        labels: "stuff" (171 classes), "panoptic" (133 classes, things and merged stuff) or "stuff10k" (171 classes).
-        download: Fetch what is missing into `root` (20 GB for 2017, 2 GB for 10k).
-        kwargs: Those of SegmentationDataModule, from batch_size to eval_transform.
+        labels: Labels to read. "stuff" (default): COCO-Stuff of 2017, 171 classes. "panoptic": the panoptic annotations
+            of 2017, 133 classes (things and merged stuff). "stuff10k": COCO-Stuff 10k, the same 171 classes.
+        download: Download missing files into `root` (20 GB for 2017, 2 GB for 10k). Default: false.
+        kwargs: Arguments of SegmentationDataModule, from batch_size to eval_transform.
     """
 
     absent = "gt-only"
@@ -108,12 +111,12 @@ class COCODataModule(SegmentationDataModule):
         if labels not in get_args(Labels):
             raise UserError(f"labels is {labels!r}; expected one of {', '.join(get_args(Labels))}")
         self.labels = labels
-        self.masks_match_images = labels == "stuff"  # the other kinds have lists or a JSON
+        self.masks_match_images = labels == "stuff"  # the other kinds list their images in a file
         self.download = download
 
     @cached_property
     def label_set(self) -> LabelSet:
-        """Return the classes; raw ids are those of the files."""
+        """Return the classes; the raw ids are those of the files set by `labels`."""
         if self.labels == "panoptic":
             return load_label_set("coco_panoptic")
         stuff = load_label_set("coco_stuff")
@@ -130,13 +133,13 @@ class COCODataModule(SegmentationDataModule):
         return {"train": 118287, "val": 5000, "test": 40670}
 
     def prepare_data(self) -> None:
-        """Fetch and unpack what is missing, where that was asked for."""
+        """Download and unpack missing files if `download` is set."""
         if not self.download:
             return
         for folder, url in ARCHIVES[self.labels].items():
-            if not (self.root / folder).is_dir() and not (folder == PANOPTIC and self._panoptic("val2017")):
+            if not (self.root / folder).is_dir() and not (folder == PANOPTIC and self._panoptic_folder("val2017")):
                 unpack(fetch(url, self.root), self.root / folder)
-        for archive in (self.root / PANOPTIC).glob("panoptic_*2017.zip"):  # zip files in the zip file
+        for archive in (self.root / PANOPTIC).glob("panoptic_*2017.zip"):  # zip files inside the zip file
             if not archive.with_suffix("").is_dir():
                 unpack(archive, archive.with_suffix(""))
 
@@ -144,7 +147,10 @@ class COCODataModule(SegmentationDataModule):
     def submission(self) -> SubmissionFormat:
         """Return the format of the COCO-Stuff server: one JSON of run-length encoded masks."""
         if self.labels != "stuff":
-            raise UserError("the COCO server for semantic segmentation takes stuff: give --data.labels stuff")
+            raise UserError(
+                f"labels is {self.labels!r}; the COCO server for semantic segmentation expects stuff: "
+                "give --data.labels stuff"
+            )
         return SUBMISSION
 
     @classmethod
@@ -157,12 +163,13 @@ class COCODataModule(SegmentationDataModule):
         }
 
     def diagnose_raw_ids(self, raw_ids: Counter[int], fix: str) -> str | None:
-        """Tell the two numberings of COCO-Stuff apart by the ids that are in the table and in no file."""
+        """Detect masks with the other numbering of COCO-Stuff, by ids that no file of the right numbering contains."""
         if self.labels == "panoptic":
             return None
         table = dict(self.label_set.raw_to_train)
-        never = {raw_id for raw_id, train_id in table.items() if train_id == IGNORE_INDEX} - {0, 255}
-        wrong = sorted(raw_ids.keys() & (never | ({182, 255} - table.keys())))  # last class and void of the other one
+        unused = {raw_id for raw_id, train_id in table.items() if train_id == IGNORE_INDEX} - {0, 255}
+        other_numbering = {182, 255} - table.keys()  # last class and void of the other numbering
+        wrong = sorted(raw_ids.keys() & (unused | other_numbering))
         if not wrong:
             return None
         files, others = "stuffthingmaps", "those of COCO-Stuff 10k, which are higher by one"
@@ -175,64 +182,68 @@ class COCODataModule(SegmentationDataModule):
         if self.labels == "stuff10k":
             return self._source_10k(split)
         if split in ("test", "predict"):
-            return FileSource([Item(key, image) for key, image in self._images("test2017").items()])
+            return FileSource([Item(key, image) for key, image in self._list_images("test2017").items()])
         year = f"{split}2017"
-        images = self._images(year)
+        images = self._list_images(year)
         if self.labels == "panoptic":
-            folder = self._panoptic(year)
+            folder = self._panoptic_folder(year)
             if folder is None:
-                raise self._missing(f"panoptic_{year}.json")
+                raise self._missing_error(f"panoptic_{year}.json")
             segments = PanopticSegments(self.root / folder / f"panoptic_{year}.json")
             if lacking := segments.rows.keys() - images:
                 raise MissingFileError(
-                    f"{segments.path} lists {len(lacking)} image(s) not in {year}/, {min(lacking)}.jpg; "
+                    f"{segments.path} lists {len(lacking)} image(s) not in {year}/, such as {min(lacking)}.jpg; "
                     f"unpack or download {year}.zip again"
                 )
-            masks, what = self._masks((f"{folder}/panoptic_{year}",), ".png")
+            masks, what = self._list_masks((f"{folder}/panoptic_{year}",), ".png")
             listed = {key: images[key] for key in sorted(segments.rows)}
             return FileSource([Item(*i) for i in matched(listed, masks, what)], self.label_set, segments.read)
-        masks, what = self._masks(tuple(f"{folder}/{year}" for folder in MASK_FOLDERS), ".png")
+        masks, what = self._list_masks(tuple(f"{folder}/{year}" for folder in MASK_FOLDERS), ".png")
         return FileSource([Item(*i) for i in matched(images, masks, what)], self.label_set)
 
-    def _panoptic(self, year: str) -> str | None:
+    def _panoptic_folder(self, year: str) -> str | None:
         return next((f for f in ("annotations", PANOPTIC) if (self.root / f / f"panoptic_{year}.json").is_file()), None)
 
-    def _images(self, folder: str) -> dict[str, File]:
+    def _list_images(self, folder: str) -> dict[str, File]:
         for place in (f"images/{folder}", folder):
             if found := files_below(self.root, place, ".jpg"):
                 return found
-        raise self._missing(f"images of {folder}")
+        raise self._missing_error(f"images of {folder}")
 
-    def _masks(self, folders: tuple[str, ...], suffix: str) -> tuple[dict[str, File], str]:
-        """Return the masks of the first folder that has some, and where they were expected."""
+    def _list_masks(self, folders: tuple[str, ...], suffix: str) -> tuple[dict[str, File], str]:
+        """List the masks of the first folder that contains any.
+
+        Returns:
+            Key -> file, and where the masks were expected, for messages.
+        """
         for folder in folders:
             if found := files_below(self.root, folder, suffix):
                 archive = [*ARCHIVES[self.labels].values()][-1].rpartition("/")[2]
                 return found, f"{self.root / folder}/*{suffix}; unpack or download {archive} again"
-        raise self._missing(f"masks ({', '.join(folders)})")
+        raise self._missing_error(f"masks ({', '.join(folders)})")
 
     def _source_10k(self, split: Split) -> Source:
         root = next((r for r in (self.root, self.root / "cocostuff-10k-v1.1") if (r / "imageLists").is_dir()), None)
         if root is None:
-            raise self._missing("imageLists")
+            raise self._missing_error("imageLists")
         listing = root / "imageLists" / ("train.txt" if split == "train" else "test.txt")
         if not listing.is_file():
             raise MissingFileError(f"there is no list {listing}; unpack or download cocostuff-10k-v1.1.zip again")
         keys = listing.read_text(encoding="utf-8").split()
-        masked = split != "predict"
+        labeled = split != "predict"
         items = [
-            Item(k, root / "images" / f"{k}.jpg", root / "annotations" / f"{k}.mat" if masked else None) for k in keys
+            Item(k, root / "images" / f"{k}.jpg", root / "annotations" / f"{k}.mat" if labeled else None) for k in keys
         ]
-        return FileSource(items, self.label_set if masked else None, _read_10k)
+        return FileSource(items, self.label_set if labeled else None, _read_10k)
 
-    def _missing(self, what: str) -> MissingFileError:
+    def _missing_error(self, what: str) -> MissingFileError:
         urls = "\n".join(f"  {url}" for url in ARCHIVES[self.labels].values())
         return MissingFileError(
             f"{self.root} does not hold COCO's {what}. Expected there:\n{TREES[self.labels]}\n"
-            f"download=True (--data.download true) fetches and unpacks these:\n{urls}"
+            f"download=True (--data.download true) downloads and unpacks these:\n{urls}"
         )
 
 
 def _read_10k(file: File) -> NDArray[Any]:
-    """Read the label map of a .mat of COCO-Stuff 10k."""
+    """Read the label map of a .mat file of COCO-Stuff 10k."""
     return np.asarray(read_mat(file, "S"))

@@ -1,4 +1,4 @@
-"""The segments of COCO's panoptic annotations: PNGs of segment ids, and a JSON with the category of each segment."""
+"""Read COCO's panoptic annotations: PNGs of segment ids, and a JSON with the category of each segment."""
 
 import json
 from pathlib import Path
@@ -14,20 +14,22 @@ PANOPTIC = "panoptic_annotations_trainval2017"
 
 
 class PanopticSegments:
-    """The segments of a panoptic JSON, of all images in two flat arrays: small in memory and shared by workers.
+    """The segments of all images in a panoptic JSON.
+
+    They are stored in two flat arrays, which need little memory and are shared with the worker processes.
 
     Args:
-        path: `panoptic_train2017.json` or alike.
+        path: A file such as `panoptic_train2017.json`.
 
     Raises:
-        UserError: The file is damaged or of another form.
+        UserError: The file is damaged or is not a panoptic JSON.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         ids: list[int] = []
         categories: list[int] = []
-        self.rows: dict[str, tuple[int, int]] = {}  # key -> its range in both arrays
+        self.rows: dict[str, tuple[int, int]] = {}  # key -> range of its segments in both arrays
         try:
             for annotation in json.loads(path.read_bytes())["annotations"]:
                 segments = annotation["segments_info"]
@@ -43,7 +45,11 @@ class PanopticSegments:
         self.categories = np.array(categories, np.int64)
 
     def read(self, file: File) -> NDArray[np.int64]:
-        """Read a panoptic PNG as category ids (h, w), 0 where no segment is."""
+        """Read a panoptic PNG as category ids (h, w); 0 is void.
+
+        Raises:
+            UserError: A segment of the PNG is not in the JSON.
+        """
         start, stop = self.rows[Path(str(file)).stem]
         ids = np.append(self.ids[start:stop], 0)
         order = np.argsort(ids)
@@ -53,7 +59,8 @@ class PanopticSegments:
         places = np.searchsorted(sorted_ids, segments).clip(max=len(sorted_ids) - 1)
         if (unknown := segments[sorted_ids[places] != segments]).size:
             raise UserError(
-                f"{file} has a segment {unknown[0]} that {self.path} does not list; they do not belong together"
+                f"{file} has a segment {unknown[0]} that {self.path} does not list; they do not match: "
+                f"unpack both from the same {PANOPTIC}.zip"
             )
         labels: NDArray[np.int64] = categories[places]
         return labels

@@ -1,6 +1,7 @@
 """Fake replicas of COCO's layouts.
 
-Each function takes the folder to write to, the images per split, their height and width, and the seed of the pixels.
+The arguments of each function are the folder to write to, the number of images per split, their height and width in
+pixels, and the seed of the pixels.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ STUFF_SPLITS = ("train2017", "val2017")
 
 
 def fake_coco_stuff(root: str | Path, images: int = 3, size: Size = (48, 64), seed: int = 0) -> Path:
-    """Write COCO 2017 with stuffthingmaps, and images of test2017."""
+    """Write COCO 2017 with stuffthingmaps, and unlabeled images of test2017."""
     root, rng = Path(root), np.random.default_rng(seed)
     raw_ids, colors = occurring_classes("coco_stuff")
     for split in (*STUFF_SPLITS, "test2017"):
@@ -33,7 +34,7 @@ def fake_coco_stuff(root: str | Path, images: int = 3, size: Size = (48, 64), se
 
 
 def fake_coco_panoptic(root: str | Path, images: int = 3, size: Size = (48, 64), seed: int = 0) -> Path:
-    """Write COCO 2017 with panoptic PNGs and JSON, in which the first segment of each image is a crowd."""
+    """Write COCO 2017 with panoptic PNGs and JSON; the first segment of each image is a crowd."""
     root, rng = Path(root), np.random.default_rng(seed)
     raw_ids, colors = occurring_classes("coco_panoptic")
     for number in range(images):
@@ -58,7 +59,7 @@ def fake_coco_panoptic(root: str | Path, images: int = 3, size: Size = (48, 64),
 
 
 def fake_coco_stuff10k(root: str | Path, images: int = 3, size: Size = (48, 64), seed: int = 0) -> Path:
-    """Write COCO-Stuff 10k: .mat files, and the images of both lists in one folder."""
+    """Write COCO-Stuff 10k: .mat files, the two lists of images, and all images in one folder."""
     from scipy.io import savemat  # slow to import
 
     root, rng = Path(root), np.random.default_rng(seed)

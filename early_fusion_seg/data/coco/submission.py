@@ -1,6 +1,6 @@
-"""The format of the COCO-Stuff server: one JSON of run-length encoded masks.
+"""Submission format of the COCO-Stuff server: one JSON of run-length encoded masks.
 
-Category ids are 92..182 for stuff, and 183 for all things together.
+The category ids are 92..182 for stuff, and 183 for all things together.
 """
 
 import json
@@ -25,8 +25,16 @@ def _write_results(part: Path, paths: list[Path]) -> None:
 
 
 def stuff_entries(image_id: int, raw: NDArray[Any]) -> Iterator[dict[str, Any]]:
-    """Encode the raw ids (h, w) of stuffthingmaps as COCO-Stuff's results: each pixel in one mask, things together."""
-    coder = _mask_coder()
+    """Encode a label map as entries of COCO-Stuff's results JSON.
+
+    Args:
+        image_id: COCO's number of the image.
+        raw: Raw ids (h, w) of stuffthingmaps.
+
+    Yields:
+        One entry per category; each pixel is in the mask of one entry, and all things are category 183.
+    """
+    coder = _import_mask_coder()
     coco_ids = np.where(raw.astype(int) + 1 < FIRST_STUFF, THINGS, raw.astype(int) + 1)
     for category in np.unique(coco_ids):
         encoded = coder.encode(np.asfortranarray(coco_ids == category, np.uint8))
@@ -34,8 +42,9 @@ def stuff_entries(image_id: int, raw: NDArray[Any]) -> Iterator[dict[str, Any]]:
         yield {"image_id": image_id, "category_id": int(category), "segmentation": text}
 
 
-def _problems(source: FileSource, path: Path) -> Iterator[str]:
-    coder = _mask_coder()
+def _check_results(source: FileSource, path: Path) -> Iterator[str]:
+    """Yield the problems of a results JSON, given the images of the split."""
+    coder = _import_mask_coder()
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         areas: dict[int, int] = {}
@@ -58,14 +67,14 @@ def _problems(source: FileSource, path: Path) -> Iterator[str]:
             yield f"{path}: image {number} has masks of {areas[number]} pixels in all; expected {height * width}"
 
 
-def _mask_coder() -> Any:
+def _import_mask_coder() -> Any:
     try:
         from pycocotools import mask
     except ImportError:
-        raise UserError("COCO's results are written with pycocotools: pip install pycocotools") from None
+        raise UserError("a COCO submission needs pycocotools: pip install pycocotools") from None
     return mask
 
 
 SUBMISSION = SubmissionFormat(
-    "stuff_results.json", "the COCO-Stuff challenge's server", pack=_write_results, check_archive=_problems
+    "stuff_results.json", "the server of the COCO-Stuff challenge", pack=_write_results, check_archive=_check_results
 )

@@ -1,4 +1,4 @@
-"""Synthetic street scenes: the data module, and the painter of the scenes."""
+"""Synthetic street scenes: the data module, and the functions that draw the scenes."""
 
 from early_fusion_seg.data.synthetic.datamodule import SceneSource, SyntheticDataModule
 

@@ -1,9 +1,9 @@
-"""Synthetic street scenes as a data module: something to learn from where no data set is at hand."""
+"""SyntheticDataModule: procedurally drawn street scenes, to train without downloading a data set."""
 
 from functools import cached_property
 from typing import Any
 
-import albumentations as A  # the name is the library's own custom
+import albumentations as A  # the name in albumentations' documentation
 
 from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import Image, Mask, Source
@@ -12,27 +12,27 @@ from early_fusion_seg.errors import UserError
 from early_fusion_seg.labels import LabelSet, load_label_set
 
 SCENES_PER_SPLIT = 2**20
-KEPT_BYTES = 2**28
-"""A split whose scenes take no more than this is kept in memory once drawn."""
+MAX_CACHED_BYTES = 2**28
+"""A split of at most this size keeps its scenes in memory after they are drawn."""
 
 
 class SyntheticDataModule(SegmentationDataModule):
-    """Procedural street scenes with CamVid's 11 classes, drawn when they are needed.
+    """Procedural street scenes with CamVid's 11 classes, drawn on demand.
 
-    The same seed gives the same scenes on any machine, and no split has a scene of another. Training scenes are
-    mirrored at random and otherwise left alone, since their light, colors and sizes differ anyway; where a
-    `crop_size` is given, the usual augmentation is used. `predict` gives the test scenes without their masks.
+    Equal seeds give equal scenes on any machine. No two splits share a scene. The augmentation of training scenes is
+    only a random horizontal flip, since light, colors and sizes already vary from scene to scene; with a `crop_size`,
+    it is the default augmentation. `predict` uses the test scenes without masks.
 
     Args:
-        size: Height and width of the scenes in pixels.
-        train_scenes: Number of scenes to train on.
-        val_scenes: Number of scenes to validate on.
-        test_scenes: Number of scenes to test on.
-        seed: From 0; each gives other scenes.
-        kwargs: Those of SegmentationDataModule, from batch_size to eval_transform, without root.
+        size: Height and width of the scenes in pixels. Default: [96, 128].
+        train_scenes: Number of training scenes.
+        val_scenes: Number of validation scenes.
+        test_scenes: Number of test scenes.
+        seed: Seed of the scenes, 0 or higher. Different seeds give different scenes.
+        kwargs: Arguments of SegmentationDataModule, from batch_size to eval_transform; not root.
 
     Raises:
-        UserError: A size, number or seed out of its range.
+        UserError: A size, number or seed is out of range.
 
     Example:
         >>> data = SyntheticDataModule(size=(48, 64), train_scenes=2)
@@ -51,7 +51,7 @@ class SyntheticDataModule(SegmentationDataModule):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root=".", **kwargs)  # nothing is read from it
+        super().__init__(root=".", **kwargs)  # no files are read
         if kwargs.get("train_transform") is None and self.crop_size is None:
             self.train_transform = A.HorizontalFlip(p=0.5)
         self.size = (size[0], size[1])
@@ -62,7 +62,7 @@ class SyntheticDataModule(SegmentationDataModule):
             if not 1 <= value <= SCENES_PER_SPLIT:
                 raise UserError(f"{name} is {value}; expected a whole number from 1 to {SCENES_PER_SPLIT}")
         if seed < 0:
-            raise UserError(f"seed is {seed}; expected a whole number from 0")
+            raise UserError(f"seed is {seed}; expected a whole number, 0 or higher")
 
     @cached_property
     def label_set(self) -> LabelSet:
@@ -77,33 +77,33 @@ class SyntheticDataModule(SegmentationDataModule):
 
 
 class SceneSource(Source):
-    """Scenes with seeds that follow each other.
+    """Scenes with consecutive seeds.
 
     Args:
-        first: Seed of the first.
-        count: How many.
+        first: Seed of the first scene.
+        count: Number of scenes.
         size: Height and width in pixels.
-        labeled: Give the masks.
+        labeled: Return masks too.
     """
 
     def __init__(self, first: int, count: int, size: tuple[int, int], labeled: bool = True) -> None:
         self.seeds = range(first, first + count)
         self.size = size
         self.labeled = labeled
-        self._keep = count * size[0] * size[1] * 4 <= KEPT_BYTES
-        self._kept: dict[int, tuple[Image, Mask]] = {}
+        self._use_cache = count * size[0] * size[1] * 4 <= MAX_CACHED_BYTES
+        self._cache: dict[int, tuple[Image, Mask]] = {}
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def key(self, index: int) -> str:
-        """Return the scene's number in the split."""
+        """Return a key with the number of the scene in the split."""
         return f"scene{index:06d}"
 
     def read(self, index: int) -> tuple[Image, Mask | None]:
-        """Draw a scene, or return a copy of the one kept."""
-        drawn = self._kept.get(index) or scene(self.seeds[index], *self.size)
-        if self._keep:
-            self._kept[index] = drawn
+        """Draw a scene, or copy it from the cache."""
+        drawn = self._cache.get(index) or scene(self.seeds[index], *self.size)
+        if self._use_cache:
+            self._cache[index] = drawn
         image, mask = drawn
         return image.copy(), mask.copy() if self.labeled else None

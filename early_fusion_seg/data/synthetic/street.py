@@ -1,12 +1,13 @@
-"""Procedural street scenes with CamVid's 11 classes.
+"""Draw procedural street scenes with CamVid's 11 classes.
 
-A pinhole camera one unit above a flat street looks along it. Where the ground is s pixel rows below the horizon, one
-unit is s pixels wide: a thing that stands there is drawn s times its size, and every surface is a function of its place
-in the world, so that scenes have no native size. They are painted far to near at twice the size, then averaged.
+A pinhole camera, one unit above the ground, looks along a flat street. Where the ground is s pixel rows below the
+horizon, one unit is s pixels wide, so an object that stands there is drawn s times its size. The color of a surface is
+a function of world coordinates, so scenes can be drawn at any size. Objects are painted from far to near at twice the
+size, then every 2x2 pixels are averaged.
 
-Classes share most of their colors, and light, tint and noise differ from scene to scene, so that a class shows in
-texture, shape and surroundings. The same seed gives the same bytes on any machine: random numbers are PCG64's raw
-words, whose stream NumPy promises to keep, and arithmetic is +, -, *, /, floor and comparisons, which IEEE 754 fixes.
+The classes share most of their colors, and light, tint and noise vary from scene to scene. So a network must learn
+texture, shape and context. A seed gives the same bytes on any machine: random numbers are the raw words of PCG64, whose
+stream NumPy guarantees, and arithmetic uses only +, -, *, /, floor and comparisons, which IEEE 754 defines exactly.
 
 Shapes: h, w are twice the height and width of the scene; images (h, w, 3) float32 0..255, masks (h, w).
 """
@@ -18,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from early_fusion_seg.data.synthetic import street_parts as parts
-from early_fusion_seg.data.synthetic.street_parts import Floats, Number, Where, band, fraction, grain, stripes
+from early_fusion_seg.data.synthetic.street_parts import Bools, Floats, Number, band, fraction, grain, stripes
 from early_fusion_seg.errors import UserError
 
 Pixels = NDArray[np.uint8]
-Surface = Callable[[Floats, Floats], tuple[Where, Floats]]  # (depth, height) in the world -> where, color (..., 3)
+Surface = Callable[[Floats, Floats], tuple[Bools, Floats]]  # (depth, height) in the world -> covered, color (..., 3)
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
 
@@ -43,7 +44,7 @@ PAINTS = {
 
 
 class Thing(NamedTuple):
-    """Something that stands in the street, `width` x `height` units large, `up` units above the ground."""
+    """A kind of object, `width` x `height` units large and `up` units above the ground."""
 
     label: int
     shape: parts.Shape
@@ -52,7 +53,7 @@ class Thing(NamedTuple):
     up: float = 0.0
 
 
-SALOON, HATCHBACK = Thing(CAR, parts.car_side, 2.2, 0.95), Thing(CAR, parts.car_rear, 1.3, 1.1)
+SEDAN, HATCHBACK = Thing(CAR, parts.car_side, 2.2, 0.95), Thing(CAR, parts.car_rear, 1.3, 1.1)
 WALKER, RIDER = Thing(PEDESTRIAN, parts.pedestrian, 0.62, 1.45), Thing(BICYCLIST, parts.bicyclist, 1.3, 1.4)
 PLANT, PLATE = Thing(TREE, parts.tree, 2.6, 2.6), Thing(SIGN, parts.sign, 0.85, 0.85, up=1.2)
 MAST = Thing(POLE, parts.pole, 0.3, 2.0)
@@ -62,15 +63,15 @@ def scene(seed: int, height: int, width: int) -> tuple[Pixels, Pixels]:
     """Draw a scene.
 
     Args:
-        seed: From 0; each gives another scene, and the same one on any machine.
-        height: Pixels.
-        width: Pixels.
+        seed: Seed of the scene, 0 or higher. A seed gives the same scene on any machine.
+        height: Height in pixels.
+        width: Width in pixels.
 
     Returns:
-        Image (height, width, 3) RGB and mask (height, width) of train ids 0..10, both uint8.
+        RGB image (height, width, 3) and mask (height, width) of train ids 0..10, both uint8.
 
     Raises:
-        UserError: A negative seed, or a size below 1.
+        UserError: The seed is negative, or the size is below 1.
 
     Example:
         >>> image, mask = scene(0, 48, 64)
@@ -78,7 +79,9 @@ def scene(seed: int, height: int, width: int) -> tuple[Pixels, Pixels]:
         ((48, 64, 3), (48, 64))
     """
     if seed < 0 or height < 1 or width < 1:
-        raise UserError(f"scene {seed} of {height}x{width} pixels; expected a seed from 0 and a size from 1x1")
+        raise UserError(
+            f"the seed is {seed} and the size {height}x{width} pixels; expected a seed from 0 and a size from 1x1"
+        )
     street = _Street(seed, 2 * height, 2 * width)
     street.paint()
     draw, large = street.draw, street.image
@@ -107,11 +110,11 @@ class _Draw:
         return octets.reshape(shape).astype(np.float32) / 256
 
     def colors(self, label: int, n: int) -> Floats:
-        """Draw n of a class's paints (n, 3), each a little other than on the list."""
+        """Draw n colors (n, 3) of a class: entries of PAINTS with random shade and tint."""
         octets = self._octets(n).reshape(n, 8)
         paints = np.array(PAINTS[label], np.float32)[octets[:, 0] % len(PAINTS[label])]
-        shade, lean = octets[:, 1:2].astype(np.float32) / 256, octets[:, 2:5].astype(np.float32) / 256
-        mixed: Floats = paints * (np.float32(0.7) + np.float32(0.6) * shade) + (lean - np.float32(0.5)) * 30
+        shade, tint = octets[:, 1:2].astype(np.float32) / 256, octets[:, 2:5].astype(np.float32) / 256
+        mixed: Floats = paints * (np.float32(0.7) + np.float32(0.6) * shade) + (tint - np.float32(0.5)) * 30
         return mixed
 
     def _octets(self, words: int) -> Pixels:
@@ -119,16 +122,16 @@ class _Draw:
 
 
 class _Street:
-    """One scene while it is painted, far to near."""
+    """The painter of one scene, from far to near."""
 
     def __init__(self, seed: int, height: int, width: int) -> None:
         self.draw = draw = _Draw(seed)
         self.height, self.width = height, width
         self.horizon = height * draw.between(0.32, 0.52)  # pixel row
-        self.vanish = width * draw.between(0.25, 0.75)  # pixel column in which the street ends
+        self.vanish = width * draw.between(0.25, 0.75)  # pixel column of the vanishing point
         self.focal = np.float32(height * 1.1)
-        self.road = draw.between(0.9, 1.6)  # half its width, in units, as all lengths below
-        self.curb = self.road + draw.between(0.7, 1.3)  # where the houses begin
+        self.road = draw.between(0.9, 1.6)  # half the width of the road, in units, as all lengths below
+        self.curb = self.road + draw.between(0.7, 1.3)  # distance of the houses from the middle of the road
         self.end = self.focal / (height * draw.between(0.05, 0.09))  # depth of the last house
         self.y = (np.arange(height, dtype=np.float32) + np.float32(0.5))[:, None]
         self.x = (np.arange(width, dtype=np.float32) + np.float32(0.5))[None, :]
@@ -146,12 +149,12 @@ class _Street:
             self.fence(side)
         self.things()
 
-    def put(self, rows: slice, cols: slice, where: Where, label: int, color: Floats, depth: Floats) -> None:
-        """Paint the pixels `where` of a patch in `color`, hazy with depth."""
-        mist = np.minimum(self.fog * depth[where], np.float32(0.8))[..., None]
-        seen = color[where]
-        self.image[rows, cols][where] = seen + (self.haze - seen) * mist
-        self.mask[rows, cols][where] = label
+    def put(self, rows: slice, cols: slice, covered: Bools, label: int, color: Floats, depth: Floats) -> None:
+        """Paint the covered pixels of a patch in `color`, with haze that increases with depth."""
+        mist = np.minimum(self.fog * depth[covered], np.float32(0.8))[..., None]
+        seen = color[covered]
+        self.image[rows, cols][covered] = seen + (self.haze - seen) * mist
+        self.mask[rows, cols][covered] = label
 
     def sky(self) -> None:
         (top,), cells = self.draw.colors(SKY, 1), self.draw.noise(8, 8)
@@ -164,7 +167,7 @@ class _Street:
         self.mask[:] = SKY
 
     def ground(self) -> None:
-        """Paint road, with its lines, and pavements."""
+        """Paint the road with its lines, and the pavements."""
         rows, cols, salt = slice(int(self.horizon) + 1, None), slice(None), self.draw.below(1 << 31)
         s = self.y[rows] - self.horizon
         side = np.abs(self.x - self.vanish) / s
@@ -180,7 +183,7 @@ class _Street:
         self.put(rows, cols, side > self.road, PAVEMENT, self.draw.colors(PAVEMENT, 1) * slab[..., None], z)
 
     def house_at_the_end(self) -> None:
-        """Close the street with one long house across it."""
+        """Paint one long house across the end of the street."""
         s = self.focal / self.end
         rows = slice(max(int(self.horizon - self.draw.between(1, 3) * s), 0), int(self.horizon + s))
         pane = band(fraction(self.x / s), 0.25, 0.75) & band(fraction(self.y[rows] / s), 0.25, 0.75)
@@ -189,7 +192,7 @@ class _Street:
         self.put(rows, slice(None), np.ones_like(pane), BUILDING, color, np.full(pane.shape, self.end))
 
     def wall(self, side: int, lateral: np.float32, tall: np.float32, label: int, surface: Surface) -> None:
-        """Paint what stands along the street, at `lateral` units to the left (side -1) or the right (1)."""
+        """Paint a surface along the street, `lateral` units to the left (side -1) or right (side 1) of its middle."""
         edge = int(self.vanish + side * lateral * self.focal / self.end)
         cols = slice(max(edge, 0), None) if side > 0 else slice(0, max(edge, 0))
         s = np.abs(self.x[:, cols] - self.vanish) / lateral
@@ -197,11 +200,11 @@ class _Street:
         rows = slice(max(int(self.horizon - (tall - 1) * near), 0), int(self.horizon + near) + 1)
         rise = (self.horizon + s - self.y[rows]) / s
         z = np.broadcast_to(self.focal / s, rise.shape)
-        where, color = surface(z, rise)
-        self.put(rows, cols, where & (rise > 0), label, color, z)
+        covered, color = surface(z, rise)
+        self.put(rows, cols, covered & (rise > 0), label, color, z)
 
     def houses(self, side: int) -> None:
-        """Paint a row of brick houses with windows, and gaps."""
+        """Paint a row of brick houses with windows, and gaps between houses."""
         draw, n = self.draw, 16
         length, shift = draw.between(3, 6), draw.between(0, 1)
         tall = (np.float32(1.8) + 3 * draw.noise(n)) * (draw.noise(n) > 0.15)
@@ -209,7 +212,7 @@ class _Street:
         window = np.float32(0.8) + np.float32(0.5) * draw.noise(n)
         salt = draw.below(1 << 31)
 
-        def surface(z: Floats, rise: Floats) -> tuple[Where, Floats]:
+        def surface(z: Floats, rise: Floats) -> tuple[Bools, Floats]:
             house = np.minimum(np.floor(z / length + shift).astype(int), n - 1)
             a, b = fraction(z / window[house]), fraction(rise / (np.float32(1.1) * window[house]))
             bar = (np.abs(a - 0.5) < 0.05) | (np.abs(b - 0.55) < 0.05)
@@ -226,21 +229,21 @@ class _Street:
         near, length, tall, step = (draw.between(*pair) for pair in ((1.5, 4), (5, 10), (0.7, 1.0), (2.5, 4)))
         slats, gaps = draw.colors(FENCE, 2)
 
-        def surface(z: Floats, rise: Floats) -> tuple[Where, Floats]:
+        def surface(z: Floats, rise: Floats) -> tuple[Bools, Floats]:
             lattice = stripes((z + rise) * step, 0.35) | stripes((z - rise) * step, 0.35) | (rise > 0.88 * tall)
-            where = (rise < tall) & band(z, near, near + length)
-            return where, np.where(lattice[..., None], slats, gaps * np.float32(0.35))
+            covered = (rise < tall) & band(z, near, near + length)
+            return covered, np.where(lattice[..., None], slats, gaps * np.float32(0.35))
 
         self.wall(side, self.curb - np.float32(0.1), tall, FENCE, surface)
 
     def things(self) -> None:
-        """Paint trees, cars, riders, walkers and signs on poles, at places where they do not hide each other much."""
+        """Paint trees, cars, bicyclists, pedestrians and signs on poles, placed so that they hide each other little."""
         draw = self.draw
-        car = (SALOON, HATCHBACK)[draw.below(2)]
+        car = (SEDAN, HATCHBACK)[draw.below(2)]
         wanted = [car, RIDER, WALKER, MAST] + [(car, RIDER, WALKER, MAST)[draw.below(4)] for _ in range(2)]
         wanted.sort(key=lambda _: draw.below(1 << 16))
         placed: list[tuple[float, float, Thing]] = []
-        for group in ([PLANT] * (1 + draw.below(2)), wanted):  # trees stand behind, and may be hidden
+        for group in ([PLANT] * (1 + draw.below(2)), wanted):  # trees are placed on their own, so others may hide them
             taken: list[tuple[float, float]] = []
             for thing in group:
                 self.place(thing, taken, placed)
@@ -250,7 +253,7 @@ class _Street:
                 self.stand(PLATE, x, s)
 
     def place(self, thing: Thing, taken: list[tuple[float, float]], placed: list[tuple[float, float, Thing]]) -> None:
-        """Find a place (s, x) for a thing whose columns are mostly free, or leave it out."""
+        """Find a place (s, x) for a thing whose pixel columns are mostly free; skip the thing if there is none."""
         ranges: dict[int, tuple[Number, Number]] = {
             CAR: (0, self.road), BICYCLIST: (0, self.road + 0.2), PEDESTRIAN: (self.road * 0.6, self.curb + 0.2),
             POLE: (self.road + 0.15, self.road + 0.15), TREE: (self.curb, self.curb),
@@ -268,7 +271,7 @@ class _Street:
                 return
 
     def stand(self, thing: Thing, x: float, s: float) -> None:
-        """Paint a thing where one unit is s pixels, its middle in column x."""
+        """Paint a thing at the depth where one unit is s pixels, with its middle in pixel column x."""
         w, h = thing.width * s, thing.height * s
         left, top = x - w / 2, float(self.horizon) + s * (1 - thing.up) - h
         rows = slice(max(int(top), 0), max(int(top + h) + 1, 0))
@@ -277,13 +280,13 @@ class _Street:
         v = (self.y[rows] - np.float32(top)) / np.float32(h)
         u, v = np.broadcast_arrays(u, v)
         part, shade = thing.shape(u, v, self.draw.below(1 << 31))
-        where = (part > 0) & band(u, 0, 1) & band(v, 0, 1)
+        covered = (part > 0) & band(u, 0, 1) & band(v, 0, 1)
         color = self.draw.colors(thing.label, 6)[part] * shade.astype(np.float32)[..., None]
-        self.put(rows, cols, where, thing.label, color, np.full(part.shape, self.focal / np.float32(s)))
+        self.put(rows, cols, covered, thing.label, color, np.full(part.shape, self.focal / np.float32(s)))
 
 
 def _between_cells(x: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
-    """Give the cells of eight before and after each x, and how far it lies between them, eased."""
+    """Return the cells (of eight) before and after each x, and the smoothed weight 0..1 of the second."""
     cell, f = np.floor(x).astype(int), fraction(x)
     eased: Floats = f * f * (3 - 2 * f)
     return cell % 8, (cell + 1) % 8, eased

@@ -1,0 +1,57 @@
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.io.atomic import AtomicCheckpointIO, replace_file
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.png"
+    replace_file(path, lambda part: part.write_text("first", encoding="utf-8") and None)
+
+    def interrupted(part: Path) -> None:
+        part.write_text("sec", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(path, interrupted)
+    assert path.read_text(encoding="utf-8") == "first"
+
+
+@pytest.fixture
+def _full_disk():
+    """Limit the size of files to 100 kB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("_full_disk")
+def test_a_checkpoint_on_a_full_disk_leaves_the_old_one(tmp_path):
+    path = tmp_path / "run" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    with pytest.raises(UserError, match=r"last\.ckpt could not be written \(File too large\); what was saved"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_an_unwritable_folder_is_named_in_the_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/run/last\.ckpt could not be written \(Not a directory\)"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "run" / "last.ckpt")
+
+
+def test_a_checkpoint_is_renamed_only_when_it_is_complete(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    seen = []
+    monkeypatch.setattr("os.fsync", lambda _: seen.append(sorted(p.name for p in tmp_path.iterdir())))
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    assert seen == [[".part-last.ckpt"], ["last.ckpt"]]  # the file is synced before the rename, its folder after it
