@@ -187,7 +187,7 @@ ERRORS: list[tuple[str, list[str], str]] = [
     ("cut", ["validate", "--config=camvid", "--data.root={camvid}", "--ckpt_path=cut.ckpt"], "cut.ckpt is damaged"),
     ("remote", ["predict", "--data.root=.", "--ckpt_path=https://a.b/c.ckpt"], "c.ckpt is a remote address"),
     ("model differs", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.width=8"], "model.width is 8, but 4"),
-    ("model unknown", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.nope=8"], "model.nope is not a "),
+    ("model unknown", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.nope=8"], "model.nope is not an "),
     ("encoder missing", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.encoder_weights=/n.pth"], "/n.pth"),
     ("folder missing", ["predict", "--data.root=/none", "--ckpt_path={ckpt}"], "/none is not a folder"),
     ("other classes", ["validate", "--data=FolderDataModule", "--data.root={folder}", "--ckpt_path={ckpt}"],
