@@ -55,26 +55,29 @@ class ReverseHRNetSeg(LightningModule):
         encoder: Name of a timm model with feature maps at strictly increasing strides, such as `resnet50.a1_in1k`.
         encoder_weights: `"hub"` (timm's pretrained weights, downloaded once), `"random"`, or a
             `.safetensors` or `.pth` file with timm's parameter names.
-        freeze_encoder: Keep the encoder frozen; False fine-tunes it, which needs several times the memory.
-        save_encoder: Store the encoder's weights in checkpoints even if they can be fetched again.
+        freeze_encoder: Keep the encoder frozen; false fine-tunes it, which needs several times the memory.
+        save_encoder: Store the encoder's weights in checkpoints even if they can be downloaded again; by default,
+            checkpoints then hold only their name and hash.
         plan: Order in which the head's stages use its streams (one stream per resolution): `"early"` starts with all
             and drops the coarsest after each stage; `"progressive"` starts with the coarsest and adds a finer one.
         width: Channels of the stride-4 stream; the stream of stride s has width * s / 4. More channels cost time and
             memory.
         blocks: Residual blocks on each stream of an HR module (see `hr_modules`): one number for all streams, or a list
-            with one number per stream, finest first. Default: `[0,0,1,1,1]` for the early plan with s2, else 2.
+            with one number per stream, finest first. Default: `[0,0,1,1,1]` for the early plan with
+            `extra_stream`, else 2.
         hr_modules: Number of HR modules in each stage; 0 skips a stage. An HR module is residual blocks on each stream,
-            then one exchange between all streams of the stage. Default: `[2,0,0,0,0]` for the early plan, 1 in each
+            then one exchange unit between all streams of the stage. Default: `[2,0,0,0,0]` for the early plan, 1 in each
             stage for the progressive plan.
-        extra_stream: Use s2, the stream at stride 2, twice HRNet's finest resolution; False saves memory.
+        extra_stream: Use s2, the stream at stride 2, twice HRNet's finest resolution; false saves memory.
         activation_checkpointing: Recompute the head's activations in backward: less memory, more time.
         compile: Compile encoder and head with torch.compile in training.
         loss: Weight of each term, such as `{"cross_entropy": 1.0, "dice": 0.5}`; terms are cross_entropy, ohem, dice.
             Default: cross_entropy alone.
-        class_weights: K weights for cross-entropy and OHEM, such as those of a data module's `class_weights("median")`.
+        class_weights: One weight per class for cross-entropy and OHEM, such as those of a data module's
+            `class_weights("median")`.
         label_smoothing: Label smoothing of cross-entropy, 0..1.
         optimizer: `"adamw"` or `"sgd"` (momentum 0.9).
-        lr: Peak learning rate, reached after `warmup_steps`.
+        lr: Peak learning rate, reached after `--model.warmup_steps`.
         weight_decay: Weight decay of convolution weights; norms and biases have none.
         schedule: Learning rate schedule down to 0 at the last step: `"poly"` (power 0.9) or `"cosine"`.
         warmup_steps: Optimizer steps of linear learning rate warmup.

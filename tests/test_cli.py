@@ -147,9 +147,9 @@ def test_an_error_in_a_worker_has_the_same_message(workers: int) -> None:
 CAMVID = ["--config=camvid", "--data.root={camvid}", "--data.crop_size=[32,32]", *TINY_MODEL]
 ERRORS: list[tuple[str, list[str], str]] = [
     ("no command", ["fti"], "unknown command 'fti'; the commands are demo, fit"),
-    ("no data", ["fit"], "required: data; the data classes are COCODataModule, CamVidDataModule, "),
-    ("abstract data", ["fit", "--data.root=x"], "the data classes are COCODataModule, CamVidDataModule, "),
-    ("unknown data", ["fit", "--data=Nope"], "data: unknown data class Nope; the data classes are "),
+    ("no data", ["fit"], "required: data; the data modules are COCODataModule, CamVidDataModule, "),
+    ("abstract data", ["fit", "--data.root=x"], "the data modules are COCODataModule, CamVidDataModule, "),
+    ("unknown data", ["fit", "--data=Nope"], "data: unknown data module Nope; the data modules are "),
     ("no root", ["fit", "--config=camvid"], "data: CamVidDataModule: the following arguments are required: root"),
     ("wrong root", ["fit", "--config=camvid", "--data.root=/none", *TINY_MODEL], "/none is not a folder"),
     ("data key", ["fit", *CAMVID, "--data.rooot=x"], "CamVidDataModule: Option 'rooot' is not accepted"),

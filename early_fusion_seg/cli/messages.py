@@ -7,7 +7,7 @@ import rich
 SKIPPED_LINES = r"Does not validate|Subtypes:|Errors:|Expected a path|Given value type|Expected a <class 'NoneType'>"
 REWORDED = (  # the parser's phrase, and a plainer one
     (r"Problem with given class_path '(?:\w+\.)*(\w+)'", r"\1"),
-    (r"Expected a dot import path string: (\S+)", r"unknown data class \1"),
+    (r"Expected a dot import path string: (\S+)", r"unknown data module \1"),
     (r"argument \S+ --> (\S+):.*", r"\1 comes from the data, so leave it out"),
     (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected \1"),
     (r"Expected a typing\.Literal(\[.*?\])", r"expected one of \1"),

@@ -22,8 +22,8 @@ from early_fusion_seg.data.frequencies import Weighting
 from early_fusion_seg.errors import UserError
 
 HINTS = (
-    "--data.NAME sets an option of the data class, such as --data.batch_size 4; --data.help CLASS lists them all. "
-    "--trainer.NAME sets an argument of Lightning's Trainer, such as --trainer.max_epochs 30 or --trainer.devices 2."
+    "--data.NAME sets an option of the data module, such as --data.num_workers 4; --data.help CLASS lists them all. "
+    "--trainer.NAME sets an argument of Lightning's Trainer, such as --trainer.precision bf16-mixed or --trainer.devices 2."
 )
 
 
@@ -60,7 +60,7 @@ def add_data(parser: LightningArgumentParser, default: dict[str, str] | None = N
         type=SegmentationDataModule,
         required=default is None,
         default=default,
-        help="data class: one of those below, or your own, such as my_package.MyDataModule",
+        help="data module: one of those below, or your own, such as my_package.MyDataModule",
     )
 
 
@@ -178,8 +178,8 @@ def without_defaults(text: str, trainer: Mapping[str, Any]) -> str:
 
 
 def _hint(prog: str, message: str) -> str:
-    """Return which help lists the options: that of the command, or that of the data class."""
+    """Return which help lists the options: that of the command, or that of the data module."""
     if not re.match(r'Parser key "data|.*required: data', message):
         return f"{prog} --help lists the options"
     names = sorted(kind.__name__ for kind in built_in_datasets().values())
-    return f"the data classes are {', '.join(names)}, and --data.help CLASS lists the options of one"
+    return f"the data modules are {', '.join(names)}, and --data.help CLASS lists the options of one"
