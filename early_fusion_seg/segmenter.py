@@ -66,8 +66,8 @@ class ReverseHRNetSeg(LightningModule):
             with one number per stream, finest first. Default: `[0,0,1,1,1]` for the early plan with
             `extra_stream`, else 2.
         hr_modules: Number of HR modules in each stage; 0 skips a stage. An HR module is residual blocks on each stream,
-            then one exchange unit between all streams of the stage. Default: `[2,0,0,0,0]` for the early plan, 1 in each
-            stage for the progressive plan.
+            then one exchange unit between all streams of the stage. Default: `[2,0,0,0,0]` for the early plan, 1 in
+            each stage for the progressive plan.
         extra_stream: Use s2, the stream at stride 2, twice HRNet's finest resolution; false saves memory.
         activation_checkpointing: Recompute the head's activations in backward: less memory, more time.
         compile: Compile encoder and head with torch.compile in training.

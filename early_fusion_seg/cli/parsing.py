@@ -23,7 +23,8 @@ from early_fusion_seg.errors import UserError
 
 HINTS = (
     "--data.NAME sets an option of the data module, such as --data.num_workers 4; --data.help CLASS lists them all. "
-    "--trainer.NAME sets an argument of Lightning's Trainer, such as --trainer.precision bf16-mixed or --trainer.devices 2."
+    "--trainer.NAME sets an argument of Lightning's Trainer, such as --trainer.precision bf16-mixed or "
+    "--trainer.devices 2."
 )
 
 
