@@ -37,7 +37,7 @@ def usage() -> str:
     return f"""\
 usage: early-fusion-seg COMMAND [options]
 
-Semantic segmentation with a frozen classifier and a reverse HRNet.
+Semantic segmentation with a frozen pretrained encoder and a reverse HRNet head.
 
 commands:
 {commands}
