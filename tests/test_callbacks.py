@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_runs import LOOK, QUICK
+from cli_runs import QUICK, QUIET
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
@@ -555,7 +555,7 @@ def test_the_command_line_warns_of_slow_bfloat16(
     monkeypatch.setattr("early_fusion_seg.callbacks.slow_bfloat16.lacks_bfloat16", lambda: True)
     data = ["--config=camvid", f"--data.root={camvid}", f"--ckpt_path={checkpoint}", f"--output={tmp_path / 'run'}"]
     with pytest.warns(UserWarning, match="this processor has no instructions for bfloat16"):
-        assert main(["validate", *data, *QUICK, *LOOK, "--trainer.precision=bf16-mixed"]) == 0
+        assert main(["validate", *data, *QUICK, *QUIET, "--trainer.precision=bf16-mixed"]) == 0
 
 
 # --- validation at the end
