@@ -30,9 +30,6 @@ def run(processes: int) -> list[dict[str, Any]]:
     return RUNS[processes]
 
 
-pytestmark = pytest.mark.xdist_group("processes")  # these tests share the runs
-
-
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_train_like_one_with_all_batches(processes):
     (one,), several = run(1), run(processes)
