@@ -39,8 +39,9 @@ def test_training_in_python_changes_neither_filters_nor_log_levels(tmp_path: Pat
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("refused", [False, True])
 def test_the_command_line_restores_filters_and_log_levels(camvid: Path, tmp_path: Path, refused: bool) -> None:
-    args = fit_args(camvid, tmp_path / "run", "--trainer.max_epochs=1")
-    assert main([*args, "--trainer.limit_train_batches=1"]) == 0  # imports that add filters happen here
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    assert main(fit_args(camvid, tmp_path / "first", *short)) == 0  # imports that add filters happen here
+    args = fit_args(camvid, tmp_path / "second", *short)
     before = process_state()
     assert main([*args, "--model.width=5"] if refused else args) == (2 if refused else 0)
     assert process_state() == before
