@@ -1,5 +1,6 @@
 """Load the model of a checkpoint, and check that options and data agree with the checkpoint."""
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,9 +33,13 @@ def load_model(path: str, given: Mapping[str, Any]) -> ReverseHRNetSeg:
 def check_hparams_match(given: Mapping[str, Any], stored: Mapping[str, Any], path: str) -> None:
     """Check that model options equal the hyperparameters of the checkpoint; `encoder_weights` may differ.
 
+    An option that the checkpoint lacks is newer than the checkpoint and has its default there.
+
     Raises:
         UserError: Names the first option that differs.
     """
+    defaults = {name: p.default for name, p in inspect.signature(ReverseHRNetSeg).parameters.items()}
+    stored = defaults | dict(stored)
     for key, value in given.items():
         if key not in stored:
             raise UserError(f"model.{key} is not an option of the model; its options are {', '.join(stored)}")

@@ -79,7 +79,8 @@ def _can_fuse(x: Tensor) -> bool:
     Compilers, exporters and FLOP counters do not know the fused operators, so timm's own forward is used under them.
     """
     available = _conv is not None and _conv_into is not None and bool(torch.backends.mkldnn.enabled)
-    inspected = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch declares neither
+    inspected = tracing or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
     if not available or x.device.type != "cpu" or inspected:
         return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not lacks_bfloat16())
