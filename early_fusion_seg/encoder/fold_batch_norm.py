@@ -14,8 +14,8 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> None:
     """Fold every batch norm that directly follows a convolution into it, then fuse residual blocks, in place.
 
     Pairs are found by running `example` through the model: a norm whose input is the output tensor of a convolution.
-    The activation inside timm's BatchNormAct2d is kept. Other norms are left unchanged; so is that of a convolution whose
-    output is one of the maps, as in GhostNet's stem.
+    The activation inside timm's BatchNormAct2d is kept. Other norms are left unchanged; so is that of a convolution
+    whose output is one of the maps, as in GhostNet's stem.
 
     Args:
         model: A network in eval mode that returns a list of maps.
