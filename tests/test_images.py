@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.io.images import image_size, read_image, read_mask, to_rgb_array, write_indexed_png
@@ -99,6 +100,59 @@ def test_orientation_tag_is_applied(tmp_path: Path, tag: int, suffix: str) -> No
     assert np.abs(image.astype(int) - shown).max() <= 12
 
 
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description {}</rdf:RDF></x:xmpmeta>'
+METADATA = {  # how a PNG may store orientation 6
+    "exif": lambda text: None,
+    "xmp attribute": lambda text: text.add_itxt("XML:com.adobe.xmp", XMP.format('tiff:Orientation="6"/>')),
+    "compressed xmp": lambda text: text.add_itxt("XML:com.adobe.xmp", XMP.format('tiff:Orientation="6"/>'), zip=True),
+    "xmp element": lambda text: text.add_itxt(
+        "XML:com.adobe.xmp", XMP.format("><tiff:Orientation>6</tiff:Orientation></rdf:Description>")
+    ),
+    "ImageMagick's profile": lambda text: text.add_text("Raw profile type exif", f"\nexif\n 26\n{exif(6).hex()}\n"),
+}
+
+
+def exif(orientation: int) -> bytes:
+    data = Image.Exif()
+    data[274] = orientation
+    return data.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16"])
+@pytest.mark.parametrize("metadata", METADATA)
+def test_orientation_of_a_png_is_applied_wherever_it_is_stored(tmp_path: Path, metadata: str, mode: str) -> None:
+    path, text = tmp_path / "a.png", PngInfo()
+    METADATA[metadata](text)
+    image = Image.fromarray(GRAY.astype(np.uint16)) if mode == "I;16" else Image.fromarray(SMOOTH).convert(mode)
+    image.save(path, pnginfo=text, **({"exif": exif(6)} if metadata == "exif" else {}))
+    with Image.open(path) as opened:
+        expected = ImageOps.exif_transpose(opened)
+        assert expected.size == image.size[::-1]
+    if mode != "I;16":
+        np.testing.assert_array_equal(read_image(path), expected.convert("RGB"))
+    assert read_image(path).shape[:2] == (expected.height, expected.width)
+    assert image_size(path) == expected.size
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tif", "png"])
+@pytest.mark.parametrize("tag", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_image_size_is_that_of_the_image_as_read(tmp_path: Path, suffix: str, tag: int) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(SMOOTH).save(path, exif=exif(tag))
+    height, width = read_image(path).shape[:2]
+    assert image_size(path) == (width, height)
+    assert (width < height) == (tag in (5, 6, 7, 8))
+
+
+def test_xmp_orientation_counts_in_the_size_of_other_formats(tmp_path: Path) -> None:
+    xmp = XMP.format('tiff:Orientation="8"/>').encode()
+    for suffix, options in {"jpg": {"xmp": xmp}, "webp": {"xmp": xmp}, "tif": {"tiffinfo": {700: xmp}}}.items():
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(SMOOTH).save(path, **options)
+        assert read_image(path).shape == (40, 24, 3), suffix
+        assert image_size(path) == (24, 40), suffix
+
+
 def test_first_frame_is_read(tmp_path: Path) -> None:
     frames = [Image.fromarray(SMOOTH), Image.fromarray(255 - SMOOTH)]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
@@ -188,6 +242,19 @@ def test_mask_numbers_of_few_bits_are_kept(tmp_path: Path, bits: int, kind: int)
     scanlines = b"".join(b"\0" + row.tobytes() for row in packed)
     write_png(tmp_path / "a.png", 8, 5, bits=bits, kind=kind, scanlines=scanlines)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), numbers)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_mask_numbers_of_few_bits_in_a_tiff_are_kept(tmp_path: Path, bits: int) -> None:
+    numbers = RNG.integers(0, 2**bits, (5, 8), np.uint8)
+    shifts = np.arange(8 - bits, -1, -bits).astype(np.uint8)
+    packed = (numbers.reshape(5, -1, 8 // bits) << shifts).sum(-1).astype(np.uint8).tobytes()
+    entries = {256: 8, 257: 5, 258: bits, 259: 1, 262: 1, 273: 122, 277: 1, 278: 5, 279: len(packed)}
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    header += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items()) + bytes(4)
+    (tmp_path / "a.tif").write_bytes(header + packed)
+    assert len(header) == 122
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), numbers)
 
 
 def test_mask_is_not_rotated(tmp_path: Path) -> None:

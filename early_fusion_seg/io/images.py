@@ -3,15 +3,15 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from early_fusion_seg.errors import MissingFileError, UserError
 
@@ -38,11 +38,10 @@ REDUCTION_FLAGS = {  # OpenCV's REDUCED_COLOR flags would give BGR, and cannot b
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-PNG_EXIF = (b"eXIf", b"Raw profile type exif")
+PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
+FIRST_ROTATED = 5  # the EXIF orientations 5 to 8 exchange width and height
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of a complete file
 GRAY_STEP = {"L;2": 85, "L;4": 17}  # Pillow scales gray levels of 2 and 4 bits to 0..255
-
-Prepared = TypeVar("Prepared")
 
 
 class Openable(Protocol):
@@ -71,8 +70,13 @@ def read_image(path: str | Path | Openable, reduction: int = 1) -> NDArray[np.ui
         UserError: The file is not an image, is damaged, or has 32-bit gray levels, which have no standard range.
     """
     content = _read_bytes(path)
-    pixels = _decode_with_opencv(content, reduction)
-    return np.array(_decode_with_pillow(path, content, _to_upright_rgb, reduction)[0]) if pixels is None else pixels
+    with _open_image(path, content) as image:
+        pixels = _decode_with_opencv(image, content, reduction)
+        if pixels is None:
+            if reduction > 1 and min(image.size) >= MIN_REDUCED_SIDE:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+            pixels = np.array(_to_upright_rgb(image))
+        return pixels
 
 
 def open_file(path: str | Path | Openable) -> BinaryIO:
@@ -92,16 +96,20 @@ def open_file(path: str | Path | Openable) -> BinaryIO:
 
 
 def image_size(path: str | Path | Openable) -> tuple[int, int]:
-    """Return width and height of an image as stored in its header, without the EXIF orientation.
+    """Return width and height of an image as `read_image` returns it, with the EXIF orientation applied.
+
+    Only a rotated image of another format than JPEG is decoded.
 
     Raises:
-        UserError: The file is missing or not an image.
+        UserError: The file is missing, damaged or not an image.
     """
-    try:
-        with open_file(path) as file, Image.open(file) as image:
+    content = _read_bytes(path)
+    with _open_image(path, content) as image:
+        if _orientation(image, content) < FIRST_ROTATED:
             return image.size
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
+        if image.format == "JPEG":
+            return image.height, image.width
+        return ImageOps.exif_transpose(image).size  # the size of a TIFF may already be that of the upright image
 
 
 def size_text(pixels: NDArray[Any]) -> str:
@@ -147,7 +155,10 @@ def read_mask(path: str | Path | Openable) -> NDArray[Any]:
         UserError: The file is not an image, is damaged, or has color channels.
     """
     content = _read_bytes(path)
-    (mode, values), raw_mode = _decode_with_pillow(path, content, lambda image: (image.mode, np.asarray(image)))
+    with _open_image(path, content) as image:
+        raw_mode = _raw_mode(image)
+        image.load()  # raises for damaged files; np.asarray may hide it
+        mode, values = image.mode, np.asarray(image)
     if mode not in ("1", "L", "P", "I", *GRAY_16_BIT_MODES):
         raise UserError(
             f"{path} has the mode {mode}; expected a gray or indexed image, in which each pixel is the number of its "
@@ -196,61 +207,61 @@ def _read_bytes(path: str | Path | Openable) -> bytes:
         return file.read()
 
 
-def _decode_with_opencv(content: bytes, reduction: int) -> NDArray[np.uint8] | None:
+@contextmanager
+def _open_image(path: str | Path | Openable, content: bytes) -> Iterator[Image.Image]:
+    """Open an image with Pillow; whatever Pillow raises inside of the block becomes a UserError.
+
+    Args:
+        path: Name of the file, for messages.
+        content: Bytes of the file.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            yield image
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read") from None
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is damaged or cannot be read as an image ({error})") from None
+
+
+def _orientation(image: Image.Image, content: bytes) -> int:
+    """Return the orientation as Pillow's `exif_transpose` finds it, in EXIF or else in XMP: 1 (upright) to 8.
+
+    Args:
+        image: The opened image; a PNG with such metadata is decoded.
+        content: Bytes of the file.
+    """
+    if image.format == "PNG" and not any(name in content for name in PNG_METADATA):
+        return 1  # getexif() would decode the image, since the metadata may follow the pixels
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(orientation) if orientation in range(2, 9) else 1
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return how the pixels of an opened file are stored, such as "L;4" for gray of 4 bits; empty after decoding."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return ""
+    args = image.tile[0].args
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _decode_with_opencv(image: Image.Image, content: bytes, reduction: int) -> NDArray[np.uint8] | None:
     """Decode a usual JPEG or PNG with OpenCV, which is faster than Pillow and gives the same pixels.
 
     Returns:
         RGB pixels (h, w, 3), or None for all other files: other formats and modes, images that must be rotated, and
         truncated files, whose missing pixels OpenCV would fill with gray.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            kind, size = image.format, image.size
-            usual = image.mode in ("RGB", "L") and "transparency" not in image.info and kind in END_MARKERS
-            usual = usual and (kind == "JPEG" or image.tile[0].args in ("RGB", "L"))  # no PNG of 2, 4 or 16 bits
-            if kind == "JPEG":
-                upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            else:  # getexif() of a PNG would decode the whole image
-                upright = not any(tag in content for tag in PNG_EXIF)
-    except (*DECODE_ERRORS, UnidentifiedImageError, Image.DecompressionBombError):  # _decode_with_pillow reports it
+    kind, size = str(image.format), image.size
+    if image.mode not in ("RGB", "L") or "transparency" in image.info or kind not in END_MARKERS:
         return None
-    if not usual or not upright or not content.endswith(END_MARKERS[str(kind)]):
+    if kind == "PNG" and _raw_mode(image) not in ("RGB", "L"):  # 2, 4 or 16 bits
+        return None
+    if not content.endswith(END_MARKERS[kind]) or _orientation(image, content) != 1:
         return None
     flags = REDUCTION_FLAGS[reduction if kind == "JPEG" and min(size) >= MIN_REDUCED_SIDE else 1]
     flags |= cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     return None if pixels is None else np.asarray(pixels, np.uint8)
-
-
-def _decode_with_pillow(
-    path: str | Path | Openable,
-    content: bytes,
-    prepare: Callable[[Image.Image], Prepared],
-    reduction: int = 1,
-) -> tuple[Prepared, str]:
-    """Decode a whole file with Pillow, so that any damage raises an error here.
-
-    Args:
-        path: Name of the file, for messages.
-        content: Bytes of the file.
-        prepare: Function that converts the decoded image.
-        reduction: Factor by which a JPEG is reduced.
-
-    Returns:
-        The result of `prepare`, and the raw mode of a PNG, such as "L;4" for gray of 4 bits (not available after
-        decoding).
-
-    Raises:
-        UserError: The file is not an image or is damaged.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            raw_mode = str(image.tile[0].args) if isinstance(image, PngImageFile) else ""
-            if reduction > 1 and min(image.size) >= MIN_REDUCED_SIDE:
-                image.draft(None, (image.width // reduction, image.height // reduction))
-            image.load()
-            return prepare(image), raw_mode
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is damaged or cannot be read as an image ({error})") from None
