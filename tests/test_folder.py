@@ -27,10 +27,10 @@ def test_predict_uses_every_visible_file_below_the_root_sorted(tmp_path: Path) -
 
 def test_predict_reports_and_skips_files_that_are_not_images(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "b.png")
-    (tmp_path / "a.txt").write_text("a note")
+    (tmp_path / "a.mp4").write_text("a film")
     batches = list(FolderDataModule(tmp_path, num_workers=0).predict_dataloader())
-    assert batches[0]["key"] == ["a.txt"]
-    assert "a.txt is not an image" in batches[0]["error"][0]
+    assert batches[0]["key"] == ["a.mp4"]
+    assert "a.mp4 is not an image" in batches[0]["error"][0]
     assert "image" not in batches[0]
     assert batches[1]["image"].shape == (1, 3, 6, 8)
 
@@ -119,7 +119,7 @@ def test_missing_images_or_masks_show_the_expected_files(tmp_path: Path, folder:
 
 def test_error_of_a_missing_mask_folder_names_the_first_mask(tmp_path: Path) -> None:
     fake_folder(tmp_path, images=1)
-    (tmp_path / "masks/val").rename(tmp_path / "masks/valid")
+    (tmp_path / "masks/val").rename(tmp_path / "masks/other")
     with pytest.raises(MissingFileError, match=r"images/val/000\.jpg has no mask; expected .*masks/val/000\.png"):
         FolderDataModule(tmp_path).dataset("val")
 

@@ -257,18 +257,75 @@ def test_mask_numbers_of_few_bits_in_a_tiff_are_kept(tmp_path: Path, bits: int) 
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), numbers)
 
 
-def test_mask_is_not_rotated(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.fromarray(GRAY).save(tmp_path / "a.png", exif=exif)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_mask_with_an_orientation_is_refused_unless_it_is_upright(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    for tag in range(10):
+        Image.fromarray(GRAY).save(path, exif=exif(tag))
+        if tag in range(2, 9):
+            with pytest.raises(UserError, match=rf"a\.{suffix} has the orientation tag {tag}.*save it without the tag"):
+                read_mask(path)
+        else:
+            np.testing.assert_array_equal(read_mask(path), GRAY)
+
+
+def test_mask_with_an_orientation_in_xmp_is_refused(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", XMP.format('tiff:Orientation="3"/>'))
+    Image.fromarray(GRAY).save(tmp_path / "a.png", pnginfo=text)
+    with pytest.raises(UserError, match="orientation tag 3"):
+        read_mask(tmp_path / "a.png")
+
+
+LOSSY = [("JPEG", {}), ("WEBP", {}), ("JPEG2000", {}), ("GIF", {}), ("TIFF", {"compression": "jpeg"})]
+
+
+@pytest.mark.parametrize(("kind", "options"), LOSSY)
+def test_mask_in_a_lossy_format_is_refused_whatever_its_name(tmp_path: Path, kind: str, options: dict) -> None:
+    Image.fromarray(GRAY % 2).save(tmp_path / "a.png", format=kind, **options)
+    with pytest.raises(UserError, match=rf"a\.png is a {kind} file.*may change the numbers.*Save masks as PNG"):
+        read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "PPM", "TGA", "PCX"])
+def test_mask_in_a_lossless_format_is_read(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(GRAY).save(tmp_path / "a.png", format=kind)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), GRAY)
 
 
-@pytest.mark.parametrize("pixels", [RGB, np.dstack([RGB, GRAY]), np.dstack([GRAY, GRAY]), GRAY.astype(np.float32)])
-def test_colored_mask_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+@pytest.mark.parametrize("alpha", [None, 255, 0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_equal_channels_and_constant_alpha_of_a_mask_are_dropped(
+    tmp_path: Path, channels: int, alpha: int | None
+) -> None:
+    layers = [GRAY] * channels + ([] if alpha is None else [np.full_like(GRAY, alpha)])
+    for suffix in ("png", "tif"):
+        Image.fromarray(np.dstack(layers).squeeze()).save(tmp_path / f"a.{suffix}")
+        np.testing.assert_array_equal(read_mask(tmp_path / f"a.{suffix}"), GRAY)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (RGB, "is in colors; expected one channel"),
+        (np.dstack([RGB, np.full_like(GRAY, 255)]), "is in colors; expected one channel"),
+        (np.dstack([GRAY, GRAY]), "has transparent pixels"),
+        (np.dstack([GRAY, GRAY, GRAY, GRAY]), "has transparent pixels"),
+        (GRAY.astype(np.float32), "has the mode F; expected a gray or indexed image"),
+    ],
+)
+def test_mask_without_clear_numbers_is_refused(tmp_path: Path, pixels: np.ndarray, reason: str) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=r"a\.tif has the mode .*; expected a gray or indexed image"):
+    with pytest.raises(UserError, match=rf"a\.tif {reason}"):
         read_mask(tmp_path / "a.tif")
+
+
+def test_mask_with_channels_of_16_bits_is_refused(tmp_path: Path) -> None:  # Pillow would read their upper 8 bits
+    for channels, kind in ((3, 2), (2, 4), (4, 6)):
+        scanlines = (b"\0" + bytes([0, 1] * channels * 4)) * 3
+        write_png(tmp_path / "a.png", 4, 3, bits=16, kind=kind, scanlines=scanlines)
+        with pytest.raises(UserError, match=r"a\.png has \d channels of 16 bits"):
+            read_mask(tmp_path / "a.png")
 
 
 def test_indexed_png_stores_labels_and_shows_colors(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -30,6 +30,15 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
+OUTPUT_MARK = ".early_fusion_seg"
+"""Name of the empty file that marks a folder of images written by this package; `predict` does not read them again."""
+
+ColorReader = Callable[[NDArray[np.uint8], str], NDArray[Any]]
+"""A function of RGB pixels (h, w, 3) and a file name that returns numbers (h, w)."""
+
+MULTI_CHANNEL_MODES = ("LA", "RGB", "RGBA")
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF")  # some may be lossless; GIF renumbers its colors
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")  # Pillow's names of compressions
 GRAY_16_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 MIN_REDUCED_SIDE = 64  # pixels; smaller images are not reduced
 REDUCTION_FLAGS = {  # OpenCV's REDUCED_COLOR flags would give BGR, and cannot be combined with IMREAD_COLOR_RGB
@@ -87,12 +96,43 @@ def open_file(path: str | Path | Openable) -> BinaryIO:
         UserError: The file cannot be opened.
     """
     path = Path(path) if isinstance(path, str) else path
-    if isinstance(path, Path) and not path.is_file():
-        raise MissingFileError(f"there is no file {path}")
     try:
+        if isinstance(path, Path) and not path.is_file():
+            raise _no_file_error(path)
         return path.open("rb")
+    except UserError:
+        raise
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+
+
+def _no_file_error(path: Path) -> UserError:
+    """Return the error for a path that is no file."""
+    if path.is_dir():
+        try:
+            next(path.iterdir(), None)
+        except OSError as error:
+            return UserError(f"the folder {path} cannot be read ({error.strerror or error})")
+        return UserError(f"{path} is a folder; expected an image file")
+    if path.is_symlink():
+        return MissingFileError(f"{path} is a link to {path.readlink()}, which does not exist")
+    return MissingFileError(f"there is no file {path}")
+
+
+def is_image(path: str | Path | Openable) -> bool:
+    """Return whether a file is an image by its content, whatever its name; it may be damaged.
+
+    Raises:
+        UserError: The file is missing or cannot be opened.
+    """
+    with open_file(path) as file:
+        try:
+            Image.open(file).close()
+        except UnidentifiedImageError:
+            return False
+        except (*DECODE_ERRORS, Image.DecompressionBombError):
+            return True
+    return True
 
 
 def image_size(path: str | Path | Openable) -> tuple[int, int]:
@@ -141,28 +181,35 @@ def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
     return image
 
 
-def read_mask(path: str | Path | Openable) -> NDArray[Any]:
+def read_mask(path: str | Path | Openable, from_colors: ColorReader | None = None) -> NDArray[Any]:
     """Read the numbers stored in a mask file, without any conversion.
 
     Args:
-        path: A single-channel image, usually a PNG: gray (1 to 16 bits), or indexed, whose palette is ignored.
+        path: An image in a lossless format, usually a PNG: gray (1 to 16 bits), or indexed, whose palette is ignored.
+            Three equal channels of 8 bits count as one, and an alpha channel of one value is dropped.
+        from_colors: Function that converts the RGB pixels of a mask with three channels to numbers. Default (None):
+            three channels that differ are refused.
 
     Returns:
         The numbers, integers of shape (h, w); the array may be read-only.
 
     Raises:
         MissingFileError: The file does not exist.
-        UserError: The file is not an image, is damaged, or has color channels.
+        UserError: The file is not an image, is damaged, has a lossy compression or an orientation tag, or has channels
+            that cannot be read as numbers.
     """
     content = _read_bytes(path)
     with _open_image(path, content) as image:
+        _check_mask_file(path, image, content)
         raw_mode = _raw_mode(image)
         image.load()  # raises for damaged files; np.asarray may hide it
         mode, values = image.mode, np.asarray(image)
+    if mode in MULTI_CHANNEL_MODES:
+        return _read_channels(path, values, raw_mode, from_colors)
     if mode not in ("1", "L", "P", "I", *GRAY_16_BIT_MODES):
         raise UserError(
             f"{path} has the mode {mode}; expected a gray or indexed image, in which each pixel is the number of its "
-            "class. Convert masks in colors first."
+            "class"
         )
     if mode == "1":
         return values.astype(np.uint8)
@@ -205,6 +252,49 @@ def _to_upright_rgb(image: Image.Image) -> Image.Image:
 def _read_bytes(path: str | Path | Openable) -> bytes:
     with open_file(path) as file:
         return file.read()
+
+
+def _check_mask_file(path: str | Path | Openable, image: Image.Image, content: bytes) -> None:
+    """Refuse masks whose numbers or directions are not those that were drawn."""
+    compression = str(image.info.get("compression"))
+    if image.format in LOSSY_FORMATS or compression in LOSSY_TIFF:
+        kind = f"{image.format} file" + (f" with {compression} compression" if compression in LOSSY_TIFF else "")
+        raise UserError(
+            f"{path} is a {kind}, which may change the numbers of classes when it is saved. Save masks as PNG, from "
+            "their source and not from this file."
+        )
+    if (orientation := _orientation(image, content)) != 1:
+        raise UserError(
+            f"{path} has the orientation tag {orientation}, so it is shown in another direction than it is stored. "
+            "Masks are read as stored: save it without the tag, in the direction in which the image is shown."
+        )
+
+
+def _read_channels(
+    path: str | Path | Openable, values: NDArray[Any], raw_mode: str, from_colors: ColorReader | None
+) -> NDArray[Any]:
+    """Return the numbers (h, w) of a mask with several channels (h, w, c): gray and alpha, RGB, or RGB and alpha."""
+    if "16" in raw_mode:
+        raise UserError(f"{path} has {values.shape[2]} channels of 16 bits; expected one channel")
+    if values.shape[2] != 3:
+        values, alpha = values[..., :-1], values[..., -1]
+        if alpha.min(initial=255) != alpha.max(initial=0):
+            raise UserError(f"{path} has transparent pixels, whose class is unclear; save it without an alpha channel")
+    if values.shape[2] == 1:
+        return values[..., 0]
+    if from_colors is not None:
+        return from_colors(values, str(path))
+    if not has_equal_channels(values):
+        raise UserError(
+            f"{path} is in colors; expected one channel, in which each pixel is the number of its class: "
+            "convert the colors to numbers"
+        )
+    return values[..., 0]
+
+
+def has_equal_channels(pixels: NDArray[Any]) -> bool:
+    """Return whether the three channels of pixels (h, w, 3) are equal."""
+    return bool((pixels[..., :1] == pixels[..., 1:]).all())
 
 
 @contextmanager
