@@ -1,6 +1,7 @@
 """Read images and masks, and write masks that image viewers show in color."""
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -110,7 +111,7 @@ def _no_file_error(path: Path) -> UserError:
     """Return the error for a path that is no file."""
     if path.is_dir():
         try:
-            next(path.iterdir(), None)
+            os.scandir(path).close()
         except OSError as error:
             return UserError(f"the folder {path} cannot be read ({error.strerror or error})")
         return UserError(f"{path} is a folder; expected an image file")
