@@ -255,7 +255,7 @@ def test_missing_masks_are_counted_and_similar_names_shown(tmp_path: Path) -> No
     fake_folder(tmp_path, images=8, splits=False)
     for path in (tmp_path / "masks").iterdir():
         path.rename(path.with_suffix(".tif"))
-    text = r"^8 images below .* have no mask: 000\.jpg, .*, 004\.jpg and 3 more; expected .*000\.png; .*000\.tif is there"
+    text = r"^8 images below .* have no mask: 000\.jpg, .*, 004\.jpg and 3 more; expected .*000\.png; .*\.tif is there"
     with pytest.raises(MissingFileError, match=text):
         FolderDataModule(tmp_path).source("train")
     (tmp_path / "images").rename(tmp_path / "kept")
