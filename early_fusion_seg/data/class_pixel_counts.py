@@ -91,9 +91,9 @@ def count(source: Source, num_classes: int) -> Counts:
 def fingerprint(source: FileSource) -> str:
     """Return a hash of everything that determines the counts.
 
-    It covers the label map, and the key, file size and modification time of each mask.
+    It covers the label map, the colors of masks in colors, and the key, file size and modification time of each mask.
     """
-    labels = None if source.label_set is None else source.label_set.raw_to_train
+    labels = None if source.label_set is None else (source.label_set.raw_to_train, source.label_set.colors)
     digest = hashlib.sha256(repr(labels).encode())
     for item in source.items:
         digest.update(repr((item.key, _size_and_mtime(item.mask))).encode())

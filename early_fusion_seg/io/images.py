@@ -1,17 +1,18 @@
 """Read images and masks, and write masks that image viewers show in color."""
 
 import io
+import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from early_fusion_seg.errors import MissingFileError, UserError
 
@@ -30,6 +31,15 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
+OUTPUT_MARK = ".early_fusion_seg"
+"""Name of the empty file that marks a folder of images written by this package; `predict` does not read them again."""
+
+ColorReader = Callable[[NDArray[np.uint8], str], NDArray[Any]]
+"""A function of RGB pixels (h, w, 3) and a file name that returns numbers (h, w)."""
+
+MULTI_CHANNEL_MODES = ("LA", "RGB", "RGBA")
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF")  # some may be lossless; GIF renumbers its colors
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")  # Pillow's names of compressions
 GRAY_16_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 MIN_REDUCED_SIDE = 64  # pixels; smaller images are not reduced
 REDUCTION_FLAGS = {  # OpenCV's REDUCED_COLOR flags would give BGR, and cannot be combined with IMREAD_COLOR_RGB
@@ -38,11 +48,10 @@ REDUCTION_FLAGS = {  # OpenCV's REDUCED_COLOR flags would give BGR, and cannot b
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-PNG_EXIF = (b"eXIf", b"Raw profile type exif")
+PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
+FIRST_ROTATED = 5  # the EXIF orientations 5 to 8 exchange width and height
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of a complete file
 GRAY_STEP = {"L;2": 85, "L;4": 17}  # Pillow scales gray levels of 2 and 4 bits to 0..255
-
-Prepared = TypeVar("Prepared")
 
 
 class Openable(Protocol):
@@ -71,8 +80,13 @@ def read_image(path: str | Path | Openable, reduction: int = 1) -> NDArray[np.ui
         UserError: The file is not an image, is damaged, or has 32-bit gray levels, which have no standard range.
     """
     content = _read_bytes(path)
-    pixels = _decode_with_opencv(content, reduction)
-    return np.array(_decode_with_pillow(path, content, _to_upright_rgb, reduction)[0]) if pixels is None else pixels
+    with _open_image(path, content) as image:
+        pixels = _decode_with_opencv(image, content, reduction)
+        if pixels is None:
+            if reduction > 1 and min(image.size) >= MIN_REDUCED_SIDE:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+            pixels = np.array(_to_upright_rgb(image))
+        return pixels
 
 
 def open_file(path: str | Path | Openable) -> BinaryIO:
@@ -83,25 +97,60 @@ def open_file(path: str | Path | Openable) -> BinaryIO:
         UserError: The file cannot be opened.
     """
     path = Path(path) if isinstance(path, str) else path
-    if isinstance(path, Path) and not path.is_file():
-        raise MissingFileError(f"there is no file {path}")
     try:
+        if isinstance(path, Path) and not path.is_file():
+            raise _no_file_error(path)
         return path.open("rb")
+    except UserError:
+        raise
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+
+
+def _no_file_error(path: Path) -> UserError:
+    """Return the error for a path that is no file."""
+    if path.is_dir():
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            return UserError(f"the folder {path} cannot be read ({error.strerror or error})")
+        return UserError(f"{path} is a folder; expected an image file")
+    if path.is_symlink():
+        return MissingFileError(f"{path} is a link to {path.readlink()}, which does not exist")
+    return MissingFileError(f"there is no file {path}")
+
+
+def is_image(path: str | Path | Openable) -> bool:
+    """Return whether a file is an image by its content, whatever its name; it may be damaged.
+
+    Raises:
+        UserError: The file is missing or cannot be opened.
+    """
+    with open_file(path) as file:
+        try:
+            Image.open(file).close()
+        except UnidentifiedImageError:
+            return False
+        except (*DECODE_ERRORS, Image.DecompressionBombError):
+            return True
+    return True
 
 
 def image_size(path: str | Path | Openable) -> tuple[int, int]:
-    """Return width and height of an image as stored in its header, without the EXIF orientation.
+    """Return width and height of an image as `read_image` returns it, with the EXIF orientation applied.
+
+    Only a rotated image of another format than JPEG is decoded.
 
     Raises:
-        UserError: The file is missing or not an image.
+        UserError: The file is missing, damaged or not an image.
     """
-    try:
-        with open_file(path) as file, Image.open(file) as image:
+    content = _read_bytes(path)
+    with _open_image(path, content) as image:
+        if _orientation(image, content) < FIRST_ROTATED:
             return image.size
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
+        if image.format == "JPEG":
+            return image.height, image.width
+        return ImageOps.exif_transpose(image).size  # the size of a TIFF may already be that of the upright image
 
 
 def size_text(pixels: NDArray[Any]) -> str:
@@ -133,25 +182,35 @@ def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
     return image
 
 
-def read_mask(path: str | Path | Openable) -> NDArray[Any]:
+def read_mask(path: str | Path | Openable, from_colors: ColorReader | None = None) -> NDArray[Any]:
     """Read the numbers stored in a mask file, without any conversion.
 
     Args:
-        path: A single-channel image, usually a PNG: gray (1 to 16 bits), or indexed, whose palette is ignored.
+        path: An image in a lossless format, usually a PNG: gray (1 to 16 bits), or indexed, whose palette is ignored.
+            Three equal channels of 8 bits count as one, and an alpha channel of one value is dropped.
+        from_colors: Function that converts the RGB pixels of a mask with three channels to numbers. Default (None):
+            three channels that differ are refused.
 
     Returns:
         The numbers, integers of shape (h, w); the array may be read-only.
 
     Raises:
         MissingFileError: The file does not exist.
-        UserError: The file is not an image, is damaged, or has color channels.
+        UserError: The file is not an image, is damaged, has a lossy compression or an orientation tag, or has channels
+            that cannot be read as numbers.
     """
     content = _read_bytes(path)
-    (mode, values), raw_mode = _decode_with_pillow(path, content, lambda image: (image.mode, np.asarray(image)))
+    with _open_image(path, content) as image:
+        _check_mask_file(path, image, content)
+        raw_mode = _raw_mode(image)
+        image.load()  # raises for damaged files; np.asarray may hide it
+        mode, values = image.mode, np.asarray(image)
+    if mode in MULTI_CHANNEL_MODES:
+        return _read_channels(path, values, raw_mode, from_colors)
     if mode not in ("1", "L", "P", "I", *GRAY_16_BIT_MODES):
         raise UserError(
             f"{path} has the mode {mode}; expected a gray or indexed image, in which each pixel is the number of its "
-            "class. Convert masks in colors first."
+            "class"
         )
     if mode == "1":
         return values.astype(np.uint8)
@@ -196,61 +255,104 @@ def _read_bytes(path: str | Path | Openable) -> bytes:
         return file.read()
 
 
-def _decode_with_opencv(content: bytes, reduction: int) -> NDArray[np.uint8] | None:
+def _check_mask_file(path: str | Path | Openable, image: Image.Image, content: bytes) -> None:
+    """Refuse masks whose numbers or directions are not those that were drawn."""
+    compression = str(image.info.get("compression"))
+    if image.format in LOSSY_FORMATS or compression in LOSSY_TIFF:
+        kind = f"{image.format} file" + (f" with {compression} compression" if compression in LOSSY_TIFF else "")
+        raise UserError(
+            f"{path} is a {kind}, which may change the numbers of classes when it is saved. Save masks as PNG, from "
+            "their source and not from this file."
+        )
+    if (orientation := _orientation(image, content)) != 1:
+        raise UserError(
+            f"{path} has the orientation tag {orientation}, so it is shown in another direction than it is stored. "
+            "Masks are read as stored: save it without the tag, in the direction in which the image is shown."
+        )
+
+
+def _read_channels(
+    path: str | Path | Openable, values: NDArray[Any], raw_mode: str, from_colors: ColorReader | None
+) -> NDArray[Any]:
+    """Return the numbers (h, w) of a mask with several channels (h, w, c): gray and alpha, RGB, or RGB and alpha."""
+    if "16" in raw_mode:
+        raise UserError(f"{path} has {values.shape[2]} channels of 16 bits; expected one channel")
+    if values.shape[2] != 3:
+        values, alpha = values[..., :-1], values[..., -1]
+        if alpha.min(initial=255) != alpha.max(initial=0):
+            raise UserError(f"{path} has transparent pixels, whose class is unclear; save it without an alpha channel")
+    if values.shape[2] == 1:
+        return values[..., 0]
+    if from_colors is not None:
+        return from_colors(values, str(path))
+    if not has_equal_channels(values):
+        raise UserError(
+            f"{path} is in colors; expected one channel, in which each pixel is the number of its class: "
+            "convert the colors to numbers"
+        )
+    return values[..., 0]
+
+
+def has_equal_channels(pixels: NDArray[Any]) -> bool:
+    """Return whether the three channels of pixels (h, w, 3) are equal."""
+    return bool((pixels[..., :1] == pixels[..., 1:]).all())
+
+
+@contextmanager
+def _open_image(path: str | Path | Openable, content: bytes) -> Iterator[Image.Image]:
+    """Open an image with Pillow; whatever Pillow raises inside of the block becomes a UserError.
+
+    Args:
+        path: Name of the file, for messages.
+        content: Bytes of the file.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            yield image
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read") from None
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is damaged or cannot be read as an image ({error})") from None
+
+
+def _orientation(image: Image.Image, content: bytes) -> int:
+    """Return the orientation as Pillow's `exif_transpose` finds it, in EXIF or else in XMP: 1 (upright) to 8.
+
+    Args:
+        image: The opened image; a PNG with such metadata is decoded.
+        content: Bytes of the file.
+    """
+    if image.format == "PNG" and not any(name in content for name in PNG_METADATA):
+        return 1  # getexif() would decode the image, since the metadata may follow the pixels
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(orientation) if orientation in range(2, 9) else 1
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return how the pixels of an opened file are stored, such as "L;4" for gray of 4 bits; empty after decoding."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return ""
+    args = image.tile[0].args
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _decode_with_opencv(image: Image.Image, content: bytes, reduction: int) -> NDArray[np.uint8] | None:
     """Decode a usual JPEG or PNG with OpenCV, which is faster than Pillow and gives the same pixels.
 
     Returns:
         RGB pixels (h, w, 3), or None for all other files: other formats and modes, images that must be rotated, and
         truncated files, whose missing pixels OpenCV would fill with gray.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            kind, size = image.format, image.size
-            usual = image.mode in ("RGB", "L") and "transparency" not in image.info and kind in END_MARKERS
-            usual = usual and (kind == "JPEG" or image.tile[0].args in ("RGB", "L"))  # no PNG of 2, 4 or 16 bits
-            if kind == "JPEG":
-                upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            else:  # getexif() of a PNG would decode the whole image
-                upright = not any(tag in content for tag in PNG_EXIF)
-    except (*DECODE_ERRORS, UnidentifiedImageError, Image.DecompressionBombError):  # _decode_with_pillow reports it
+    kind, size = str(image.format), image.size
+    if image.mode not in ("RGB", "L") or "transparency" in image.info or kind not in END_MARKERS:
         return None
-    if not usual or not upright or not content.endswith(END_MARKERS[str(kind)]):
+    if kind == "PNG" and _raw_mode(image) not in ("RGB", "L"):  # 2, 4 or 16 bits
+        return None
+    if not content.endswith(END_MARKERS[kind]) or _orientation(image, content) != 1:
         return None
     flags = REDUCTION_FLAGS[reduction if kind == "JPEG" and min(size) >= MIN_REDUCED_SIDE else 1]
     flags |= cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     return None if pixels is None else np.asarray(pixels, np.uint8)
-
-
-def _decode_with_pillow(
-    path: str | Path | Openable,
-    content: bytes,
-    prepare: Callable[[Image.Image], Prepared],
-    reduction: int = 1,
-) -> tuple[Prepared, str]:
-    """Decode a whole file with Pillow, so that any damage raises an error here.
-
-    Args:
-        path: Name of the file, for messages.
-        content: Bytes of the file.
-        prepare: Function that converts the decoded image.
-        reduction: Factor by which a JPEG is reduced.
-
-    Returns:
-        The result of `prepare`, and the raw mode of a PNG, such as "L;4" for gray of 4 bits (not available after
-        decoding).
-
-    Raises:
-        UserError: The file is not an image or is damaged.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            raw_mode = str(image.tile[0].args) if isinstance(image, PngImageFile) else ""
-            if reduction > 1 and min(image.size) >= MIN_REDUCED_SIDE:
-                image.draft(None, (image.width // reduction, image.height // reduction))
-            image.load()
-            return prepare(image), raw_mode
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is damaged or cannot be read as an image ({error})") from None
