@@ -11,6 +11,7 @@ import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch.utils.data import DataLoader
 
 from early_fusion_seg import SyntheticDataModule
 from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
@@ -155,6 +156,23 @@ def test_augmentation_of_an_image_differs_with_seed_epoch_and_position() -> None
     assert torch.equal(first, image(3, 0, 0))
     for other in ((4, 0, 0), (3, 1, 0), (3, 0, 1)):
         assert not torch.equal(first, image(*other))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_own_dataloader_augments_differently_in_each_pass_and_only_in_training(workers: int) -> None:
+    def passes(split: Split, transform: A.BasicTransform | None = None) -> list[list[torch.Tensor]]:
+        dm = ToyDataModule(ToySource(3), crop_size=16, eval_transform=transform)
+        loader = DataLoader(dm.dataset(split), num_workers=workers, persistent_workers=workers > 0)
+        return [[batch["image"] for batch in loader] for _ in range(3)]
+
+    torch.manual_seed(0)
+    first, second, third = passes("train")
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations([*first, *second, *third], 2))
+    torch.manual_seed(0)
+    again = passes("train")
+    assert all(torch.equal(a, b) for a, b in zip(first, again[0], strict=True))
+    first, second, third = passes("val", A.Affine(translate_px=(-9, 9), p=1.0))  # draws, but equally in each pass
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, third, strict=True))
 
 
 def test_processes_split_the_images() -> None:

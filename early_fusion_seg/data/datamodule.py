@@ -216,14 +216,18 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         return PIL.Image.fromarray(sheet(pictures, labels, batch["key"], self.palette, self.class_names))
 
     def dataset(self, split: Split) -> SegmentationDataset:
-        """Return a split as a dataset of samples, augmented only for "train"."""
+        """Return a split as a dataset of samples, augmented only for "train".
+
+        A DataLoader of your own augments each training image differently in each pass. The loaders of this class give
+        the same augmentation in each run with the same seed.
+        """
         if split not in get_args(Split):
             raise UserError(f"the split is {split!r}; expected one of {', '.join(get_args(Split))}")
         source = self.source(split)
         if len(source) == 0:
             raise MissingFileError(f"the {split} split below {self.root} has no images")
         transform = self.train_transform if split == "train" else self.eval_transform
-        return SegmentationDataset(source, transform, self.scale, seed=_seed())
+        return SegmentationDataset(source, transform, self.scale, seed=_seed(), redraw=split == "train")
 
     def class_pixel_counts(self) -> Counts:
         """Return the number of pixels of each class in each training image, before `scale`.
@@ -263,6 +267,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         values. It is kept if it is the only batch.
         """
         dataset = self.dataset("train")
+        dataset.redraw = False  # the sampler gives the epoch; without it (overfit_batches), the same batch is repeated
         world, rank = self._world()
         drop_last = len(dataset) >= world * self.batch_size
         sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed(), drop_last=drop_last)
