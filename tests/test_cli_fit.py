@@ -222,3 +222,12 @@ def test_a_run_killed_within_an_epoch_resumes(tmp_path: Path) -> None:
     assert (first, second) == (epoch + 1, epoch + 2)
     assert again in ([], [epoch])  # a validation during which it was killed is repeated
     assert torch_epoch(last) == epoch + 2
+
+
+def test_seed_everything_true_draws_a_seed(camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    for run in ("a", "b"):
+        monkeypatch.delenv("PL_GLOBAL_SEED")
+        assert main(fit_args(camvid, tmp_path / run, "--seed_everything=true", "--trainer.fast_dev_run=true")) == 0
+        seeds.append(int(os.environ["PL_GLOBAL_SEED"]))
+    assert seeds[0] != seeds[1]

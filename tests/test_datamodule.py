@@ -1,4 +1,6 @@
+import copy
 import itertools
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +13,10 @@ import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch.utils.data import DataLoader
 
 from early_fusion_seg import SyntheticDataModule
+from early_fusion_seg.data import datamodule
 from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, SegmentationDataset, Source, collate
 from early_fusion_seg.data.folder import FolderDataModule, fake_folder
@@ -155,6 +159,23 @@ def test_augmentation_of_an_image_differs_with_seed_epoch_and_position() -> None
     assert torch.equal(first, image(3, 0, 0))
     for other in ((4, 0, 0), (3, 1, 0), (3, 0, 1)):
         assert not torch.equal(first, image(*other))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_own_dataloader_augments_differently_in_each_pass_and_only_in_training(workers: int) -> None:
+    def passes(split: Split, transform: A.BasicTransform | None = None) -> list[list[torch.Tensor]]:
+        dm = ToyDataModule(ToySource(3), crop_size=16, eval_transform=transform)
+        loader = DataLoader(dm.dataset(split), num_workers=workers, persistent_workers=workers > 0)
+        return [[batch["image"] for batch in loader] for _ in range(3)]
+
+    torch.manual_seed(0)
+    first, second, third = passes("train")
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations([*first, *second, *third], 2))
+    torch.manual_seed(0)
+    again = passes("train")
+    assert all(torch.equal(a, b) for a, b in zip(first, again[0], strict=True))
+    first, second, third = passes("val", A.Affine(translate_px=(-9, 9), p=1.0))  # draws, but equally in each pass
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, third, strict=True))
 
 
 def test_processes_split_the_images() -> None:
@@ -334,15 +355,67 @@ def test_class_pixel_counts_and_weights_are_those_of_the_training_masks(tmp_path
         dm.class_weights("median")
 
 
-def test_resuming_within_an_epoch_with_another_batch_size_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("count", "batch_size", "seed", "prefix", "message"),
+    [
+        (10, 5, 0, "k", "with batches of 2; this run has batches of 5"),
+        (12, 2, 0, "k", "with 10 images; this run has 12 images"),
+        (10, 2, 0, "m", r"with images whose names have the checksum \d+; this run has images whose names"),
+        (10, 2, 7, "k", "with the seed 0; this run has the seed 7"),
+    ],
+)
+def test_resuming_within_an_epoch_of_another_order_is_refused(
+    count: int, batch_size: int, seed: int, prefix: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loader = ToyDataModule(ToySource(10), batch_size=2).train_dataloader()
     next(iter(loader))
-    other = ToyDataModule(ToySource(10), batch_size=5).train_dataloader()
+    monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+    source = ToySource(count)
+    source.key = lambda index: f"{prefix}{index}"  # type: ignore[method-assign]
+    other = ToyDataModule(source, batch_size=batch_size).train_dataloader()
     other.load_state_dict(loader.state_dict())
-    with pytest.raises(
-        UserError, match=r"middle of epoch 1 by 1 process\(es\) with batches of 2; this run has 1 with batches of 5"
-    ):
+    with pytest.raises(UserError, match=f"middle of epoch 1 {message}.*, so it would leave out or repeat images"):
         next(iter(other))
+
+
+def test_images_may_be_added_before_a_new_epoch() -> None:
+    loader = ToyDataModule(ToySource(4), batch_size=2).train_dataloader()
+    list(loader)
+    other = ToyDataModule(ToySource(6), batch_size=2).train_dataloader()
+    other.load_state_dict(loader.state_dict())
+    other.sampler.set_epoch(1)
+    assert len(list(other)) == 3
+
+
+def test_without_a_seed_the_order_differs_between_runs_but_not_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    first, second, resumed = (ToyDataModule(ToySource(20), batch_size=2) for _ in range(3))
+    order = keys(first.train_dataloader())
+    assert order != keys(second.train_dataloader())
+    assert order == keys(first.train_dataloader())  # as with reload_dataloaders_every_n_epochs
+    for _, _ in zip(range(3), first.train_dataloader(), strict=False):
+        pass
+    resumed.load_state_dict(first.state_dict())
+    assert keys(resumed.train_dataloader()) == order[3:]
+
+
+def test_all_processes_take_the_seed_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = keys(ToyDataModule(ToySource(20)).train_dataloader())
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    monkeypatch.setattr(datamodule, "all_gather_object", lambda value: ["0", value])  # as on rank 1
+    assert keys(ToyDataModule(ToySource(20)).train_dataloader()) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_used_data_module_can_be_pickled(tmp_path: Path, workers: int) -> None:
+    dm = FolderDataModule(fake_folder(tmp_path), batch_size=2, num_workers=workers, rare_class_share=0.5)
+    expected = keys(dm.train_dataloader())
+    list(dm.val_dataloader())
+    for copied in (pickle.loads(pickle.dumps(dm)), copy.deepcopy(dm)):
+        assert keys(copied.train_dataloader()) == expected
+    trainer = Trainer(max_epochs=1, num_sanity_val_steps=0, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(Recorder(), datamodule=dm)
+    assert keys(pickle.loads(pickle.dumps(dm)).train_dataloader()) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])

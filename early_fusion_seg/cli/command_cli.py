@@ -1,5 +1,7 @@
 """CommandCLI: the base of all commands that run on Lightning's Trainer."""
 
+import os
+import secrets
 from abc import ABC
 from pathlib import Path
 from typing import Any, ClassVar
@@ -96,6 +98,8 @@ class CommandCLI(LightningCLI, ABC):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; an error is one sentence."""
         self.config = parse(parser, args)
+        if self.config["seed_everything"] is True:  # Lightning would take 0
+            os.environ.setdefault("PL_GLOBAL_SEED", str(secrets.randbits(32)))
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder. The saved configuration leaves it out, so that a rerun gets a new folder."""

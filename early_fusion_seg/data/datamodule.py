@@ -8,6 +8,7 @@ import abc
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -33,6 +34,7 @@ from early_fusion_seg.data.samplers import (
 )
 from early_fusion_seg.data.submission import SubmissionFormat
 from early_fusion_seg.data.transforms import TrainAugmentation, Transform
+from early_fusion_seg.distributed import all_gather_object
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
 from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, EvaluatorRules, VoidPredictionRule
@@ -46,7 +48,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
     """Base class of all data sets.
 
     The order and augmentation of training images depend only on (seed, epoch, image). The seed is the one given to
-    Lightning's `seed_everything`, or 0.
+    Lightning's `seed_everything` in the first process. Without it, a random one is drawn and stored in checkpoints.
 
     Args:
         root: Folder of the data set.
@@ -118,6 +120,11 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self.eval_transform = eval_transform
         self._train_loader: TrainLoader | None = None
         self._restored: dict[str, int] | None = None
+        self._drawn_seed: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or copy contains: all but the loader of a run, whose workers cannot be copied."""
+        return self.__dict__ | {"_train_loader": None}
 
     @property
     @abc.abstractmethod
@@ -216,14 +223,18 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         return PIL.Image.fromarray(sheet(pictures, labels, batch["key"], self.palette, self.class_names))
 
     def dataset(self, split: Split) -> SegmentationDataset:
-        """Return a split as a dataset of samples, augmented only for "train"."""
+        """Return a split as a dataset of samples, augmented only for "train".
+
+        A DataLoader of your own augments each training image differently in each pass. The loaders of this class give
+        the same augmentation in each run with the same seed.
+        """
         if split not in get_args(Split):
             raise UserError(f"the split is {split!r}; expected one of {', '.join(get_args(Split))}")
         source = self.source(split)
         if len(source) == 0:
             raise MissingFileError(f"the {split} split below {self.root} has no images")
         transform = self.train_transform if split == "train" else self.eval_transform
-        return SegmentationDataset(source, transform, self.scale, seed=_seed())
+        return SegmentationDataset(source, transform, self.scale, seed=_seed(), redraw=split == "train")
 
     def class_pixel_counts(self) -> Counts:
         """Return the number of pixels of each class in each training image, before `scale`.
@@ -263,13 +274,13 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         values. It is kept if it is the only batch.
         """
         dataset = self.dataset("train")
+        dataset.redraw = False  # the sampler gives the epoch; without it (overfit_batches), the same batch is repeated
+        dataset.seed = seed = self._training_seed()
         world, rank = self._world()
         drop_last = len(dataset) >= world * self.batch_size
-        sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed(), drop_last=drop_last)
+        sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=seed, drop_last=drop_last)
         if self.rare_class_share:
-            counts, share, seed = self.class_pixel_counts(), self.rare_class_share, _seed()
-            # no image has this seed: augmentation uses (seed, epoch, position) with position < len(dataset)
-            sampler.rare_draws = lambda epoch: draw_rare_classes(counts, share, (seed, epoch, len(dataset)))
+            sampler.rare_draws = partial(_draw_for_epoch, self.class_pixel_counts(), self.rare_class_share, seed)
         self._train_loader = self._loader(TrainLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
         if self._restored is not None:
             self._train_loader.load_state_dict(self._restored)
@@ -283,11 +294,14 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         training steps was read before, because the loader exists by then. It restores the state of the data module
         earlier.
         """
-        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+        if self._train_loader is None:
+            return {}
+        return {"train": self._train_loader.state_dict(), "drawn_seed": self._drawn_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store a position; the next training loader resumes from it."""
         self._restored = state_dict.get("train")
+        self._drawn_seed = state_dict.get("drawn_seed")
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return batches of the validation images, each image exactly once over all processes."""
@@ -315,6 +329,13 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         world, rank = self._world()
         return UnpaddedDistributedSampler(dataset, world, rank) if world > 1 else None
 
+    def _training_seed(self) -> int:
+        """Return the seed of the first process: that of `seed_everything`, or else one that is drawn once."""
+        given = os.environ.get("PL_GLOBAL_SEED")
+        if given is None and self._drawn_seed is None:
+            self._drawn_seed = int(torch.randint(2**32, ()))
+        return int(all_gather_object(self._drawn_seed if given is None else given)[0])
+
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
@@ -339,8 +360,13 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         )
 
 
+def _draw_for_epoch(counts: Counts, share: float, seed: int, epoch: int) -> dict[int, tuple[int, int]]:
+    # no image has this seed: augmentation uses (seed, epoch, position) with position < len(counts)
+    return draw_rare_classes(counts, share, (seed, epoch, len(counts)))
+
+
 def _seed() -> int:
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything; equal in every process
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
 
 
 def _start_worker(_: int) -> None:

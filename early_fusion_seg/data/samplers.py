@@ -5,13 +5,23 @@ position). So the training data are the same for any number of processes and wor
 and resumed. Images drawn for rare classes replace images in this order before it is split among the processes.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from early_fusion_seg.data.dataset import Sample
+from early_fusion_seg.data.dataset import Sample, SegmentationDataset
 from early_fusion_seg.errors import UserError
+
+ORDER = {  # what determines the order of an epoch, in the words of messages
+    "batch_size": "batches of {}",
+    "processes": "{} process(es)",
+    "images": "{} images",
+    "names": "images whose names have the checksum {}",
+    "seed": "the seed {}",
+}
 
 
 class EpochSampler(DistributedSampler[tuple[int, ...]]):
@@ -112,26 +122,37 @@ class TrainLoader(BatchLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch, the number of batches yielded in it, the batch size and the number of processes."""
-        return {"epoch": self.epoch, "batches": self.batches} | self._batch_sizes()
+        """Return the epoch, the number of batches yielded in it, and the numbers that determine its order."""
+        return {"epoch": self.epoch, "batches": self.batches} | self._order
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Store a state; the next pass resumes from it if it is a pass of the same epoch."""
         self.restored = state
 
-    def _batch_sizes(self) -> dict[str, int]:
-        return {"batch_size": cast(int, self.batch_size), "processes": getattr(self.sampler, "num_replicas", 1)}
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        """Return the numbers that determine which images are in which batch of an epoch; see `ORDER`."""
+        dataset = cast(SegmentationDataset, self.dataset)
+        names = "\n".join(dataset.source.key(i) for i in range(len(dataset)))
+        return {
+            "batch_size": cast(int, self.batch_size),
+            "processes": getattr(self.sampler, "num_replicas", 1),
+            "images": len(dataset),
+            "names": zlib.crc32(names.encode(errors="surrogateescape")),
+            "seed": dataset.seed,
+        }
 
     def _batches_to_skip(self, sampler: EpochSampler) -> int:
         """Return how many batches of this epoch were trained on before an interruption."""
         state, self.restored = self.restored, None
         if state is None or state["epoch"] != sampler.epoch or state["batches"] >= len(self):
             return 0
-        now = self._batch_sizes()
-        if any(state[name] != value for name, value in now.items()):
+        different = [name for name, value in self._order.items() if state.get(name, value) != value]
+        if different:
+            before, now = (ORDER[different[0]].format(numbers[different[0]]) for numbers in (state, self._order))
             raise UserError(
-                f"the checkpoint was saved in the middle of epoch {state['epoch'] + 1} by {state['processes']} "
-                f"process(es) with batches of {state['batch_size']}; this run has {now['processes']} with batches of "
-                f"{now['batch_size']}. Resume with the same numbers, or from a checkpoint saved at the end of an epoch"
+                f"the checkpoint was saved in the middle of epoch {state['epoch'] + 1} with {before}; this run has "
+                f"{now}, so it would leave out or repeat images of this epoch. Resume with the same images, batch "
+                "size, processes and seed, or from a checkpoint saved at the end of an epoch"
             )
         return state["batches"]

@@ -123,21 +123,23 @@ class TrainAugmentation:
                 break
         return Window(crop, scale, rows, cols)
 
-    def apply(self, image: Pixels, mask: Pixels | None, window: Window) -> dict[str, Any]:
+    def apply(self, image: Pixels, mask: Pixels | None, window: Window, reduction: int = 1) -> dict[str, Any]:
         """Cut a window out of an image and its mask, then resize, flip and color it.
 
         Args:
-            image: Pixels at full size, or reduced by `window.reduction` in decoding.
-            mask: Labels at full size, or None.
+            image: Pixels at full size, or reduced in decoding.
+            mask: Labels at full size, or None for an image at full size.
             window: A window from `draw_window`.
+            reduction: Factor by which the image was reduced.
 
         Returns:
             `image` and, if a mask was given, `mask`.
         """
-        factor = 1 if mask is None else round(mask.shape[0] / image.shape[0])
         if mask is not None:
-            window = align_to_reduced(window, factor, (mask.shape[0], mask.shape[1]))
-        rows, cols = (slice(a.source.start // factor, -(-a.source.stop // factor)) for a in (window.rows, window.cols))
+            window = align_to_reduced(window, reduction, (mask.shape[0], mask.shape[1]))
+        rows, cols = (
+            slice(a.source.start // reduction, -(-a.source.stop // reduction)) for a in (window.rows, window.cols)
+        )
         data = {"image": image[rows, cols]}
         if mask is not None:
             data["mask"] = mask[window.rows.source, window.cols.source]
@@ -184,6 +186,8 @@ def _pad(pixels: Pixels, window: Window, fill: tuple[int, ...]) -> Pixels:
 def align_to_reduced(window: Window, factor: int, size: tuple[int, int]) -> Window:
     """Move the edges of a window to whole pixels of an image reduced by a factor, so that image and mask stay aligned.
 
+    If the size is no multiple of the factor, the last reduced pixel covers fewer pixels than the others; leave it out.
+
     Args:
         window: A window of the image at full size.
         factor: Factor by which the image is reduced.
@@ -193,8 +197,9 @@ def align_to_reduced(window: Window, factor: int, size: tuple[int, int]) -> Wind
         return window
     axes = []
     for axis, side in zip((window.rows, window.cols), size, strict=True):
-        start = axis.source.start // factor * factor
-        stop = min(side, max(start + factor, round(axis.source.stop / factor) * factor))
+        whole = side // factor * factor
+        start = min(whole - factor, axis.source.start // factor * factor)
+        stop = min(whole, max(start + factor, round(axis.source.stop / factor) * factor))
         axes.append(Axis(slice(start, stop), axis.target))
     return Window(window.size, window.scale, *axes)
 
