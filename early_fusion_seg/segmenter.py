@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from PIL import Image
 from torch import Tensor, nn
@@ -283,12 +284,18 @@ class ReverseHRNetSeg(LightningModule):
     def _log_scores(self, split: str) -> None:
         scores = cast(SegmentationMetrics, self.metrics[split]).compute()  # the sum over ranks, so equal on all
         miou = scores["miou"].where(scores["miou"].isfinite(), scores["per_class"].nanmean())  # VOC's mIoU can be nan
-        values = {f"{split}/mIoU": miou.float(), f"{split}/pixel_accuracy": scores["pixel_accuracy"].float()}
-        values[f"{split}/loss"] = cast(MeanLoss, self.losses[split]).compute().float()
+        values = {f"{split}/mIoU": miou, f"{split}/pixel_accuracy": scores["pixel_accuracy"]}
+        values[f"{split}/loss"] = cast(MeanLoss, self.losses[split]).compute()
+        values = {name: value.float().to(self.device) for name, value in values.items()}
         self.log_dict(values, prog_bar=True, sync_dist=True, reduce_fx="max")  # the maximum of equal values is exact
 
     def setup(self, stage: str) -> None:
         """Compile if asked, check that all ranks have the same encoder, and prepare the loss of a step."""
+        if stage == "fit" and self.num_classes == 1:
+            rank_zero_warn(
+                f"{self.class_names[0]} is the only class, so there is nothing to learn: every labeled pixel has it; "
+                "give the background a class of its own instead of ignoring it"
+            )
         if stage == "fit" and self.hparams["compile"]:
             self.network.encoder.compile()
             self.network.head.compile()

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from cli_runs import SIZE, fit_args
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from early_fusion_seg.__main__ import main
 from early_fusion_seg.data import class_pixel_counts
@@ -81,6 +84,37 @@ def trained(camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkpoint(trained: Path) -> Path:
     return trained / "checkpoints" / "best.ckpt"
+
+
+class DeviceWithoutFloat64(TorchDispatchMode):
+    """Refuse float64 as a device without it does (Apple's MPS); what is computed from `tensor.cpu()` may have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_cpu: dict[int, Tensor] = {}  # by id
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        on_cpu = any(id(x) in self.on_cpu for x in tree_leaves((args, kwargs)))
+        for x in tree_leaves(result):
+            if on_cpu and isinstance(x, Tensor):
+                self.on_cpu[id(x)] = x
+            elif isinstance(x, Tensor) and x.dtype == torch.float64:
+                raise TypeError(f"{func}: the device has no float64")
+        return result
+
+
+@pytest.fixture
+def device_without_float64(monkeypatch: pytest.MonkeyPatch) -> DeviceWithoutFloat64:
+    mode, to_cpu = DeviceWithoutFloat64(), Tensor.cpu
+
+    def cpu(tensor: Tensor) -> Tensor:
+        copy = to_cpu(tensor).clone()
+        mode.on_cpu[id(copy)] = copy
+        return copy
+
+    monkeypatch.setattr(Tensor, "cpu", cpu)
+    return mode
 
 
 def _is_loopback(host: Any) -> bool:

@@ -1,3 +1,5 @@
+import errno
+import os
 import resource
 import signal
 from pathlib import Path
@@ -55,3 +57,16 @@ def test_a_checkpoint_is_renamed_only_when_it_is_complete(tmp_path, monkeypatch)
     monkeypatch.setattr("os.fsync", lambda _: seen.append(sorted(p.name for p in tmp_path.iterdir())))
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
     assert seen == [[".part-last.ckpt"], ["last.ckpt"]]  # the file is synced before the rename, its folder after it
+
+
+def test_a_checkpoint_is_complete_where_folders_cannot_be_opened(tmp_path, monkeypatch):
+    open_file = os.open
+
+    def as_on_windows(path, *args, **kwargs):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", as_on_windows)
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {"step": 1}

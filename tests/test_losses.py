@@ -207,3 +207,15 @@ def test_huge_logits_have_a_finite_loss():
 def test_labels_that_are_no_class_are_refused(loss):
     with pytest.raises((RuntimeError, IndexError), match=r"out of (bounds|range)"):
         loss(torch.zeros(1, 3, 4, 4), torch.full((1, 4, 4), 7, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, dice, ohem_cross_entropy, pixel_cross_entropy])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.complex64])
+def test_a_target_of_fractions_is_refused(loss, kind):
+    with pytest.raises(UserError, match=rf"the target holds {kind}; expected integers"):
+        loss(torch.zeros(1, 2, 3, 4, requires_grad=True), torch.full((1, 3, 4), 0.7).to(kind))
+
+
+def test_a_bool_target_is_that_of_two_classes():
+    logits, target = torch.randn(1, 2, 6, 8), torch.rand(1, 6, 8) > 0.5
+    torch.testing.assert_close(cross_entropy(logits, target), F.cross_entropy(logits, target.long()))

@@ -1,12 +1,18 @@
+import copy
+import pickle
+from collections import Counter
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.metrics import CHUNK, SegmentationMetrics, confusion_matrix
+from early_fusion_seg.metrics import CHUNK, MeanLoss, SegmentationMetrics, class_iou, confusion_matrix
 
 
 def score(truth, prediction, k=4, **options):
@@ -86,7 +92,7 @@ def test_every_pair_of_labels_is_counted_for_any_dtype(kind, k, ignore_index):
     expected = np.zeros((k + 2, k + 2), np.int64)
     np.add.at(expected, (table[truth.long()], table[prediction.long()]), 1)
     assert counts.dtype == torch.int64
-    np.testing.assert_array_equal(counts, np.delete(expected, k, axis=0))
+    np.testing.assert_array_equal(counts, expected)
 
 
 # The ground truth has classes 0 and 1; class 2 is predicted once, class 3 is absent from both. IoU: 2/3, 1, 0, nan.
@@ -94,20 +100,31 @@ TRUTH, PREDICTION = [0, 0, 0, 1, 255], [0, 0, 2, 1, 3]
 
 
 @pytest.mark.parametrize(
-    ("absent", "expected"),
+    ("absent", "expected", "per_class", "accuracy"),
     [
-        ("nan-skip", (2 / 3 + 1 + 0) / 3),  # Cityscapes, Mapillary Vistas, mmsegmentation
-        ("gt-only", (2 / 3 + 1) / 2),  # COCO-Stuff, detectron2
-        ("zero", (2 / 3 + 1) / 4),  # SegNet's CamVid
-        ("strict-nan", np.nan),  # PASCAL VOC
+        ("nan-skip", (2 / 3 + 1 + 0) / 3, [2 / 3, 1, 0, np.nan], (2 / 3 + 1) / 2),  # Cityscapes, Mapillary, mmseg
+        ("gt-only", (2 / 3 + 1) / 2, [2 / 3, 1, np.nan, np.nan], (2 / 3 + 1) / 2),  # COCO-Stuff, detectron2
+        ("zero", (2 / 3 + 1) / 4, [2 / 3, 1, 0, 0], (2 / 3 + 1) / 4),  # SegNet's CamVid
+        ("strict-nan", np.nan, [2 / 3, 1, 0, np.nan], (2 / 3 + 1) / 2),  # PASCAL VOC
     ],
 )
-def test_absent_classes_under_each_rule(absent, expected):
+def test_absent_classes_under_each_rule(absent, expected, per_class, accuracy):
     scores = score(TRUTH, PREDICTION, absent=absent)
     np.testing.assert_allclose(scores["miou"], expected)
-    np.testing.assert_allclose(scores["per_class"], [2 / 3, 1, 0, np.nan])
-    np.testing.assert_allclose(scores["mean_accuracy"], (2 / 3 + 1) / 2)  # over the classes of the truth
+    np.testing.assert_allclose(scores["per_class"], per_class)
+    np.testing.assert_allclose(scores["mean_accuracy"], accuracy)
     np.testing.assert_allclose(scores["fw_iou"], 3 / 4 * 2 / 3 + 1 / 4 * 1)
+
+
+@pytest.mark.parametrize("absent", ["nan-skip", "gt-only", "zero", "strict-nan"])
+@pytest.mark.parametrize("pred_void", ["fn", "drop"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_mean_of_per_class_is_the_miou_under_each_rule(absent, pred_void, seed):
+    rng = np.random.default_rng(seed)
+    truth, prediction = rng.choice((0, 1, V), 20).tolist(), rng.choice((0, 1, 2, V), 20).tolist()
+    scores = score(truth, prediction, absent=absent, pred_void=pred_void)
+    mean = np.mean if absent == "strict-nan" else np.nanmean
+    np.testing.assert_allclose(scores["miou"], mean(scores["per_class"]))
 
 
 def test_strict_nan_is_the_plain_mean_if_all_classes_occur():
@@ -135,14 +152,108 @@ def test_another_ignore_index():
 
 
 def test_void_predictions_are_an_error_under_the_rule_error():
-    with pytest.raises(UserError, match="predicted as void"):
+    with pytest.raises(UserError, match="1 pixels are predicted as void"):
         score([0, 1], [0, 255], pred_void="error")
-    assert score([255, 1], [255, 1], pred_void="error")["pixel_accuracy"] == 1.0
+    assert score([255, 1], [0, 1], pred_void="error")["pixel_accuracy"] == 1.0
 
 
-def test_scores_without_labeled_pixels_are_nan():
-    scores = score([255], [0])
+@pytest.mark.parametrize("label", [255, 21])
+def test_the_rule_error_refuses_labels_that_are_no_class_on_ignored_pixels_too(label):
+    with pytest.raises(UserError, match="1 pixels are predicted as void or as no class"):
+        score([255, 1], [label, 1], k=21, absent="strict-nan", pred_void="error")  # VOC's devkit: "out of range"
+
+
+@pytest.mark.parametrize("absent", ["nan-skip", "gt-only", "zero", "strict-nan"])
+def test_scores_without_labeled_pixels_are_nan_with_a_warning(absent):
+    with pytest.warns(UserWarning, match="the 1 images scored have no labeled pixel, so all scores are nan"):
+        scores = score([255], [0], absent=absent)
     assert all(np.isnan(scores[name]) for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou"))
+    assert np.isnan(scores["per_class"]).all()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+def test_fractions_and_complex_numbers_are_refused_as_labels(kind):
+    labels, fractions = torch.ones(1, 1, 2, dtype=torch.uint8), torch.tensor([[[0.9, 0.2]]]).to(kind)
+    for name, pair in {"prediction": (fractions, labels), "target": (labels, fractions)}.items():
+        for function in (SegmentationMetrics(2).update, lambda p, t: confusion_matrix(p, t, 2)):
+            with pytest.raises(UserError, match=f"the {name} holds {kind}; expected integers"):
+                function(*pair)
+
+
+def test_bool_labels_are_those_of_two_classes():
+    truth = torch.tensor([[[1, 1, 0, 255]]])
+    metrics = SegmentationMetrics(2)
+    metrics.update(torch.tensor([[[0.9, 0.2, 0.1, 0.9]]]) > 0.5, truth)
+    assert metrics.confusion.tolist() == [[1, 0, 0], [1, 1, 0]]
+    with pytest.raises(UserError, match=r"holds torch\.bool, .* there are 3"):
+        SegmentationMetrics(3).update(truth > 0, truth)
+    with pytest.raises(UserError, match=r"the target holds torch\.bool, .* there are 1"):
+        SegmentationMetrics(1).update(truth, truth > 300)
+
+
+def test_one_class_keeps_its_axis():
+    labels = torch.tensor([[[0, 0, 255]]])
+    metrics = SegmentationMetrics(1)
+    assert metrics(labels, labels)["per_class"].shape == (1,)  # the value of the batch
+    for copied in (metrics, copy.deepcopy(metrics), pickle.loads(pickle.dumps(metrics))):
+        assert copied.compute()["per_class"].tolist() == [1.0]
+        assert copied.compute()["per_class"].shape == (1,)  # from torchmetrics' cache
+        assert copied.compute()["miou"].shape == ()
+
+
+def test_nothing_on_the_device_is_float64(device_without_float64):
+    prediction, truth = batch(0)
+    with device_without_float64:
+        with pytest.raises(TypeError, match="the device has no float64"):
+            prediction.double()
+        metrics, loss = SegmentationMetrics(7), MeanLoss()
+        metrics.update(prediction, truth)
+        loss.update(torch.tensor(0.5), torch.tensor(3.0))
+        scores = metrics.compute()
+        assert {value.dtype for value in (*scores.values(), loss.compute())} == {torch.float64}  # on the CPU
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
+def test_labels_on_a_device_are_counted_in_one_pass_without_waiting_for_it(kind):
+    labels = torch.zeros(1, 700, 701, dtype=kind, device="meta")  # meta tensors refuse to give their values
+    assert labels.numel() > CHUNK
+    metrics = SegmentationMetrics(4).to("meta")
+    with CountOperators() as counted:
+        metrics.update(labels, labels)
+    assert counted["aten::scatter_add_"] == 1
+    assert not counted.keys() & {"aten::bincount", "aten::_local_scalar_dense"}
+    assert metrics.confusion.device.type == "meta"
+
+
+class CountOperators(TorchDispatchMode):
+    """Count the operators that run."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.counted = Counter()
+        return self.counted
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counted[func.name()] += 1
+        return func(*args, **kwargs or {})
+
+
+def test_pairs_counted_as_on_a_device_equal_those_of_a_cpu(monkeypatch):
+    prediction, truth = batch(3, void=True)
+    expected = confusion_matrix(prediction, truth, 7)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    assert torch.equal(confusion_matrix(prediction, truth, 7), expected)
+
+
+@given(st.lists(st.tuples(st.floats(0, 20, width=32), st.integers(0, 2**21)), min_size=1, max_size=50))
+@settings(max_examples=25, deadline=None)
+def test_the_mean_loss_is_exact(batches):
+    loss = MeanLoss()
+    for value, pixels in batches:
+        loss.update(torch.tensor(value, dtype=torch.float32), torch.tensor(pixels))
+    weight = sum(pixels for _, pixels in batches)
+    exact = sum(Fraction(value) * pixels for value, pixels in batches) / weight if weight else np.nan
+    np.testing.assert_allclose(float(loss.compute()), float(exact), rtol=1e-14)
 
 
 @pytest.mark.parametrize(("truth", "prediction"), [([4], [0]), ([0], [4]), ([-1], [0]), ([0], [254])])
@@ -206,8 +317,8 @@ def miou_cityscapes(truth, prediction, classes):
 
 
 def miou_voc(truth, prediction, classes):
-    """Like Cityscapes, but 0/0 stays nan in the mean, and void predictions are an error."""
-    if any(p == V and t != V for t, p in zip(truth, prediction, strict=True)):
+    """Like Cityscapes, but 0/0 stays nan in the mean, and void predictions are an error, anywhere in the file."""
+    if V in prediction:
         return "error"
     _, _, in_truth = _sums(truth, prediction, classes)
     seen = {p for t, p in zip(truth, prediction, strict=True) if t != V}
@@ -282,3 +393,19 @@ def test_examples_computed_with_the_official_code():
     assert score([0, 0, 1, 1], [0, V, 1, 1], **mapillary)["miou"] == 1.0
     assert score([0, 0, 1, 1], [0, 2, 1, 1], **mapillary)["miou"] == 0.5
     assert score([0, 0, 1, 1], [0, 2, 1, 1], k=3, absent="gt-only")["miou"] == 0.75
+
+
+def test_camvid_has_the_accuracies_of_segnets_script():
+    segnet = {"k": 11, "absent": "zero", "pred_void": "drop"}
+    assert score([0, 0], [0, V], **segnet)["pixel_accuracy"] == 0.5  # a void prediction is wrong
+    assert score([0, 0], [0, V], **segnet)["miou"] == 1 / 11  # and left out of the IoU
+    assert score([0, 0], [0, 1], **segnet)["mean_accuracy"] == 0.5 / 11  # the class average is always over 11
+    mapillary = {"k": 11, "absent": "nan-skip", "pred_void": "drop"}
+    assert score([0, 0], [0, V], **mapillary)["pixel_accuracy"] == 1.0
+    assert score([0, 0], [0, 1], **mapillary)["mean_accuracy"] == 0.5
+
+
+def test_scores_on_plain_counts():
+    counts = torch.tensor([[3, 1, 0], [0, 2, 2]])  # the last column is void
+    assert class_iou(counts).tolist() == [3 / 4, 2 / 5]
+    assert class_iou(counts, pred_void="drop").tolist() == [3 / 4, 2 / 3]

@@ -15,6 +15,7 @@ from torch import Tensor
 from early_fusion_seg import CamVidDataModule, ReverseHRNetSeg
 from early_fusion_seg.__main__ import main
 from early_fusion_seg.data.dataset import SegmentationDataset, Source
+from early_fusion_seg.errors import UserError
 
 PAGE = Path(__file__).parents[1] / "docs" / "datasets.md"
 FILL = {"fill": 255, "fill_mask": 255}
@@ -168,3 +169,20 @@ def test_samples_differ_between_epochs_and_are_the_same_for_any_number_of_worker
     assert epochs(own(0)) == alone
     assert epochs(own(1)) == alone
     assert epochs(own(2)) == alone
+
+
+@pytest.mark.parametrize("value", [0.5, 1 / 255, 256, -1])
+def test_a_mask_that_does_not_hold_class_numbers_is_refused(value: float) -> None:
+    def scaled(image: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": image, "mask": np.full(mask.shape, value)}
+
+    with pytest.raises(UserError, match=r"mask of torch\.\w+ for .*, with values that are not whole numbers in 0"):
+        SegmentationDataset(GradientSource(), scaled)[0]
+
+
+def test_a_mask_of_whole_numbers_may_have_any_dtype() -> None:
+    def as_floats(image: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": image, "mask": mask.astype(np.float32)}
+
+    plain = SegmentationDataset(GradientSource())[0]["mask"]
+    assert torch.equal(SegmentationDataset(GradientSource(), as_floats)[0]["mask"], plain)

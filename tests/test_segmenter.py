@@ -744,3 +744,12 @@ def test_low_precision_training_with_an_unlabeled_batch_and_loading_its_checkpoi
         fresh.validate(ReverseHRNetSeg(**SMALL), loader(2, 1), ckpt_path=path, verbose=False)
         assert fresh.callback_metrics["val/mIoU"].isfinite()
     assert ReverseHRNetSeg.load_from_checkpoint(path).predict(np.zeros((9, 7, 3), np.uint8)).shape == (9, 7)
+
+
+def test_training_and_evaluation_need_no_float64_on_the_device(tmp_path, device_without_float64):
+    with device_without_float64:
+        model = ReverseHRNetSeg(**SMALL, loss={"cross_entropy": 1.0, "ohem": 1.0, "dice": 1.0}, label_smoothing=0.1)
+        engine = trainer(tmp_path, accumulate_grad_batches=2)
+        engine.fit(model, loader(), loader(2, 1))
+        engine.test(model, loader(2, 1), verbose=False)
+    assert engine.global_step == 1

@@ -271,3 +271,12 @@ def test_a_confusion_picture_has_a_limited_size_for_any_number_of_classes(k):
 def test_a_confusion_picture_of_many_classes_has_no_names():
     many = np.eye(100, dtype=np.int64)
     np.testing.assert_array_equal(confusion_picture(many, ["a"] * 100), confusion_picture(many, ["long name"] * 100))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.complex64, np.bool_])
+def test_label_maps_that_are_no_integers_are_refused(kind):
+    image, truth = _scene()
+    for pair in ((truth.astype(kind), truth), (truth, truth.astype(kind))):
+        for draw in (error_map, lambda *a: panel(*a, PALETTE, NAMES)):
+            with pytest.raises(UserError, match=r"(truth|prediction) holds \w+; expected integers"):
+                draw(image, *pair)

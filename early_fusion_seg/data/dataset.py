@@ -176,7 +176,7 @@ class SegmentationDataset(Dataset[Sample]):
                 data = self.transform(**data)
         sample: Sample = {"key": self.source.key(position), "image": _image_tensor(data["image"])}
         if "mask" in data:
-            sample["mask"] = torch.as_tensor(np.ascontiguousarray(data["mask"])).to(torch.uint8)
+            sample["mask"] = _mask_tensor(data["mask"], sample["key"])
         return sample
 
     def _random_epoch(self) -> int:
@@ -235,6 +235,18 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         if name in samples[0]:
             batch[name] = torch.stack([sample[name] for sample in samples])
     return batch
+
+
+def _mask_tensor(mask: Any, key: str) -> Tensor:
+    """Convert the mask (h, w) that a transform returned to uint8, if this changes no value."""
+    tensor = torch.as_tensor(np.ascontiguousarray(mask))
+    labels = tensor.to(torch.uint8)
+    if not torch.equal(labels.to(tensor.dtype), tensor):
+        raise UserError(
+            f"the transform returned a mask of {tensor.dtype} for {key}, with values that are not whole numbers in "
+            "0..255; a mask holds the numbers of classes, so do not normalize or interpolate it"
+        )
+    return labels
 
 
 def _image_tensor(image: Any) -> Tensor:

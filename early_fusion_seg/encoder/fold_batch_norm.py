@@ -64,13 +64,20 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> None:
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
-    """Compute weight and bias of `norm(conv(x))` in float64 and return them in the dtype of the convolution."""
+    """Compute weight and bias of `norm(conv(x))` in float64 and return them in the dtype of the convolution.
+
+    They are computed on the CPU, because some devices have no float64, and returned on the convolution's device.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    bias = None if conv.bias is None else conv.bias.double()
+    bias = None if conv.bias is None else _wide(conv.bias)
     weight, bias = fuse_conv_bn_weights(
-        conv.weight.double(), bias, norm.running_mean.double(), norm.running_var.double(), norm.eps,
-        norm.weight.double(), norm.bias.double(),
+        _wide(conv.weight), bias, _wide(norm.running_mean), _wide(norm.running_var), norm.eps,
+        _wide(norm.weight), _wide(norm.bias),
     )  # fmt: skip
-    dtype = conv.weight.dtype
-    return nn.Parameter(weight.to(dtype), requires_grad=False), nn.Parameter(bias.to(dtype), requires_grad=False)
+    like = conv.weight
+    return nn.Parameter(weight.to(like), requires_grad=False), nn.Parameter(bias.to(like), requires_grad=False)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()

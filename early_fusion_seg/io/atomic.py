@@ -78,8 +78,11 @@ def last_number(folder: Path, prefix: str) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the new name to the disk, where folders can be synced."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flush the new name to the disk, where folders can be opened and synced; the file itself is complete already."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders, and other systems none that may be written but not read
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

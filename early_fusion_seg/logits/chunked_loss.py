@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from early_fusion_seg.errors import UserError
 from early_fusion_seg.logits.lazy_logits import Chunk, LazyLogits, as_lazy_logits
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]
@@ -99,7 +100,13 @@ def sum_over_chunks(logits: Tensor | LazyLogits, target: Tensor, function: RowFu
 
 
 def label_size(target: Tensor) -> tuple[int, int]:
-    """Return (H, W) of a target (n, H, W)."""
+    """Return (H, W) of a target (n, H, W).
+
+    Raises:
+        UserError: The target holds fractions or complex numbers, which would be cut to whole numbers.
+    """
+    if target.is_floating_point() or target.is_complex():
+        raise UserError(f"the target holds {target.dtype}; expected integers, the number of the class of each pixel")
     return target.shape[-2], target.shape[-1]
 
 

@@ -235,9 +235,11 @@ def _compose(tiles: dict[str, Pixels], legend: Sequence[tuple[str, Color]], colu
 
 
 def _check_sizes(image: Pixels, **label_maps: Labels) -> None:
-    """Raise a UserError if the image is not (h, w, 3) uint8 or a label map has another size."""
+    """Raise a UserError if the image is not (h, w, 3) uint8, or a label map holds no integers or has another size."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise UserError(f"the image is {image.dtype} of shape {image.shape}; expected uint8 of shape (h, w, 3)")
     for name, labels in label_maps.items():
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f"{name} holds {labels.dtype}; expected integers, the number of the class of each pixel")
         if labels.shape != image.shape[:2]:
             raise UserError(f"{name} has the shape {labels.shape}, the image {image.shape[:2]}; expected equal shapes")
