@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.atomic import last_number
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
+INSTALL = {"tensorboard": "pip install 'early-fusion-seg[tensorboard]'", "wandb": "pip install wandb"}
 CHECKPOINTS = "checkpoints"
 
 
@@ -52,8 +54,15 @@ def preserve_metrics_csv(folder: Path) -> Iterator[None]:
 
 
 def make_loggers(names: LoggerName | list[LoggerName], folder: Path) -> list[Logger]:
-    """Return the CSV logger, then the other loggers by name."""
+    """Return the CSV logger, then the other loggers by name.
+
+    Raises:
+        UserError: The package of a logger is not installed.
+    """
     requested = [names] if isinstance(names, str) else names
+    for name in INSTALL.keys() & set(requested):
+        if find_spec(name) is None:
+            raise UserError(f"--logger {name} needs {name}, which is not installed: {INSTALL[name]}")
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
     if "tensorboard" in requested:
         loggers.append(TensorBoardLogger(folder, name="", version=""))

@@ -34,8 +34,8 @@ def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
     except (HTTPError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"the weights of {name} could not be downloaded from timm's hub ({type(error).__name__}); give a file with "
-            'encoder_weights=PATH, or set encoder_weights="random" to train without pretrained weights. A checkpoint of a '
-            "training with save_encoder=True needs no hub"
+            'encoder_weights=PATH, or set encoder_weights="random" to train without pretrained weights. A checkpoint '
+            "that was saved with save_encoder=True needs no hub"
         ) from error
     except (RuntimeError, ValueError, AttributeError, AssertionError, TypeError) as error:  # raised by timm's models
         raise UserError(
