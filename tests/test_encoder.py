@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from early_fusion_seg import FrozenEncoder
+from early_fusion_seg.encoder import onednn_blocks
 from early_fusion_seg.encoder.fold_batch_norm import fold_batch_norms
-from early_fusion_seg.encoder.onednn_blocks import lacks_bfloat16
+from early_fusion_seg.encoder.onednn_blocks import CONV, find_operator, lacks_bfloat16
 from early_fusion_seg.encoder.weights import noise_images
 from early_fusion_seg.errors import MissingFileError, UserError
 
@@ -448,6 +449,18 @@ def test_without_onednn_timms_own_blocks_are_used(random_resnet18, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN here")
+def test_an_operator_that_another_version_has_changed_is_not_used(random_resnet18, monkeypatch):
+    assert (find_operator(*CONV) is not None) == torch.backends.mkldnn.is_available()
+    assert find_operator(CONV[0], CONV[1], f"{CONV[2]} another") is None
+    assert find_operator(CONV[0], "other", CONV[2]) is None
+    assert find_operator("no_such_operator", *CONV[1:]) is None
+    images = torch.rand(1, 3, 64, 64)
+    fused = random_resnet18(images)
+    monkeypatch.setattr(onednn_blocks, "_conv", None)
+    for plain, expected in zip(random_resnet18(images), fused, strict=True):
+        torch.testing.assert_close(plain, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_lacks_bfloat16_agrees_with_the_convolution_that_pytorch_selects():
     x, weight = torch.zeros(16, 8, 64, 64, dtype=torch.bfloat16), torch.zeros(8, 8, 3, 3, dtype=torch.bfloat16)
     chosen = torch._C._select_conv_backend(x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
