@@ -110,7 +110,7 @@ def report_stop(trainer: Trainer) -> None:
 
 @rank_zero_only
 def report_predictions(writer: PredictionWriter) -> None:
-    """Print the folder of the predictions, and on stderr the files that could not be read."""
+    """Print the folder of the predictions, and on stderr the files that could not be read or written."""
     print(f"written: {writer.folder}")
     if writer.unreadable:
-        print("\n".join(["files that could not be read:", *writer.unreadable]), file=sys.stderr)
+        print("\n".join(["files that could not be read or written:", *writer.unreadable]), file=sys.stderr)

@@ -32,6 +32,7 @@ SPLIT_NAMES = {  # names of the folder of each split, in lower case
 LIKE_A_SPLIT = re.compile(
     r"(^|[\W_\d])(train(ing)?|val|valid(ation)?|dev|eval(uation)?|test(ing)?|holdout)([\W_\d]|$)", re.IGNORECASE
 )
+IN_A_RUN = re.compile(r"(^|/)(runs/[a-z]+|lightning_logs)/version_\d+/")  # below the default output folders
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 COMPANIONS = (  # ends of the names of files that tools put beside images, in lower case
     *(".json", ".txt", ".xml", ".csv", ".yaml", ".yml", ".xmp", ".aae", ".ini", ".db", ".md", ".log", ".cache"),
@@ -171,7 +172,7 @@ def visible_files(folder: Path, skipped: Iterable[Path] = (), written: bool = Tr
     Args:
         folder: The folder.
         skipped: Folders directly below it that are left out.
-        written: Whether to list the images that this package has written, such as predictions.
+        written: Whether to list what earlier runs have written, such as predictions and panels.
 
     Returns:
         Key -> path, sorted by key: the path below the folder, with slashes, in the composed Unicode form.
@@ -179,6 +180,7 @@ def visible_files(folder: Path, skipped: Iterable[Path] = (), written: bool = Tr
     outside = tuple(f"{path.name}/" for path in skipped)
     names = {name for name in walk(str(folder), skip_outputs=not written) if not name.startswith(outside)}
     if not written:
+        names -= {name for name in names if IN_A_RUN.search(name)}
         names -= {f"{name[:-12]}confusion.png" for name in names if name.endswith("results.json")}
     files = [name for name in names if not name.lower().endswith(COMPANIONS)]
     # of names that differ only in the Unicode form, one keeps the name on the disk as its key

@@ -1,6 +1,7 @@
 """Files, checkpoints and run folders that are written completely or not at all."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,24 +12,30 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from early_fusion_seg.errors import UserError
 
+MAX_SUFFIX = 12  # characters of a suffix that a temporary name keeps
+
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, then rename it, so that an interruption leaves no partial file.
 
+    The temporary name is short, so that any name that the file system takes can be written.
+
     Args:
         path: The file; its folder is created.
-        write: Called with the temporary path.
+        write: Called with the temporary path, which has the suffix of the file.
 
     Raises:
         OSError: With the name of the file, which the operating system leaves out for a full disk.
     """
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    part = path.with_name(f".part-{digest[:16]}{path.suffix[-MAX_SUFFIX:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".part-{path.name}")
         write(part)
         part.replace(path)
-    except OSError as error:
-        if error.errno is not None:  # the others do not come from the operating system
+    except BaseException as error:
+        _remove(part)
+        if isinstance(error, OSError) and error.errno is not None:  # the others do not come from the operating system
             error.filename = str(path)
         raise
 
