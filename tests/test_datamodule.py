@@ -228,6 +228,7 @@ def test_interrupted_epoch_resumes_with_the_same_batches(workers: int) -> None:
         read: list[int] = []
         source.read = lambda i, r=source.read, seen=read: seen.append(i) or r(i)
         second = ToyDataModule(source, batch_size=2, num_workers=workers, crop_size=16).train_dataloader()
+        read.clear()  # the masks were checked
         second.load_state_dict(first.state_dict())
         start = epoch + (done == 5)
         second.sampler.set_epoch(start)
