@@ -90,9 +90,7 @@ def test_draws_from_counts_without_labels_are_refused() -> None:
 
 
 def test_an_evaluation_split_without_labels_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no pixel of val has a class, so there is nothing to score\..* 255 is ignored"
-    ):
+    with pytest.raises(UserError, match=r"no pixel of val has a class, .* nothing to score\..* 255 is ignored"):
         loaders(folder(tmp_path, [0, 1], [255]))
 
 

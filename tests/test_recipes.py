@@ -21,8 +21,8 @@ def test_fit_runs_on_every_fake_data_set(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("elsewhere")
 def test_the_monitored_score_is_a_number_if_the_mean_of_the_benchmark_is_nan(tmp_path: Path) -> None:
-    assert main(["fake-data", "voc", "data", "--images", "2", "--size", "24", "24"]) == 0  # some classes are absent
-    batch = ["--data.root=data", "--data.crop_size=32", "--data.batch_size=2", "--output=run", "--trainer.max_epochs=1"]
+    assert main(["fake-data", "voc", "data", "--images", "2", "--size", "16", "16"]) == 0  # some classes are absent
+    batch = ["--data.root=data", "--data.crop_size=16", "--data.batch_size=2", "--output=run", "--trainer.max_epochs=1"]
     often = ["--trainer.max_steps=-1", "--trainer.check_val_every_n_epoch=1"]
     assert main(["fit", "--config=voc", *batch, *often, *TINY_MODEL, *QUICK, *QUIET]) == 0
     assert epochs_logged(Path("run")) == [0]
