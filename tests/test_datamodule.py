@@ -430,6 +430,21 @@ def test_broken_file_ends_training_and_evaluation_with_its_message(workers: int)
         dm.dataset("val")[2]
 
 
+def test_all_missing_files_are_counted(tmp_path: Path) -> None:
+    dm = FolderDataModule(fake_folder(tmp_path, images=9), num_workers=0, eval_batch_size=3)
+    loader = dm.val_dataloader()
+    gone = [tmp_path / f"masks/val/{number:03}.png" for number in range(1, 9)]
+    for path in gone:
+        path.unlink()
+    (tmp_path / "images/val/000.jpg").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    first = ", ".join(map(str, gone[:5]))
+    assert str(caught.value) == (
+        f"{tmp_path}/images/val/000.jpg is not an image that can be read; 8 file(s) do not exist: {first} and 3 more"
+    )
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_predict_reports_a_broken_file_and_continues(workers: int) -> None:
     dm = ToyDataModule(ToySource(3, broken=(1,)), num_workers=workers)

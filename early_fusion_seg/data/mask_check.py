@@ -19,14 +19,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from early_fusion_seg.data.class_pixel_counts import cached_counts
-from early_fusion_seg.data.dataset import FileSource, Source
+from early_fusion_seg.data.dataset import NAMED, FileSource, Source, listed
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.labels import LabelSet, in_ranges
 
 MAX_MASKS = 256
 MAX_PIXELS = 10**8  # one or two seconds on one core
 CHUNK = 8  # masks read at a time, so the fewest that are read
-NAMED = 5  # classes, labels and files that are named; the others are counted
 SHOWN = 20  # different labels of masks that are shown
 MAX_RAW_ID = 65535  # that a label CSV can have
 
@@ -189,7 +188,7 @@ def _what_masks_hold(labels: LabelSet, absent: Sequence[int], raw_ids: Iterable[
     return text if labels.file is None else f"{text} If so, give it the train_id of the class in {labels.file}"
 
 
-def unknown_labels(labels: LabelSet, holders: Mapping[int, Sequence[str]], read: int) -> str:
+def unknown_labels(labels: LabelSet, holders: Mapping[int, Sequence[object]], read: int) -> str:
     """Describe labels that the table does not have, each once.
 
     Args:
@@ -200,17 +199,13 @@ def unknown_labels(labels: LabelSet, holders: Mapping[int, Sequence[str]], read:
     known = in_ranges(raw_id for raw_id, _ in labels.raw_to_train)
     each = listed([f"{raw_id} ({len(masks)} of {read} masks, such as {masks[0]})" for raw_id, masks in holders.items()])
     text = f"the masks hold labels that the label set '{labels.name}' does not have (it has {known}): {each}"
+    if labels.file is None:
+        return text
     possible = [raw_id for raw_id in holders if 0 <= raw_id <= MAX_RAW_ID]
-    if labels.file is None or not possible:
+    if not possible:
         return f"{text}. Correct the masks"
     line = f"'{possible[0]},255,void,#000000'"
     return (
         f"{text}. Correct the masks, or add a line for each to {labels.file}: {line} ignores it, "
         "and the train_id of a class instead of 255 makes it that class"
     )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join names with commas; the first five are named and the others counted."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
