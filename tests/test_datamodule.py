@@ -228,6 +228,7 @@ def test_interrupted_epoch_resumes_with_the_same_batches(workers: int) -> None:
         read: list[int] = []
         source.read = lambda i, r=source.read, seen=read: seen.append(i) or r(i)
         second = ToyDataModule(source, batch_size=2, num_workers=workers, crop_size=16).train_dataloader()
+        read.clear()  # the masks were checked
         second.load_state_dict(first.state_dict())
         start = epoch + (done == 5)
         second.sampler.set_epoch(start)
@@ -427,6 +428,21 @@ def test_broken_file_ends_training_and_evaluation_with_its_message(workers: int)
         assert str(caught.value) == "k2.png is broken"
     with pytest.raises(UserError, match=r"^k2\.png is broken$"):
         dm.dataset("val")[2]
+
+
+def test_all_missing_files_are_counted(tmp_path: Path) -> None:
+    dm = FolderDataModule(fake_folder(tmp_path, images=9), num_workers=0, eval_batch_size=3)
+    loader = dm.val_dataloader()
+    gone = [tmp_path / f"masks/val/{number:03}.png" for number in range(1, 9)]
+    for path in gone:
+        path.unlink()
+    (tmp_path / "images/val/000.jpg").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    first = ", ".join(map(str, gone[:5]))
+    assert str(caught.value) == (
+        f"{tmp_path}/images/val/000.jpg is not an image that can be read; 8 file(s) do not exist: {first} and 3 more"
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -24,6 +24,7 @@ from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, c
 from early_fusion_seg.data.frequencies import Counts, Weighting, class_weights, draw_rare_classes
 from early_fusion_seg.data.layout import Layout
 from early_fusion_seg.data.listing import File
+from early_fusion_seg.data.mask_check import check_masks
 from early_fusion_seg.data.replica import Replica
 from early_fusion_seg.data.samplers import (
     BatchLoader,
@@ -33,7 +34,7 @@ from early_fusion_seg.data.samplers import (
     UnpaddedDistributedSampler,
 )
 from early_fusion_seg.data.submission import SubmissionFormat
-from early_fusion_seg.data.transforms import TrainAugmentation, Transform
+from early_fusion_seg.data.transforms import TrainAugmentation, Transform, warn_of_large_crop
 from early_fusion_seg.distributed import all_gather_object
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
@@ -58,7 +59,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         num_workers: Number of worker processes that read images; 0 reads them in the main process. Default (None): one
             less than the number of CPU cores, at least 1 and at most 4.
         crop_size: Height and width of training crops in pixels, after `scale`, or one number for a square: 512, or
-            [384, 768]. Default (None): no cropping, so all training images must have the same size.
+            [384, 768]. Default (None): the size of each image after `scale` and `short_side`, so all training images
+            must have the same size.
         scale: Resize factor for images and masks of every split, applied before augmentation: 0.5 turns 480x360 into
             240x180. Default: 1.0, the size of the files.
         random_scale: Lowest and highest factor of the random resize in the default augmentation. Default: [0.5, 2.0];
@@ -121,6 +123,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self._train_loader: TrainLoader | None = None
         self._restored: dict[str, int] | None = None
         self._drawn_seed: int | None = None
+        self._checked: set[str] = set()  # splits whose masks were checked
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or copy contains: all but the loader of a run, whose workers cannot be copied."""
@@ -275,6 +278,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         """
         dataset = self.dataset("train")
         dataset.redraw = False  # the sampler gives the epoch; without it (overfit_batches), the same batch is repeated
+        self._check_once(dataset.source, "train")
         dataset.seed = seed = self._training_seed()
         world, rank = self._world()
         drop_last = len(dataset) >= world * self.batch_size
@@ -323,11 +327,22 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
                 f"{type(self).__name__}'s {split} split has no labels to score with; "
                 "run validate, or predict to get label maps"
             )
+        self._check_once(dataset.source, split)
         return self._loader(BatchLoader, dataset, self.eval_batch_size, self._eval_sampler(dataset))
 
     def _eval_sampler(self, dataset: SegmentationDataset) -> UnpaddedDistributedSampler | None:
         world, rank = self._world()
         return UnpaddedDistributedSampler(dataset, world, rank) if world > 1 else None
+
+    def _check_once(self, source: Source, split: Split) -> None:
+        """Check the masks of a split, and warn if crops are much larger than training images."""
+        if split in self._checked or not source.labeled:
+            return
+        # what fit says about train, it need not say about val
+        sizes = check_masks(source, self.label_set, split, warn="train" not in self._checked)
+        self._checked.add(split)
+        if split == "train" and isinstance(self.train_transform, TrainAugmentation):
+            warn_of_large_crop(self.train_transform, self.scale, sizes)
 
     def _training_seed(self) -> int:
         """Return the seed of the first process: that of `seed_everything`, or else one that is drawn once."""

@@ -5,7 +5,9 @@ ignored.
 """
 
 import abc
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import cv2
@@ -23,6 +25,8 @@ from early_fusion_seg.labels import LabelSet
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
+
+NAMED = 5  # files, labels and classes that a message names
 
 
 class Sample(TypedDict):
@@ -97,6 +101,11 @@ class FileSource(Source):
     def key(self, index: int) -> str:
         """Return the key of an item."""
         return self.items[index].key
+
+    def missing_files(self) -> list[File]:
+        """Return the images and masks that do not exist."""
+        files = [file for item in self.items for file in (item.image, item.mask) if isinstance(file, str | Path)]
+        return [file for file in files if not os.path.isfile(file)]  # noqa: PTH113  # ten times faster than Path
 
     def read(self, index: int) -> tuple[Image, Mask | None]:
         """Read the image and the mask of an item."""
@@ -214,6 +223,12 @@ class SegmentationDataset(Dataset[Sample]):
         except UserError as error:
             position = index[1] if isinstance(index, tuple) else index
             return {"key": self.source.key(position), "error": str(error)}
+
+
+def listed(texts: Sequence[Any], separator: str = ", ") -> str:
+    """Join texts; the first five are named and the others counted."""
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return separator.join(map(str, texts[:NAMED])) + more
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ and resumed. Images drawn for rare classes replace images in this order before i
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from early_fusion_seg.data.dataset import Sample, SegmentationDataset
+from early_fusion_seg.data.dataset import FileSource, Sample, SegmentationDataset, listed
 from early_fusion_seg.errors import UserError
 
 ORDER = {  # what determines the order of an epoch, in the words of messages
@@ -87,11 +87,20 @@ class BatchLoader(DataLoader[Sample]):
             yield {"key": []}
         for batch in super().__iter__():
             if "error" in batch and not self.yield_errors:
-                raise UserError("; ".join(batch["error"]))
+                raise UserError(self._message(batch["error"]))
             yield batch
 
     def __len__(self) -> int:
         return max(1, super().__len__())
+
+    def _message(self, errors: Sequence[str]) -> str:
+        """Join the errors of a batch; if files are missing, count those of the whole split."""
+        source = cast(SegmentationDataset, self.dataset).source
+        missing = source.missing_files() if isinstance(source, FileSource) else []
+        if missing:
+            errors = [error for error in errors if not any(str(file) in error for file in missing)]
+            errors.append(f"{len(missing)} file(s) do not exist: {listed(missing)}")
+        return listed(errors, "; ")
 
 
 class PredictLoader(BatchLoader):
