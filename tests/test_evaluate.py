@@ -4,13 +4,23 @@ import json
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 
-from early_fusion_seg import CityscapesDataModule, COCODataModule, MapillaryVistasDataModule, VOCDataModule
+from early_fusion_seg import (
+    CityscapesDataModule,
+    COCODataModule,
+    FolderDataModule,
+    MapillaryVistasDataModule,
+    VOCDataModule,
+)
 from early_fusion_seg.__main__ import main
+from early_fusion_seg.callbacks import PredictionWriter
 from early_fusion_seg.cli.evaluate import find_predictions, score_folder
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.data.cityscapes import fake_cityscapes
@@ -122,12 +132,12 @@ def test_voc_is_the_plain_mean_and_rejects_void(tmp_path: Path, absent: bool) ->
     compare(dm, write(predicted, tmp_path / "predicted"), iou, iou.mean())
     assert math.isnan(iou.mean()) == absent
     if absent:  # null in JSON
-        out = tmp_path / "results.json"
         assert main(["evaluate", "voc", "--data.root", str(tmp_path), "--predictions", str(tmp_path / "predicted"),
-                     "--output", str(out)]) == 0  # fmt: skip
-        assert json.loads(out.read_text())["miou"] is None
+                     "--output", str(tmp_path / "out")]) == 0  # fmt: skip
+        assert json.loads((tmp_path / "out/results.json").read_text())["miou"] is None
     name, mask = next(iter(predicted.items()))
-    mask[truth[name] != 255] = 255
+    mask[truth[name] == 255] = 255  # the devkit refuses it anywhere in the file
+    assert (mask == 255).any()
     write({name: mask}, tmp_path / "predicted")
     with pytest.raises(UserError, match=rf"{name} has \d+ void pixels"):
         score_folder(dm, "val", tmp_path / "predicted")
@@ -147,7 +157,8 @@ def test_coco_stuff_counts_only_classes_of_the_ground_truth(tmp_path: Path) -> N
     mean = (hit[in_truth] / union[in_truth]).mean()
     scores = score_folder(COCODataModule(tmp_path), "val", write(predicted, tmp_path / "predicted")).compute()
     np.testing.assert_allclose(scores["miou"], mean, atol=1e-12)
-    assert scores["per_class"][45] == 0  # 50 less the ids 11, 25, 28, 29 and 44, which never occur
+    assert math.isnan(scores["per_class"][45])  # 50 less the ids 11, 25, 28, 29 and 44, which never occur
+    np.testing.assert_allclose(scores["per_class"].nanmean(), mean)
 
 
 def test_the_command_prints_and_writes_the_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +166,7 @@ def test_the_command_prints_and_writes_the_score(tmp_path: Path, capsys: pytest.
     predicted = tmp_path / "predicted"
     write(read(tmp_path / "gtFine/val/frankfurt", "*_labelIds.png"), predicted)
     args = ["evaluate", "cityscapes", "--data.root", str(tmp_path), "--predictions", str(predicted)]
-    assert main([*args, "--output", str(tmp_path / "out/results.json")]) == 0
+    assert main([*args, "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "CityscapesDataModule val: 2 images" in printed
     assert "encoder" not in printed
@@ -209,6 +220,103 @@ def test_predictions_are_found_with_suffixes_and_folders(tmp_path: Path) -> None
     masks = tmp_path / "masks"
     expected = {"a/x": masks / "a/x.jpg.png", "b/x.jpg": masks / "b/x.png", "y": masks / "deep/y.png"}
     assert find_predictions(tmp_path, ["a/x", "b/x.jpg", "y"]) == expected
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_an_exact_name_is_preferred_and_belongs_to_its_own_image_alone(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "a", "shot_1.png", "shot_1_overlay.png", "shot_1_2.png", "shot_1_2_overlay.png")
+    assert find_predictions(folder, ["shot_1"], ["shot_1_2"]) == {"shot_1": folder / "shot_1.png"}
+    (folder / "shot_1.png").unlink()
+    assert find_predictions(folder, ["shot_1"], ["shot_1_2"]) == {"shot_1": folder / "shot_1_overlay.png"}
+    (folder / "shot_1_overlay.png").unlink()
+    with pytest.raises(MissingFileError, match="no prediction for 1 of 1 images"):
+        find_predictions(folder, ["shot_1"], ["shot_1_2.jpg"])
+
+
+def folder_data(root: Path, splits: dict[str, list[str]], csv: str = "0,0,ground,#000000\n1,1,plant,#00a000") -> Path:
+    """Write a folder data set of random masks of two classes."""
+    rng = np.random.default_rng(0)
+    for split, names in splits.items():
+        for name in names:
+            write({f"{name}.png": rng.integers(0, 256, (12, 16, 3), np.uint8)}, root / "images" / split)
+            write({f"{name}.png": rng.integers(0, 2, (12, 16), np.uint8)}, root / "masks" / split)
+    (root / "labels.csv").write_text(f"raw_id,train_id,name,color\n{csv}\n")
+    return root
+
+
+def test_predictions_of_all_splits_may_lie_in_one_folder(tmp_path: Path) -> None:
+    data = FolderDataModule(folder_data(tmp_path / "data", {"train": ["a_1_2", "b"], "val": ["a_1", "b"]}))
+    masks = tmp_path / "data/masks"
+    assert float(score_folder(data, "val", masks).compute()["miou"]) == 1.0  # train/b.png is not that of val
+    flat = write(read(masks / "train", "a*.png") | read(masks / "val", "*.png"), tmp_path / "flat")
+    assert float(score_folder(data, "val", flat).compute()["miou"]) == 1.0
+    (flat / "a_1.png").unlink()
+    with pytest.raises(MissingFileError, match=r"no prediction for 1 of 2 images; expected, for example, a_1\.png"):
+        score_folder(data, "val", flat)
+    write(read(masks / "train", "*.png"), tmp_path / "other/train")
+    with pytest.raises(MissingFileError, match="no prediction for 2 of 2"):
+        score_folder(data, "val", tmp_path / "other")
+
+
+SWAPPED = "0,1,ground,#404040\n1,0,plant,#dc3c3c"  # raw ids that are other train ids
+
+
+@pytest.mark.parametrize("layout", ["run", "run/masks", "copy", "plain"])
+def test_what_predict_wrote_is_read_as_train_ids(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = FolderDataModule(folder_data(tmp_path / "data", {"val": ["x", "y"]}, SWAPPED))
+    predicted = PredictionWriter(tmp_path / "run")
+    source = data.source("val")
+    for i in range(2):
+        image, truth = source.read(i)
+        predicted.on_predict_batch_end(
+            Trainer(accelerator="cpu", logger=False),
+            SimpleNamespace(palette=data.palette),
+            {"prediction": torch.from_numpy(truth)[None]},
+            {"key": [f"{source.key(i)}.png"], "image": torch.from_numpy(image).permute(2, 0, 1)[None]},
+        )
+    copies = {"copy": lambda image: image, "plain": lambda image: Image.fromarray(np.asarray(image))}
+    if layout in copies:
+        (tmp_path / layout).mkdir()
+        for path in (tmp_path / "run/masks").iterdir():
+            copies[layout](Image.open(path)).save(tmp_path / layout / path.name)
+    args = ["evaluate", "folder", f"--data.root={data.root}", f"--predictions={tmp_path / layout}"]
+    assert main(args) == 0
+    printed = capsys.readouterr().out
+    known = layout != "plain"  # gray, and elsewhere: nothing tells that these are train ids
+    assert ("are read as train ids; --ids raw reads them as raw ids" in printed) == known
+    assert ("mIoU 100.0" in " ".join(printed.replace("│", " ").split())) == known
+    assert main([*args, "--ids=raw"]) == 0
+    assert "mIoU 0.0" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    monkeypatch.chdir(tmp_path / "run/masks")
+    assert float(score_folder(data, "val", Path()).compute()["miou"]) == 1.0
+
+
+def test_raw_ids_in_the_colors_of_their_classes_are_raw_ids(tmp_path: Path) -> None:
+    data = FolderDataModule(folder_data(tmp_path / "data", {"val": ["x"]}, SWAPPED))
+    mask = Image.open(tmp_path / "data/masks/val/x.png")
+    mask.putpalette([0x40, 0x40, 0x40, 0xDC, 0x3C, 0x3C])
+    (tmp_path / "predicted").mkdir()
+    mask.save(tmp_path / "predicted/x.png")
+    assert float(score_folder(data, "val", tmp_path / "predicted").compute()["miou"]) == 1.0
+
+
+@pytest.mark.parametrize(("output", "file"), [("scores", "scores/results.json"), ("new/a.json", "new/a.json")])
+def test_output_is_a_folder_or_a_json_file(
+    output: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder_data(tmp_path / "data", {"val": ["x"]})
+    args = ["evaluate", "folder", f"--data.root={data}", f"--predictions={data / 'masks/val'}"]
+    assert main([*args, f"--output={tmp_path / output}"]) == 0
+    assert f"written: {tmp_path / file}" in capsys.readouterr().out
+    assert json.loads((tmp_path / file).read_text())["miou"] == 1.0
 
 
 def test_the_ground_truth_of_a_folder_scores_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

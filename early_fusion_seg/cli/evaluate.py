@@ -4,14 +4,15 @@ The rules are those of the official evaluator, so the score is what the benchmar
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import rich
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import track
 
 from early_fusion_seg.callbacks import show_results
@@ -25,7 +26,7 @@ from early_fusion_seg.labels import LabelSet
 from early_fusion_seg.metrics import SegmentationMetrics
 from early_fusion_seg.report import RunFacts, build_results, write_json
 
-Ids = Literal["raw", "train"]
+Ids = Literal["auto", "raw", "train"]
 
 
 def main(args: list[str]) -> int:
@@ -54,15 +55,19 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--ids",
         type=Ids,
-        default="raw",
+        default="auto",
         help="class ids in the PNGs; raw: those of the data set's masks, which test servers take; train: those that "
-        "predict writes",
+        "predict writes; auto: train for what predict wrote, else raw",
     )
-    parser.add_argument("--output", type=str | None, help="file for the scores, such as results.json; default: none")
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="folder for results.json, or a file of another name that ends with .json; default: none is written",
+    )
     data, options = parse(kind, parser, rest)
     metrics = score_folder(data, options.split, Path(options.predictions), options.ids)
     void = metrics.confusion[:, -1].sum() / max(1, int(metrics.confusion.sum()))
-    if options.ids == "raw" and void > 0.5:
+    if options.ids != "train" and void > 0.5:
         echo(
             f"{100 * void:.0f} % of the predicted pixels have ignored labels; if these are train ids, give --ids train"
         )
@@ -82,20 +87,23 @@ def main(args: list[str]) -> int:
         config={},
     )
     results = build_results(metrics.compute(), data.class_names, facts)
-    if options.output:
-        write_json(results, Path(options.output))
-    show_results(results, options.output)
+    path = Path(options.output) if options.output else None
+    if path is not None:
+        path = path if path.suffix == ".json" else path / "results.json"
+        write_json(results, path)
+    show_results(results, path)
     return 0
 
 
-def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: Ids = "raw") -> SegmentationMetrics:
+def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: Ids = "auto") -> SegmentationMetrics:
     """Score a folder of predictions at the size of the ground truth.
 
     Args:
         data: The data set.
         split: The split to score.
         folder: PNGs of one channel with names as in `find_predictions`, or the output folder of `predict`.
-        ids: Whether the PNGs hold raw ids or train ids. Raw ids of ignored classes are void predictions.
+        ids: Whether the PNGs hold raw ids or train ids. Raw ids of ignored classes are void predictions. "auto": train
+            ids if `predict` wrote the PNGs (a line says so), else raw ids.
 
     Returns:
         The metrics, by the data set's rules.
@@ -106,8 +114,12 @@ def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: 
     source = data.source(split)
     if not isinstance(source, FileSource) or not source.labeled:
         raise UserError(f"{type(data).__name__}'s {split} split has no labels to score with")
-    labels = data.label_set if ids == "raw" else data.label_set.of_train_ids()
-    predictions = find_predictions(folder, [source.key(i) for i in range(len(source))])
+    keys = [source.key(i) for i in range(len(source))]
+    predictions = find_predictions(folder, keys, other_images(data, split))
+    if ids == "auto" and predictions and holds_train_ids(next(iter(predictions.values())), data.label_set):
+        echo(f"{folder} holds label maps of predict, so they are read as train ids; --ids raw reads them as raw ids")
+        ids = "train"
+    labels = data.label_set.of_train_ids() if ids == "train" else data.label_set
     metrics = SegmentationMetrics(data.num_classes, data.ignore_index, *data.rules)
     for i in track(range(len(source)), "scoring", console=rich.get_console(), transient=True):
         truth, path = source.read_labels(i), predictions[source.key(i)]
@@ -116,26 +128,26 @@ def score_folder(data: SegmentationDataModule, split: Split, folder: Path, ids: 
             raise UserError(
                 f"{path} is {size_text(prediction)} pixels (width x height); its ground truth is {size_text(truth)}"
             )
-        if (
-            data.pred_void == "error"
-            and (void := (prediction == data.ignore_index) & (truth != data.ignore_index)).any()
-        ):
+        if data.pred_void == "error" and (void := prediction == data.ignore_index).any():
             raise UserError(
-                f"{path} has {void.sum()} void pixels where the ground truth has a class; predict a class for each"
+                f"{path} has {void.sum()} void pixels; the official evaluator refuses such a file, also where the "
+                "truth is void: predict a class for each pixel"
             )
         metrics.update(torch.from_numpy(prediction)[None], torch.from_numpy(truth)[None])
     return metrics
 
 
-def find_predictions(folder: Path, keys: list[str]) -> dict[str, Path]:
+def find_predictions(folder: Path, keys: list[str], others: Iterable[str] = ()) -> dict[str, Path]:
     """Find the PNG of each image below a folder.
 
     A PNG is named like its image, optionally with _ANYTHING added. It may lack the image's own suffix, and may lie in
-    any subfolder.
+    any subfolder. A PNG of exactly that name is preferred to others. One that is named exactly like another image
+    belongs to that image alone.
 
     Args:
         folder: The folder; in the output folder of `predict`, its `masks` are searched.
         keys: The images.
+        others: Names of images whose predictions may lie in the same folder.
 
     Raises:
         MissingFileError: The folder does not exist, or an image has no prediction.
@@ -143,32 +155,83 @@ def find_predictions(folder: Path, keys: list[str]) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not a folder; give the folder of the predictions")
-    if (folder / "masks").is_dir() and (folder / "overlays").is_dir():
+    if _is_of_predict(folder / "masks"):
         folder = folder / "masks"
-    known = {_without_suffix(key): key for key in keys} | {key: key for key in keys}
-    found: dict[str, list[Path]] = {key: [] for key in keys}
+    known: dict[str, str | None] = {form: None for name in others for form in (_without_suffix(name), name)}
+    known |= {_without_suffix(key): key for key in keys} | {key: key for key in keys}
+    exact: dict[str, list[Path]] = {key: [] for key in keys}
+    extended: dict[str, list[Path]] = {key: [] for key in keys}
     for name, file in files_below(folder, ".", ".png").items():
-        key = next((known[form] for form in _candidate_keys(name) if form in known), None)
-        if key is not None:
-            found[key].append(Path(str(file)))
-    for key, paths in found.items():
+        for found, forms in ((exact, _exact_names(name)), (extended, _shortened_names(name))):
+            form = next((form for form in forms if form in known), None)
+            if form is not None:
+                key = known[form]
+                if key is not None:
+                    found[key].append(Path(str(file)))
+                break
+    predictions = {key: exact[key] or extended[key] for key in keys}
+    for key, paths in predictions.items():
         if len(paths) > 1:
             raise UserError(f"{key} has {len(paths)} predictions, {paths[0]} and {paths[1]}; expected one")
-    if missing := [key for key, paths in found.items() if not paths]:
+    if missing := [key for key, paths in predictions.items() if not paths]:
         example = f"{_without_suffix(missing[0])}.png"
         raise MissingFileError(
             f"{folder} has no prediction for {len(missing)} of {len(keys)} images; expected, for example, {example}"
         )
-    return {key: paths[0] for key, paths in found.items()}
+    return {key: paths[0] for key, paths in predictions.items()}
 
 
-def _candidate_keys(name: str) -> Iterator[str]:
-    """Yield the keys that a file name can stand for, the most exact first."""
+def other_images(data: SegmentationDataModule, split: Split) -> Iterator[str]:
+    """Yield the keys of the images of other splits, alone and with the split as a folder before them."""
+    for other in get_args(Split):
+        if other in (split, "predict"):
+            continue
+        try:
+            source = data.source(other)
+        except UserError:  # the data set may lack splits that are not scored
+            continue
+        for i in range(len(source)):
+            yield from (source.key(i), f"{other}/{source.key(i)}")
+
+
+def holds_train_ids(path: Path, labels: LabelSet) -> bool:
+    """Return whether `predict` wrote a PNG: it lies in its folder, or train ids index the colors of its palette."""
+    if any(_is_of_predict(folder) for folder in path.resolve().parents):
+        return True
+    try:
+        with Image.open(path) as image:
+            colors = image.getpalette() if image.mode == "P" else None
+    except (OSError, SyntaxError, ValueError):  # `read_prediction` reports it
+        return False
+    if colors is None:
+        return False
+    palette = {i: tuple(colors[3 * i : 3 * i + 3]) for i in range(256)}
+    raw_ids = {train_id: raw_id for raw_id, train_id in reversed(labels.raw_to_train)}
+    by_train_id, by_raw_id = (
+        all(palette.get(ids[i]) == color for i, color in enumerate(labels.palette))
+        for ids in (range(labels.num_classes), raw_ids)
+    )
+    return by_train_id and not by_raw_id
+
+
+def _is_of_predict(masks: Path) -> bool:
+    """Return whether `predict` wrote a folder: `masks`, with `overlays` beside it."""
+    return masks.name == "masks" and masks.is_dir() and (masks.parent / "overlays").is_dir()
+
+
+def _exact_names(name: str) -> Iterator[str]:
+    """Yield the keys that a file name stands for, with its folders and without."""
     parts = name.split("/")
     tails = ["/".join(parts[i:]) for i in range(len(parts))]
     yield from tails
     yield from map(_without_suffix, tails)
-    for tail in tails:
+
+
+def _shortened_names(name: str) -> Iterator[str]:
+    """Yield the keys that a file name IMAGE_ANYTHING can stand for, the longest first."""
+    parts = name.split("/")
+    for i in range(len(parts)):
+        tail = "/".join(parts[i:])
         while "_" in tail.rpartition("/")[2]:
             tail = tail.rpartition("_")[0]
             yield tail

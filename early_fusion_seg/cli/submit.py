@@ -4,7 +4,7 @@ The format of each server is the attribute `submission` of its data module.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from PIL import Image
 from rich.progress import track
 
 from early_fusion_seg.cli.datasets import dataset_name, dataset_parser, datasets, parse
-from early_fusion_seg.cli.evaluate import find_predictions
+from early_fusion_seg.cli.evaluate import find_predictions, other_images
 from early_fusion_seg.cli.load_model import check_classes_match, load_model
 from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.data import FileSource, SegmentationDataModule, SubmissionFormat
@@ -54,7 +54,8 @@ def main(args: list[str]) -> int:
     source = data.source("predict" if options.split == "test" else options.split)
     assert isinstance(source, FileSource)  # data sets with a server read files
     if options.check is not None:
-        return report(list(problems(form, data, source, Path(options.check))), options.check)
+        others = other_images(data, options.split)
+        return report(list(problems(form, data, source, Path(options.check), others)), options.check)
     if options.ckpt_path is None or options.output is None:
         raise UserError("submit needs --ckpt_path FILE and --output FOLDER, or --check FOLDER")
     given = {"encoder_weights": options.encoder_weights} if options.encoder_weights else {}
@@ -101,22 +102,24 @@ def record_checkpoint(output: Path, checkpoint: Path) -> None:
     record.write_text(digest, encoding="utf-8")
 
 
-def problems(form: SubmissionFormat, data: SegmentationDataModule, source: FileSource, place: Path) -> Iterator[str]:
-    """Yield the problems of a submission: names, count, sizes, modes and ids."""
+def problems(
+    form: SubmissionFormat, data: SegmentationDataModule, source: FileSource, place: Path, others: Iterable[str] = ()
+) -> Iterator[str]:
+    """Yield the problems of a submission: names, count, sizes, modes and ids; for `others` see `find_predictions`."""
     if form.check_archive is not None:
         yield from form.check_archive(source, place if place.is_file() else place / form.archive)
     else:
-        yield from png_problems(form, data, source, place)
+        yield from png_problems(form, data, source, place, others)
 
 
 def png_problems(
-    form: SubmissionFormat, data: SegmentationDataModule, source: FileSource, place: Path
+    form: SubmissionFormat, data: SegmentationDataModule, source: FileSource, place: Path, others: Iterable[str] = ()
 ) -> Iterator[str]:
     """Yield the problems of the PNGs below a folder."""
     mode_expected = "P" if form.indexed else "L"
     allowed = {raw for raw, train in data.label_set.raw_to_train if data.pred_void != "error" or train != 255}
     try:
-        found = find_predictions(place, [item.key for item in source.items])
+        found = find_predictions(place, [item.key for item in source.items], others)
     except UserError as error:
         yield str(error)
         return
