@@ -7,3 +7,10 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A required file or folder does not exist."""
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Return whether Ctrl-C ended a command; Lightning raises SystemExit for it."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    )

@@ -55,3 +55,16 @@ def test_a_checkpoint_is_renamed_only_when_it_is_complete(tmp_path, monkeypatch)
     monkeypatch.setattr("os.fsync", lambda _: seen.append(sorted(p.name for p in tmp_path.iterdir())))
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
     assert seen == [[".part-last.ckpt"], ["last.ckpt"]]  # the file is synced before the rename, its folder after it
+
+
+def test_an_interrupted_checkpoint_is_an_interruption(tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # torch's writer raises this while it closes the file
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert not list(tmp_path.iterdir())
