@@ -20,3 +20,10 @@ def first_five(texts: Iterable[object]) -> str:
     """
     listed = [str(text) for text in texts]
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Return whether Ctrl-C ended a command; Lightning raises SystemExit for it."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    )

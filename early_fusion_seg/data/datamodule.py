@@ -6,6 +6,7 @@ its layouts on disk or the format of its test server, is an optional attribute o
 
 import abc
 import os
+import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -386,6 +387,9 @@ def _seed() -> int:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers already run in parallel; OpenCV's own threads would compete with them
+    for name in ("SIGINT", "SIGHUP"):  # a terminal sends them to all processes; this one ends with the main process
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _check_positive(**values: float) -> None:
