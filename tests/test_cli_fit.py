@@ -16,9 +16,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from PIL import Image
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from early_fusion_seg import ReverseHRNetSeg
+from early_fusion_seg import FrozenEncoder, ReverseHRNetSeg
 from early_fusion_seg.__main__ import main
 from early_fusion_seg.cli.output import best_and_last, output_folder, report_checkpoint
 from early_fusion_seg.data.camvid import fake_camvid_segnet
@@ -153,6 +154,21 @@ def test_a_fit_that_never_began_leaves_no_folder(camvid: Path, tmp_path: Path) -
     for wrong in ("--data.root=/none", "--model.encoder_weights=/none.pth", "--trainer.devices=-7", "--ema_decay=7"):
         assert main([*args, wrong]) == 2
     assert list(tmp_path.glob("runs/fit/*")) == []
+
+
+def test_an_encoder_file_may_move_after_training(camvid: Path, tmp_path: Path) -> None:
+    file, run = tmp_path / "encoder.safetensors", tmp_path / "run"
+    save_file(FrozenEncoder("test_resnet", "random").timm_state_dict(), file)
+    encoder = [f"--model.encoder_weights={file}", "--model.encoder=test_resnet"]
+    assert main([*fit_args(camvid, run, *encoder), "--trainer.max_epochs=1"]) == 0
+    file.unlink()
+    last = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    assert main([*fit_args(camvid, run, *encoder), last]) == 0
+    assert epochs_logged(run)[-1] == 1
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["encoder_weights"] == str(file)
+    output = f"--output={tmp_path / 'val'}"
+    given = ["--data=CamVidDataModule", f"--data.root={camvid}", *QUICK, *QUIET]
+    assert main(["validate", *given, last, output]) == 0
 
 
 @pytest.mark.parametrize("limit", ["--trainer.max_epochs=2", "--trainer.max_steps=2", "--trainer.max_time=00:00:00:00"])

@@ -26,6 +26,7 @@ class TrainingCLI(CommandCLI, ABC):
 
     def __init__(self, command: str, args: list[str]) -> None:
         self.stored: dict[str, Any] | None = None  # hyperparameters of the checkpoint to resume from
+        self.stored_encoder: dict[str, Any] = {}  # its entry of the encoder
         super().__init__(command, args)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -53,11 +54,16 @@ class TrainingCLI(CommandCLI, ABC):
             word = "with" if KEY in checkpoint else "without"
             raise UserError(f"{path} was saved {word} --ema_decay; resume {word} it")
         check_not_finished(checkpoint, self.config["trainer"], path)
+        self.stored_encoder = checkpoint["encoder"]
 
     def instantiate_classes(self) -> None:
         """Compute the class weights, then make data, model and trainer."""
         fill_class_weights(self.config)
+        weights = self.config["model"]["encoder_weights"]
+        if "state_dict" in self.stored_encoder and weights == self.stored_encoder["weights"]:
+            self.config["model"]["encoder_weights"] = "checkpoint"  # the file that it came from may have moved
         super().instantiate_classes()
+        self.config["model"]["encoder_weights"] = weights
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with the callbacks of training."""
