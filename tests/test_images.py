@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.io.image_files import LIMIT_VARIABLE, PILLOW_LIMIT
 from early_fusion_seg.io.images import image_size, read_image, read_mask, to_rgb_array, write_indexed_png
 
 RNG = np.random.default_rng(0)
@@ -123,7 +126,7 @@ def exif(orientation: int) -> bytes:
 def test_orientation_of_a_png_is_applied_wherever_it_is_stored(tmp_path: Path, metadata: str, mode: str) -> None:
     path, text = tmp_path / "a.png", PngInfo()
     METADATA[metadata](text)
-    image = Image.fromarray(GRAY.astype(np.uint16)) if mode == "I;16" else Image.fromarray(SMOOTH).convert(mode)
+    image = Image.fromarray(GRAY.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(SMOOTH).convert(mode)
     image.save(path, pnginfo=text, **({"exif": exif(6)} if metadata == "exif" else {}))
     with Image.open(path) as opened:
         expected = ImageOps.exif_transpose(opened)
@@ -392,6 +395,76 @@ def test_rotated_jpeg_is_reduced(tmp_path: Path) -> None:
     assert small.shape == (70, 50, 3)
     whole = read_image(tmp_path / "a.jpg")
     assert np.abs(whole.reshape(70, 2, 50, 2, 3).mean((1, 3)) - small).mean() < 1.5
+
+
+@pytest.fixture
+def _pillow_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start with Pillow's own limit, and restore it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PILLOW_LIMIT)
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+
+
+def test_pillow_limit_is_known() -> None:
+    code = "from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == PILLOW_LIMIT
+
+
+@pytest.mark.usefixtures("_pillow_limit")
+def test_images_above_the_limit_of_pillow_are_read_without_a_warning(tmp_path: Path) -> None:
+    rows = 12_000  # 96 and 192 megapixels: Pillow would warn of the first, and refuse the second
+    for width in (8_000, 16_000):
+        scanlines = (b"\0" + bytes(width // 8)) * rows
+        write_png(tmp_path / "a.png", width, rows, bits=1, kind=0, scanlines=scanlines)
+        assert read_mask(tmp_path / "a.png").shape == (rows, width)
+    assert image_size(tmp_path / "a.png") == (16_000, rows)
+
+
+@pytest.mark.usefixtures("_pillow_limit")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("reader", [read_image, read_mask, image_size])
+@pytest.mark.parametrize("width", [30_000, 90_000])
+def test_error_of_the_limit_says_how_to_raise_it(tmp_path: Path, reader, width: int) -> None:
+    write_png(tmp_path / "a.png", width, 20_000, bits=8, kind=0, scanlines=b"")
+    with pytest.raises(UserError, match=r"a\.png is larger than 500 megapixels.* EARLY_FUSION_SEG_MAX_PIXELS"):
+        reader(tmp_path / "a.png")
+
+
+@pytest.mark.usefixtures("_pillow_limit")
+def test_the_limit_is_set_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(GRAY).save(tmp_path / "a.png")  # 154 pixels
+    for text in ("153", "154"):
+        monkeypatch.setenv(LIMIT_VARIABLE, text)
+        if text == "153":
+            with pytest.raises(UserError, match=r"larger than 0\.000153 megapixels"):
+                read_image(tmp_path / "a.png")
+        else:
+            read_image(tmp_path / "a.png")
+    monkeypatch.setenv(LIMIT_VARIABLE, "1e9")
+    with pytest.raises(UserError, match="EARLY_FUSION_SEG_MAX_PIXELS is '1e9'; expected a number of pixels"):
+        read_image(tmp_path / "a.png")
+
+
+def test_an_image_wider_than_the_limit_of_opencv_is_read(tmp_path: Path) -> None:
+    row = np.arange(2**20 + 1, dtype=np.uint8)[None]
+    Image.fromarray(row).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 0], row)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_an_image_of_12_bits_in_16_is_not_read_nearly_black_in_silence(tmp_path: Path, suffix: str) -> None:
+    ramp = np.linspace(0, 4095, 96).astype(np.uint16)[None].repeat(5, 0)
+    Image.fromarray(ramp).save(tmp_path / f"a.{suffix}")
+    with pytest.warns(UserWarning, match=r"holds images of 16 bits whose levels are all below 4096.*Multiply"):
+        read_image(tmp_path / f"a.{suffix}")
+    Image.fromarray(ramp * 16).save(tmp_path / f"a.{suffix}")
+    assert read_image(tmp_path / f"a.{suffix}").max() == 255
+
+
+def test_16_bit_color_that_is_nearly_black_is_warned_of(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", 4, 3, bits=16, kind=2, scanlines=(b"\0" + bytes([15, 255] * 3 * 4)) * 3)
+    with pytest.warns(UserWarning, match="16 bits"):
+        read_image(tmp_path / "a.png")
 
 
 def test_image_size_is_read_from_the_header(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from early_fusion_seg.data.layout import Layout
 from early_fusion_seg.data.listing import composed, files_below, require_folder, walk
 from early_fusion_seg.data.replica import Replica, Size, block_scene, save_lines, save_pixels
 from early_fusion_seg.errors import MissingFileError, UserError, first_five
-from early_fusion_seg.io.images import is_image, read_mask, write_indexed_png
+from early_fusion_seg.io.image_files import is_image
+from early_fusion_seg.io.images import read_mask, write_indexed_png
 from early_fusion_seg.labels import LabelSet, raw_ids_of_colors
 
 TREE = """  labels.csv              one line per class: raw_id,train_id,name,color

@@ -186,7 +186,7 @@ def read_ids(voc: Path, name: str) -> list[str]:
 
 def _read_labels(file: File) -> NDArray[Any]:
     """Read a PNG mask of VOC or a .mat file of SBD."""
-    return np.asarray(read_mat(file, "GTcls").Segmentation) if str(file).endswith(".mat") else read_mask(file)
+    return read_mat(file, "GTcls", "Segmentation") if str(file).endswith(".mat") else read_mask(file)
 
 
 def fake_voc(root: str | Path, images: int = 3, size: Size = (50, 60), seed: int = 0, extra: str = "sbd") -> Path:

@@ -1,42 +1,28 @@
 """Read images and masks, and write masks that image viewers show in color."""
 
-import io
-import os
-import struct
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.io.image_files import Openable, open_file, open_image, orientation_of, raw_mode_of
 
 Picture = np.ndarray | Image.Image | Path | str
 """One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
 
-# Errors that Pillow raises for damaged files; they depend on the format and on the place of the damage.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    TypeError,
-    KeyError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
 OUTPUT_MARK = ".early_fusion_seg"
 """Name of the empty file that marks a folder of images written by this package; `predict` does not read them again."""
 
 ColorReader = Callable[[NDArray[np.uint8], str], NDArray[Any]]
 """A function of RGB pixels (h, w, 3) and a file name that returns numbers (h, w)."""
 
+NEARLY_BLACK = 16  # of 256 levels; what 12 bits in 16 become
 MULTI_CHANNEL_MODES = ("LA", "RGB", "RGBA")
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF")  # some may be lossless; GIF renumbers its colors
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")  # Pillow's names of compressions
@@ -48,17 +34,9 @@ REDUCTION_FLAGS = {  # OpenCV's REDUCED_COLOR flags would give BGR, and cannot b
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
 FIRST_ROTATED = 5  # the EXIF orientations 5 to 8 exchange width and height
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of a complete file
 GRAY_STEP = {"L;2": 85, "L;4": 17}  # Pillow scales gray levels of 2 and 4 bits to 0..255
-
-
-class Openable(Protocol):
-    """A file that is not on disk by itself, such as a member of a zip file; `str` returns its name."""
-
-    def open(self, mode: str, /) -> BinaryIO:
-        """Open the file; `mode` is "rb"."""
 
 
 def read_image(path: str | Path | Openable, reduction: int = 1) -> NDArray[np.uint8]:
@@ -80,60 +58,16 @@ def read_image(path: str | Path | Openable, reduction: int = 1) -> NDArray[np.ui
         UserError: The file is not an image, is damaged, or has 32-bit gray levels, which have no standard range.
     """
     content = _read_bytes(path)
-    with _open_image(path, content) as image:
+    with open_image(path, content) as image:
         pixels = _decode_with_opencv(image, content, reduction)
         if pixels is None:
             if reduction > 1 and min(image.size) >= MIN_REDUCED_SIDE:
                 image.draft(None, (image.width // reduction, image.height // reduction))
+            raw_mode = raw_mode_of(image)
             pixels = np.array(_to_upright_rgb(image))
+            if _has_16_bits(raw_mode):
+                _warn_if_nearly_black(path, pixels)
         return pixels
-
-
-def open_file(path: str | Path | Openable) -> BinaryIO:
-    """Open a file for reading bytes.
-
-    Raises:
-        MissingFileError: The file does not exist.
-        UserError: The file cannot be opened.
-    """
-    path = Path(path) if isinstance(path, str) else path
-    try:
-        if isinstance(path, Path) and not path.is_file():
-            raise _no_file_error(path)
-        return path.open("rb")
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
-
-
-def _no_file_error(path: Path) -> UserError:
-    """Return the error for a path that is no file."""
-    if path.is_dir():
-        try:
-            os.scandir(path).close()
-        except OSError as error:
-            return UserError(f"the folder {path} cannot be read ({error.strerror or error})")
-        return UserError(f"{path} is a folder; expected an image file")
-    if path.is_symlink():
-        return MissingFileError(f"{path} is a link to {path.readlink()}, which does not exist")
-    return MissingFileError(f"there is no file {path}")
-
-
-def is_image(path: str | Path | Openable) -> bool:
-    """Return whether a file is an image by its content, whatever its name; it may be damaged.
-
-    Raises:
-        UserError: The file is missing or cannot be opened.
-    """
-    with open_file(path) as file:
-        try:
-            Image.open(file).close()
-        except UnidentifiedImageError:
-            return False
-        except (*DECODE_ERRORS, Image.DecompressionBombError):
-            return True
-    return True
 
 
 def image_size(path: str | Path | Openable) -> tuple[int, int]:
@@ -145,8 +79,8 @@ def image_size(path: str | Path | Openable) -> tuple[int, int]:
         UserError: The file is missing, damaged or not an image.
     """
     content = _read_bytes(path)
-    with _open_image(path, content) as image:
-        if _orientation(image, content) < FIRST_ROTATED:
+    with open_image(path, content) as image:
+        if orientation_of(image, content) < FIRST_ROTATED:
             return image.size
         if image.format == "JPEG":
             return image.height, image.width
@@ -200,9 +134,9 @@ def read_mask(path: str | Path | Openable, from_colors: ColorReader | None = Non
             that cannot be read as numbers.
     """
     content = _read_bytes(path)
-    with _open_image(path, content) as image:
+    with open_image(path, content) as image:
         _check_mask_file(path, image, content)
-        raw_mode = _raw_mode(image)
+        raw_mode = raw_mode_of(image)
         image.load()  # raises for damaged files; np.asarray may hide it
         mode, values = image.mode, np.asarray(image)
     if mode in MULTI_CHANNEL_MODES:
@@ -264,7 +198,7 @@ def _check_mask_file(path: str | Path | Openable, image: Image.Image, content: b
             f"{path} is a {kind}, which may change the numbers of classes when it is saved. Save masks as PNG, from "
             "their source and not from this file."
         )
-    if (orientation := _orientation(image, content)) != 1:
+    if (orientation := orientation_of(image, content)) != 1:
         raise UserError(
             f"{path} has the orientation tag {orientation}, so it is shown in another direction than it is stored. "
             "Masks are read as stored: save it without the tag, in the direction in which the image is shown."
@@ -275,7 +209,7 @@ def _read_channels(
     path: str | Path | Openable, values: NDArray[Any], raw_mode: str, from_colors: ColorReader | None
 ) -> NDArray[Any]:
     """Return the numbers (h, w) of a mask with several channels (h, w, c): gray and alpha, RGB, or RGB and alpha."""
-    if "16" in raw_mode:
+    if _has_16_bits(raw_mode):
         raise UserError(f"{path} has {values.shape[2]} channels of 16 bits; expected one channel")
     if values.shape[2] != 3:
         values, alpha = values[..., :-1], values[..., -1]
@@ -298,44 +232,20 @@ def has_equal_channels(pixels: NDArray[Any]) -> bool:
     return bool((pixels[..., :1] == pixels[..., 1:]).all())
 
 
-@contextmanager
-def _open_image(path: str | Path | Openable, content: bytes) -> Iterator[Image.Image]:
-    """Open an image with Pillow; whatever Pillow raises inside of the block becomes a UserError.
-
-    Args:
-        path: Name of the file, for messages.
-        content: Bytes of the file.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            yield image
-    except UserError:
-        raise
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is damaged or cannot be read as an image ({error})") from None
+def _warn_if_nearly_black(path: str | Path | Openable, pixels: NDArray[np.uint8]) -> None:
+    """Warn of an image of 16 bits that uses their lower part only, such as 12 bits of a microscope; once per folder."""
+    if pixels.max(initial=0) < NEARLY_BLACK:
+        folder = str(path).replace("\\", "/").rpartition("/")[0] or "."
+        warnings.warn(
+            f"{folder} holds images of 16 bits whose levels are all below {256 * NEARLY_BLACK}, perhaps of 12 bits. They "
+            "are read nearly black, as 16 bits become 8. Multiply the levels of all images by one factor, such as 16.",
+            stacklevel=3,
+        )
 
 
-def _orientation(image: Image.Image, content: bytes) -> int:
-    """Return the orientation as Pillow's `exif_transpose` finds it, in EXIF or else in XMP: 1 (upright) to 8.
-
-    Args:
-        image: The opened image; a PNG with such metadata is decoded.
-        content: Bytes of the file.
-    """
-    if image.format == "PNG" and not any(name in content for name in PNG_METADATA):
-        return 1  # getexif() would decode the image, since the metadata may follow the pixels
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return int(orientation) if orientation in range(2, 9) else 1
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """Return how the pixels of an opened file are stored, such as "L;4" for gray of 4 bits; empty after decoding."""
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
-        return ""
-    args = image.tile[0].args
-    return str(args[0] if isinstance(args, tuple) and args else args)
+def _has_16_bits(raw_mode: str) -> bool:
+    """Return whether each channel is stored with 16 bits; "BGR;16" has 16 in all."""
+    return "16" in raw_mode and not raw_mode.startswith("BGR")
 
 
 def _decode_with_opencv(image: Image.Image, content: bytes, reduction: int) -> NDArray[np.uint8] | None:
@@ -348,11 +258,14 @@ def _decode_with_opencv(image: Image.Image, content: bytes, reduction: int) -> N
     kind, size = str(image.format), image.size
     if image.mode not in ("RGB", "L") or "transparency" in image.info or kind not in END_MARKERS:
         return None
-    if kind == "PNG" and _raw_mode(image) not in ("RGB", "L"):  # 2, 4 or 16 bits
+    if kind == "PNG" and raw_mode_of(image) not in ("RGB", "L"):  # 2, 4 or 16 bits
         return None
-    if not content.endswith(END_MARKERS[kind]) or _orientation(image, content) != 1:
+    if not content.endswith(END_MARKERS[kind]) or orientation_of(image, content) != 1:
         return None
     flags = REDUCTION_FLAGS[reduction if kind == "JPEG" and min(size) >= MIN_REDUCED_SIDE else 1]
     flags |= cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:  # its own limits: 2^20 pixels a side, 2^30 in all
+        return None
     return None if pixels is None else np.asarray(pixels, np.uint8)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
 from early_fusion_seg.data.coco.panoptic import PANOPTIC, PanopticSegments
@@ -246,4 +245,4 @@ class COCODataModule(SegmentationDataModule):
 
 def _read_10k(file: File) -> NDArray[Any]:
     """Read the label map of a .mat file of COCO-Stuff 10k."""
-    return np.asarray(read_mat(file, "S"))
+    return read_mat(file, "S")
