@@ -90,7 +90,7 @@ def dice(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int = 255) -
     return loss
 
 
-def check_masks(mask: Tensor, images: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_batch(mask: Tensor, images: Tensor, num_classes: int, ignore_index: int) -> None:
     """Check type, shape and labels of a batch of masks, which may come from a data set of another project.
 
     Args:

@@ -32,7 +32,7 @@ from early_fusion_seg.io.images import Picture
 from early_fusion_seg.io.plain_types import to_plain
 from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, VoidPredictionRule
-from early_fusion_seg.losses import SegmentationLoss, check_masks
+from early_fusion_seg.losses import SegmentationLoss, check_batch
 from early_fusion_seg.metrics import MeanLoss, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
 from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule
@@ -149,7 +149,7 @@ class ReverseHRNetSeg(LightningModule):
         )
         self.losses = nn.ModuleDict({s: MeanLoss() for s in ("val", "test")})
         self.step_loss = StepLoss()
-        self._masks_checked = False
+        self._batch_checked = False
 
     @classmethod
     def for_data(cls, data: SegmentationDataModule, **options: Any) -> Self:
@@ -216,9 +216,9 @@ class ReverseHRNetSeg(LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch, scaled by `StepLoss` if an optimizer step has several batches."""
         images, mask = batch["image"], batch["mask"]
-        if not self._masks_checked:
-            check_masks(mask, images, self.num_classes, self.ignore_index)
-            self._masks_checked = True
+        if not self._batch_checked:
+            check_batch(mask, images, self.num_classes, self.ignore_index)
+            self._batch_checked = True
         if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
             raise UserError("batch norm needs more than one value per channel: raise crop_size or batch_size")
         loss = self.loss(self.network.lazy_logits(images), mask)
