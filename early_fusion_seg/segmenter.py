@@ -29,7 +29,7 @@ from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import Plan, ReverseHRNet
 from early_fusion_seg.inference import eval_copy, image_tensor, upsampled_argmax
 from early_fusion_seg.io.images import Picture
-from early_fusion_seg.io.plain_types import to_plain
+from early_fusion_seg.io.plain_types import to_plain, without_numpy
 from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, VoidPredictionRule
 from early_fusion_seg.losses import SegmentationLoss, check_batch
@@ -135,7 +135,7 @@ class ReverseHRNetSeg(LightningModule):
         self.class_names = names_of_classes(num_classes, class_names)
         self.num_classes = len(self.class_names)
         self.palette = palette if palette is not None else voc_palette(self.num_classes)
-        self.ignore_index = ignore_index
+        self.ignore_index = ignore_index = int(ignore_index)
         for what, values in (("palette", self.palette), ("class_weights", class_weights)):
             if values is not None and len(values) != self.num_classes:
                 raise UserError(f"{what} has {len(values)} entries for {self.num_classes} classes")
@@ -341,6 +341,7 @@ class ReverseHRNetSeg(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store name and fingerprint of the encoder, and all its weights if they cannot be loaded from elsewhere."""
         store_encoder(checkpoint, self.network.encoder, store_weights=self.hparams["save_encoder"])
+        checkpoint.update(without_numpy(checkpoint))  # data modules and callbacks may have numbers from numpy
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the encoder's weights if the checkpoint has them; raise a UserError if it has another encoder."""

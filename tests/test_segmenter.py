@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -444,7 +444,7 @@ def test_a_checkpoint_can_be_saved_after_the_source_of_the_encoder_has_gone(tmp_
     "options",
     [
         {"lr": np.float64(1e-3), "weight_decay": np.float32(0.5), "warmup_steps": np.int64(3)},
-        {"num_classes": np.int64(3), "width": np.int32(8), "compile": np.bool_(False)},
+        {"num_classes": np.int64(3), "width": np.int32(8), "compile": np.bool_(False), "ignore_index": np.uint8(255)},
         {"num_classes": None, "class_names": np.array(["a", "b", "c"])},
         {"palette": np.zeros((3, 3), np.uint8), "class_weights": np.ones(3), "loss": {"dice": np.float64(1)}},
         {"class_weights": torch.ones(3), "blocks": (0, 0, 1, 1, 1), "hr_modules": np.array([1, 0, 0, 0, 0])},
@@ -459,6 +459,18 @@ def test_settings_from_numpy_torch_and_pathlib_are_stored_as_plain_types(tmp_pat
     assert same_output(ReverseHRNetSeg.load_from_checkpoint(path), model)
     json.dumps(torch.load(path, weights_only=True)["hyper_parameters"])
     json.dumps([model.class_names, model.palette])
+
+
+def test_numbers_from_numpy_in_data_modules_and_callbacks_are_stored_as_plain_types(camvid, tmp_path):
+    data = CamVidDataModule(camvid, batch_size=np.int64(2), crop_size=np.array([32, 32]), num_workers=0)
+    stopping = EarlyStopping("val/loss", patience=np.int64(3), min_delta=np.float64(0.1))
+    engine = trainer(tmp_path, callbacks=[stopping])
+    model = ReverseHRNetSeg.for_data(data, **(SMALL | {"num_classes": None}))
+    engine.fit(model, data)
+    engine.save_checkpoint(tmp_path / "model.ckpt")
+    stored = read_checkpoint(tmp_path / "model.ckpt")
+    assert stored["CamVidDataModule"]["train"]["batch_size"] == 2
+    assert same_output(ReverseHRNetSeg.load_from_checkpoint(tmp_path / "model.ckpt"), model)
 
 
 def test_a_setting_that_is_no_plain_type_is_refused_before_training(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import cv2
+import numpy as np
 import PIL.Image
 import torch
 from lightning.pytorch import LightningDataModule
@@ -113,12 +114,12 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         if num_workers is not None and num_workers < 0:
             raise UserError(f"num_workers is {num_workers}; expected 0 or more, or omit it")
         self.root = Path(root)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = min(4, suggested_max_num_workers(1)) if num_workers is None else num_workers
+        self.batch_size = int(batch_size)  # PyTorch's loader refuses numbers of numpy
+        self.eval_batch_size = int(eval_batch_size)
+        self.num_workers = min(4, suggested_max_num_workers(1)) if num_workers is None else int(num_workers)
         self.crop_size = _pair(crop_size)
-        self.scale = scale
-        self.rare_class_share = rare_class_share
+        self.scale = float(scale)
+        self.rare_class_share = float(rare_class_share)
         self.train_transform = train_transform or TrainAugmentation(self.crop_size, random_scale, short_side)
         self.eval_transform = eval_transform
         self._train_loader: TrainLoader | None = None
@@ -401,9 +402,9 @@ def _check_positive(**values: float) -> None:
 def _pair(crop_size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if crop_size is None:
         return None
-    sides = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-    if len(sides) != 2:
+    sides = np.ravel(crop_size).tolist()
+    if len(sides) not in (1, 2):
         raise UserError(f"crop_size is {crop_size}; expected one number, or height and width")
-    height, width = sides
+    height, width = int(sides[0]), int(sides[-1])
     _check_positive(crop_height=height, crop_width=width)
     return height, width

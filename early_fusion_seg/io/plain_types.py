@@ -47,3 +47,21 @@ def to_plain(value: Any, name: str) -> Any:
         f"{name} is a {type(value).__module__}.{type(value).__qualname__}; expected a number, a string, or a list or "
         "dict of these, because checkpoints hold only plain types"
     )
+
+
+def without_numpy(value: Any) -> Any:
+    """Convert numbers and arrays of numpy, and paths, in nested dicts, lists and tuples; arrays become tensors.
+
+    All else is returned as it is. `torch.load(weights_only=True)` refuses what numpy and pathlib write.
+
+    Example:
+        >>> without_numpy({"patience": np.int64(3), "scores": [np.float64(0.5)], "net": "resnet18"})
+        {'patience': 3, 'scores': [0.5], 'net': 'resnet18'}
+    """
+    if type(value) is dict:
+        return {without_numpy(k): without_numpy(v) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(without_numpy, value))
+    if isinstance(value, np.ndarray):
+        return torch.tensor(value) if value.dtype.kind in "biufc" else value.tolist()
+    return to_plain(value, "value") if isinstance(value, np.generic | PurePath) else value
