@@ -237,7 +237,7 @@ def _warn_if_nearly_black(path: str | Path | Openable, pixels: NDArray[np.uint8]
     if pixels.max(initial=0) < NEARLY_BLACK:
         folder = str(path).replace("\\", "/").rpartition("/")[0] or "."
         warnings.warn(
-            f"{folder} holds images of 16 bits whose levels are all below {256 * NEARLY_BLACK}, perhaps of 12 bits. They "
+            f"{folder} holds images of 16 bits with all levels below {256 * NEARLY_BLACK}, perhaps of 12 bits. They "
             "are read nearly black, as 16 bits become 8. Multiply the levels of all images by one factor, such as 16.",
             stacklevel=3,
         )
