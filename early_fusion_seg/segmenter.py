@@ -98,6 +98,8 @@ class ReverseHRNetSeg(LightningModule):
         torch.Size([1, 11, 45, 60])
     """
 
+    accepts_empty_batches = True  # read by the data modules: a process without images gets a batch without `image`
+
     def __init__(
         self,
         num_classes: int | None = None,

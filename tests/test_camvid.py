@@ -15,6 +15,7 @@ from early_fusion_seg.data.camvid import (
     read_color_mask,
 )
 from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.io.download import Archive
 
 COLORS = {  # three of the 32 colors, and one that is not among them
     "Road": (128, 64, 128),

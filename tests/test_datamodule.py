@@ -1,7 +1,9 @@
 import copy
 import itertools
 import pickle
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from albumentations.pytorch import ToTensorV2
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
-from early_fusion_seg import SyntheticDataModule
+from early_fusion_seg import ReverseHRNetSeg, SyntheticDataModule
 from early_fusion_seg.data import datamodule
 from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, SegmentationDataset, Source, collate
@@ -205,10 +207,24 @@ def test_batches_of_all_processes_together_equal_those_of_one_process(n: int) ->
 @pytest.mark.parametrize("workers", [0, 1])
 def test_process_without_images_gets_one_empty_batch(workers: int) -> None:
     dm = ToyDataModule(ToySource(2), num_workers=workers)
-    dm.trainer = SimpleNamespace(world_size=3, global_rank=2)
+    ours = SimpleNamespace(accepts_empty_batches=ReverseHRNetSeg.accepts_empty_batches)
+    dm.trainer = SimpleNamespace(world_size=3, global_rank=2, lightning_module=ours)
     for loader in (dm.val_dataloader(), dm.test_dataloader(), dm.predict_dataloader()):
         assert list(loader) == [{"key": []}]
         assert len(loader) == 1
+
+
+def test_process_without_images_gets_an_image_of_another_one_if_the_module_is_not_ours() -> None:
+    shares: list[list[str]] = []
+    for rank in range(5):
+        dm = ToyDataModule(ToySource(2))
+        dm.trainer = SimpleNamespace(world_size=5, global_rank=rank, lightning_module=Recorder())
+        for loader in (dm.val_dataloader, dm.test_dataloader, dm.predict_dataloader):
+            with pytest.warns(UserWarning, match=r"2 images for 5 processes, .* Use at most 2 process\(es\)"):
+                batches = list(loader())
+            assert all("image" in batch for batch in batches)
+        shares.append(flat(batch["key"] for batch in batches))
+    assert shares == [["k0"], ["k1"], ["k0"], ["k1"], ["k0"]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -517,6 +533,25 @@ def test_errors_name_files_that_do_not_match(tmp_path: Path) -> None:
 def test_collate_lists_every_error() -> None:
     samples = [{"key": "a", "error": "1"}, {"key": "b", "image": torch.zeros(3, 2, 2)}, {"key": "c", "error": "2"}]
     assert collate(samples) == {"key": ["a", "b", "c"], "error": ["1", "2"]}
+
+
+def test_one_process_at_a_time_prepares_data(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+
+    def prepare_data() -> None:
+        if not (root / "complete").exists():
+            root.mkdir()  # fails if another one is at work
+            time.sleep(0.2)
+            (root / "complete").touch()
+
+    def prepare(_: int) -> bool:
+        dm = ToyDataModule(ToySource(1))
+        dm.root, dm.prepare_data = root, prepare_data  # type: ignore[method-assign]
+        dm.prepare_in_turn()
+        return (root / "complete").exists()
+
+    with ThreadPoolExecutor(3) as pool:  # each opens the lock by itself, as a process does
+        assert list(pool.map(prepare, range(3))) == [True] * 3
 
 
 def test_workers_are_persistent_and_memory_is_pinned_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,15 @@ def _read_or_count(path: Path, source: Source, key: str, shape: tuple[int, int])
 
 
 @contextlib.contextmanager
+def cache_lock(name: str) -> Iterator[None]:
+    """Let one process of this machine at a time run a block; if there is no cache folder, they do not wait."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(RuntimeError):  # the user has no home folder
+            stack.enter_context(_lock_file(cache_folder() / f"{name}.lock"))
+        yield
+
+
+@contextlib.contextmanager
 def _lock_file(path: Path) -> Iterator[BinaryIO | None]:
     """Open a file for writing by one process at a time; yield None if it cannot be opened."""
     try:

@@ -5,6 +5,7 @@ its layouts on disk or the format of its test server, is an optional attribute o
 """
 
 import abc
+import hashlib
 import os
 import signal
 from collections import Counter
@@ -18,10 +19,10 @@ import numpy as np
 import PIL.Image
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import suggested_max_num_workers
+from lightning.pytorch.utilities import rank_zero_warn, suggested_max_num_workers
 from torch.utils.data import DataLoader
 
-from early_fusion_seg.data.class_pixel_counts import class_pixel_counts
+from early_fusion_seg.data.class_pixel_counts import cache_lock, class_pixel_counts
 from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, collate
 from early_fusion_seg.data.frequencies import Counts, Weighting, class_weights, draw_rare_classes
 from early_fusion_seg.data.layout import Layout
@@ -334,7 +335,26 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
     def _eval_sampler(self, dataset: SegmentationDataset) -> UnpaddedDistributedSampler | None:
         world, rank = self._world()
-        return UnpaddedDistributedSampler(dataset, world, rank) if world > 1 else None
+        if world == 1:
+            return None
+        # a LightningModule of ours takes the empty batch of a process without images, others need an image
+        module = getattr(self.trainer, "lightning_module", None)
+        pad = len(dataset) < world and not getattr(module, "accepts_empty_batches", False)
+        if pad:
+            rank_zero_warn(
+                f"there are {len(dataset)} images for {world} processes, so some processes get an image of another one, "
+                f"and scores count it several times. Use at most {len(dataset)} process(es)"
+            )
+        return UnpaddedDistributedSampler(dataset, world, rank, pad)
+
+    def prepare_in_turn(self) -> None:
+        """Call `prepare_data` in one process of this machine at a time, before the processes can communicate.
+
+        The first one downloads, and the others find its files.
+        """
+        root = str(self.root.absolute()).encode(errors="surrogateescape")
+        with cache_lock(f"prepare_data_{hashlib.sha256(root).hexdigest()[:32]}"):
+            self.prepare_data()
 
     def _check_once(self, source: Source, split: Split) -> None:
         """Check the masks of a split, and warn if crops are much larger than training images."""

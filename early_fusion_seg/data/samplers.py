@@ -59,11 +59,20 @@ class UnpaddedDistributedSampler(DistributedSampler[int]):
     """Yield every position exactly once over all processes.
 
     Unlike DistributedSampler it repeats no images, so processes may get different numbers of images, or none.
+
+    Args:
+        dataset: The images.
+        world: Number of processes.
+        rank: Number of this process.
+        pad: Give a process that would get no image one that another process has too.
     """
 
-    def __init__(self, dataset: Dataset[Any], world: int, rank: int) -> None:
+    def __init__(self, dataset: Dataset[Any], world: int, rank: int, pad: bool = False) -> None:
         super().__init__(dataset, world, rank, shuffle=False)
-        self.positions = range(rank, len(cast(Any, dataset)), world)
+        images = len(cast(Any, dataset))
+        self.positions = range(rank, images, world)
+        if pad and not self.positions:
+            self.positions = range(rank % images, rank % images + 1)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.positions)
