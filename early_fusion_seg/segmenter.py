@@ -150,7 +150,7 @@ class ReverseHRNetSeg(LightningModule):
             {s: SegmentationMetrics(self.num_classes, ignore_index, absent, pred_void) for s in ("val", "test")}
         )
         self.losses = nn.ModuleDict({s: MeanLoss() for s in ("val", "test")})
-        self.step_loss = StepLoss()
+        self.step_loss: StepLoss | None = None  # within fit
         self._batch_checked = False
 
     @classmethod
@@ -216,18 +216,19 @@ class ReverseHRNetSeg(LightningModule):
         return upsampled_argmax(lazy_logits, (pixels.shape[-2], pixels.shape[-1]))[0].cpu().numpy()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Compute the loss of a batch, scaled by `StepLoss` if an optimizer step has several batches."""
+        """Compute the loss of a batch; within `fit`, scaled by `StepLoss` if an optimizer step has several batches."""
         images, mask = batch["image"], batch["mask"]
         if not self._batch_checked:
             check_batch(mask, images, self.num_classes, self.ignore_index)
             self._batch_checked = True
         if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
             raise UserError("batch norm needs more than one value per channel: raise crop_size or batch_size")
-        loss = self.loss(self.network.lazy_logits(images), mask)
-        return self.step_loss.add(loss, self.loss.weight(mask), batch["key"])
+        loss: Tensor = self.loss(self.network.lazy_logits(images), mask)
+        return loss if self.step_loss is None else self.step_loss.add(loss, self.loss.weight(mask), batch["key"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Rescale the gradients to the loss of the whole step; if the loss is not finite, raise a UserError."""
+        assert self.step_loss is not None  # made in setup
         loss = self.step_loss.finish(self.parameters(), self.global_step)
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
@@ -292,7 +293,7 @@ class ReverseHRNetSeg(LightningModule):
         self.log_dict(values, prog_bar=True, sync_dist=True, reduce_fx="max")  # the maximum of equal values is exact
 
     def setup(self, stage: str) -> None:
-        """Compile if asked, check that all ranks have the same encoder, and prepare the loss of a step."""
+        """Compile if asked, check settings, data and the encoders of all ranks, and prepare the loss of a step."""
         if stage == "fit" and self.num_classes == 1:
             rank_zero_warn(
                 f"{self.class_names[0]} is the only class, so there is nothing to learn: every labeled pixel has it; "
@@ -301,12 +302,17 @@ class ReverseHRNetSeg(LightningModule):
         if stage == "fit" and self.hparams["compile"]:
             self.network.encoder.compile()
             self.network.head.compile()
+        self.step_loss = StepLoss() if stage == "fit" else None
         self._make_hparams_plain()  # those of a subclass too, before anything is trained
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, SegmentationDataModule) and stage != "predict":
             self._check_classes(data)
         check_equal_across_ranks(self.network.encoder.fingerprint(), "encoders")
         self._ddp_params_and_buffers_to_ignore = ddp_ignored_names(self)  # read by DistributedDataParallel
+
+    def teardown(self, stage: str) -> None:
+        """End the losses of steps: without a trainer, `training_step` returns the loss of its batch."""
+        self.step_loss = None
 
     def _check_classes(self, data: SegmentationDataModule) -> None:
         """Check that the data has the number of classes and the ignore index of the model."""
@@ -319,6 +325,7 @@ class ReverseHRNetSeg(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Read how many batches the next step has, which `GradientAccumulationScheduler` may change."""
+        assert self.step_loss is not None  # made in setup
         self.step_loss.batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -224,12 +224,16 @@ def test_masks_that_do_not_fit_the_model_are_refused(mask, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_a_training_step_needs_no_trainer(dtype):
+def test_a_training_step_needs_no_trainer(dtype, tmp_path):
     batch = {"image": torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "key": ["a", "b"]}
     model = ReverseHRNetSeg(**SMALL)
     mask = torch.randint(0, 3, (2, 64, 64), dtype=dtype)
     mask[0] = 255
     loss = model.training_step(batch | {"mask": mask}, 0)
+    expected = F.cross_entropy(model(batch["image"]), mask.long(), ignore_index=255)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    trainer(tmp_path, accumulate_grad_batches=2).fit(model, loader(), loader(2, 1))
+    loss = model.train().training_step(batch | {"mask": mask}, 0)
     expected = F.cross_entropy(model(batch["image"]), mask.long(), ignore_index=255)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
@@ -330,7 +334,8 @@ def test_a_batch_with_one_value_at_the_coarsest_stride_is_refused(tmp_path):
 def test_optimizers_are_fused_unless_losses_are_scaled_or_gradients_clipped(optimizer, scaler, clip, fused):
     model = ReverseHRNetSeg(**(SMALL | {"optimizer": optimizer}))
     plugin = SimpleNamespace(scaler=scaler)
-    model._trainer = SimpleNamespace(precision_plugin=plugin, gradient_clip_val=clip, estimated_stepping_batches=10)
+    options = {"gradient_clip_val": clip, "estimated_stepping_batches": 10, "callbacks": []}
+    model._trainer = SimpleNamespace(precision_plugin=plugin, **options)
     assert model.configure_optimizers()["optimizer"].defaults["fused"] is fused
 
 
