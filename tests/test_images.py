@@ -238,12 +238,14 @@ def test_mask_numbers_are_kept(tmp_path: Path, dtype: type) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("kind", [0, 3])
-def test_mask_numbers_of_few_bits_are_kept(tmp_path: Path, bits: int, kind: int) -> None:
+@pytest.mark.parametrize("upright", [False, True])  # with an EXIF orientation of 1
+def test_mask_numbers_of_few_bits_are_kept(tmp_path: Path, bits: int, kind: int, upright: bool) -> None:
     numbers = RNG.integers(0, 2**bits, (5, 8), np.uint8)
     shifts = np.arange(8 - bits, -1, -bits)
     packed = (numbers.reshape(5, -1, 8 // bits) << shifts.astype(np.uint8)).sum(-1).astype(np.uint8)
     scanlines = b"".join(b"\0" + row.tobytes() for row in packed)
-    write_png(tmp_path / "a.png", 8, 5, bits=bits, kind=kind, scanlines=scanlines)
+    metadata = exif(1) if upright else None
+    write_png(tmp_path / "a.png", 8, 5, bits=bits, kind=kind, scanlines=scanlines, metadata=metadata)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), numbers)
 
 
@@ -347,7 +349,9 @@ def test_indexed_png_refuses_other_arrays(tmp_path: Path, labels: np.ndarray) ->
         write_indexed_png(tmp_path / "a.png", labels, [[0, 0, 0]])
 
 
-def write_png(path: Path, width: int, height: int, bits: int, kind: int, scanlines: bytes) -> None:
+def write_png(
+    path: Path, width: int, height: int, bits: int, kind: int, scanlines: bytes, metadata: bytes | None = None
+) -> None:
     """Write a PNG of a kind that Pillow can read but not write; kind 0 is gray, 2 is RGB, 3 is indexed."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -355,8 +359,9 @@ def write_png(path: Path, width: int, height: int, bits: int, kind: int, scanlin
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
     palette = chunk(b"PLTE", bytes(range(3 * 2**bits))) if kind == 3 else b""
-    data = chunk(b"IDAT", zlib.compress(scanlines)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + palette + data)
+    data = chunk(b"IDAT", zlib.compress(scanlines))
+    extra = chunk(b"eXIf", metadata.removeprefix(b"Exif\0\0")) if metadata else b""
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + palette + data + extra + chunk(b"IEND", b""))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

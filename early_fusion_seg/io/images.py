@@ -135,8 +135,8 @@ def read_mask(path: str | Path | Openable, from_colors: ColorReader | None = Non
     """
     content = _read_bytes(path)
     with open_image(path, content) as image:
-        _check_mask_file(path, image, content)
         raw_mode = raw_mode_of(image)
+        _check_mask_file(path, image, content)
         image.load()  # raises for damaged files; np.asarray may hide it
         mode, values = image.mode, np.asarray(image)
     if mode in MULTI_CHANNEL_MODES:
