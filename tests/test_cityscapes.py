@@ -66,7 +66,7 @@ def test_zip_files_give_the_same_samples_as_folders(root: Path, tmp_path: Path) 
             zipped = CityscapesDataModule(tmp_path, train_split=train_split, num_workers=0).dataset(split)
             assert len(plain) == len(zipped)
             for i in range(len(plain)):
-                a, b = plain[i], zipped[i]
+                a, b = plain[0, i], zipped[0, i]
                 assert a.keys() == b.keys()
                 assert a["key"] == b["key"]
                 np.testing.assert_array_equal(a["image"], b["image"])

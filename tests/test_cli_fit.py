@@ -49,7 +49,7 @@ def test_fit_writes_config_metrics_checkpoints_and_panels(trained: Path) -> None
     (["--trainer.max_epochs=-1", "--trainer.max_steps=4"], 4),  # in the middle of an epoch
 ])  # fmt: skip
 def test_each_run_ends_with_a_validation(more: list[str], steps: int, camvid: Path, tmp_path: Path) -> None:
-    one_each = ["--data.batch_size=1", "--data.crop_size=64", "--trainer.check_val_every_n_epoch=5"]
+    one_each = ["--data.batch_size=1", "--data.crop_size=48", "--trainer.check_val_every_n_epoch=5"]
     assert main(fit_args(camvid, tmp_path / "run", *one_each, *more)) == 0
     best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
     assert best["global_step"] == steps
@@ -214,7 +214,7 @@ def test_home_is_expanded_and_a_remote_output_is_refused(
 def test_a_resume_that_is_refused_keeps_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     camvid = fake_camvid_segnet(tmp_path / "camvid", images=6, size=SIZE)
     run, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
-    small = ["--data.crop_size=64", "--trainer.check_val_every_n_epoch=9", "--trainer.num_sanity_val_steps=0"]
+    small = ["--data.crop_size=48", "--trainer.check_val_every_n_epoch=9", "--trainer.num_sanity_val_steps=0"]
     args = [*fit_args(camvid, run, *small), "--data.batch_size=1"]
     assert main([*args, "--trainer.max_epochs=1"]) == 0
     state = torch.load(last, weights_only=True)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from early_fusion_seg import ReverseHRNetSeg, SyntheticDataModule
@@ -58,6 +59,13 @@ class ToyDataModule(SegmentationDataModule):
 
     def source(self, split: Split) -> Source:
         return self.toy
+
+
+def process(world: int, rank: int, module: Any = None, root: Path = Path("nowhere")) -> Any:
+    """Return what a data module reads of the trainer of one of several processes."""
+    state = SimpleNamespace(fn=TrainerFn.VALIDATING)
+    names = {"world_size": world, "global_rank": rank, "lightning_module": module, "default_root_dir": str(root)}
+    return SimpleNamespace(**names, state=state)
 
 
 def keys(loader: Any) -> list[list[str]]:
@@ -184,7 +192,7 @@ def test_processes_split_the_images() -> None:
     dm = ToyDataModule(ToySource(7), batch_size=1)
     shares: dict[str, list[str]] = {"train": [], "val": []}
     for rank in range(3):
-        dm.trainer = SimpleNamespace(world_size=3, global_rank=rank)
+        dm.trainer = process(3, rank)
         shares["train"] += flat(keys(dm.train_dataloader()))
         shares["val"] += flat(keys(dm.val_dataloader()))
     assert sorted(shares["val"]) == [f"k{i}" for i in range(7)]  # each exactly once
@@ -199,7 +207,7 @@ def test_batches_of_all_processes_together_equal_those_of_one_process(n: int) ->
     parts = ToyDataModule(ToySource(n), batch_size=4)
     shares = []
     for rank in range(2):
-        parts.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        parts.trainer = process(2, rank)
         shares.append(keys(parts.train_dataloader()))
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
 
@@ -208,7 +216,7 @@ def test_batches_of_all_processes_together_equal_those_of_one_process(n: int) ->
 def test_process_without_images_gets_one_empty_batch(workers: int) -> None:
     dm = ToyDataModule(ToySource(2), num_workers=workers)
     ours = SimpleNamespace(accepts_empty_batches=ReverseHRNetSeg.accepts_empty_batches)
-    dm.trainer = SimpleNamespace(world_size=3, global_rank=2, lightning_module=ours)
+    dm.trainer = process(3, 2, ours)
     for loader in (dm.val_dataloader(), dm.test_dataloader(), dm.predict_dataloader()):
         assert list(loader) == [{"key": []}]
         assert len(loader) == 1
@@ -218,9 +226,9 @@ def test_process_without_images_gets_an_image_of_another_one_if_the_module_is_no
     shares: list[list[str]] = []
     for rank in range(5):
         dm = ToyDataModule(ToySource(2))
-        dm.trainer = SimpleNamespace(world_size=5, global_rank=rank, lightning_module=Recorder())
+        dm.trainer = process(5, rank, Recorder())
         for loader in (dm.val_dataloader, dm.test_dataloader, dm.predict_dataloader):
-            with pytest.warns(UserWarning, match=r"2 images for 5 processes, .* Use at most 2 process\(es\)"):
+            with pytest.warns(UserWarning, match=r"2 images for 5 processes, .* use at most 2 process\(es\)"):
                 batches = list(loader())
             assert all("image" in batch for batch in batches)
         shares.append(flat(batch["key"] for batch in batches))
@@ -306,7 +314,7 @@ def test_processes_split_the_images_drawn_for_rare_classes(n: int, tmp_path: Pat
         shares = []
         for rank in range(world):
             part = ToyDataModule(RareSource(n), batch_size=6 // world, num_workers=workers, **RARE)
-            part.trainer = SimpleNamespace(world_size=world, global_rank=rank, default_root_dir=str(tmp_path))
+            part.trainer = process(world, rank, root=tmp_path)
             loader = part.train_dataloader()
             shares.append([contents(loader) for _ in range(2)])
         for epoch in range(2):
@@ -320,7 +328,7 @@ def test_rare_classes_with_more_processes_than_images(tmp_path: Path) -> None:
     indices: list[tuple[int, ...]] = []
     for rank in range(5):
         dm = ToyDataModule(RareSource(2), batch_size=4, **(RARE | {"rare_class_share": 1.0}))
-        dm.trainer = SimpleNamespace(world_size=5, global_rank=rank, default_root_dir=str(tmp_path))
+        dm.trainer = process(5, rank, root=tmp_path)
         indices += dm.train_dataloader().sampler
     assert {len(index) for index in indices} == {4}
     assert [place for *_, place in indices] == [0, 1, 0, 1, 0]
@@ -364,7 +372,7 @@ def test_class_pixel_counts_and_weights_are_those_of_the_training_masks(tmp_path
     assert dm.class_weights("inverse-log") == pytest.approx((1 / np.log(1.02 + share)).tolist())
     for rank in (1, 0):  # only rank 0 writes into the folder of the run
         assert not (tmp_path / "run").exists()
-        dm.trainer = SimpleNamespace(world_size=2, global_rank=rank, default_root_dir=str(tmp_path / "run"))
+        dm.trainer = process(2, rank, root=tmp_path / "run")
         dm.class_pixel_counts()
     assert (tmp_path / "run/class_pixel_counts.npz").is_file()
     dm.source = lambda split: FileSource([Item("a", tmp_path / "a.jpg")])

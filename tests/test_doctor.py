@@ -258,7 +258,8 @@ def test_a_split_without_classes_is_not_usable(tmp_path: Path, capsys) -> None:
     assert doctor("cityscapes", root) == 1
     printed = capsys.readouterr().out
     assert (
-        "no pixel read has a class (labels found: 3), so there is nothing to train on or to score; unpack or" in printed
+        "no pixel read has a class, so there is nothing to train on or to score. The masks hold 3, and 3 is ignored: "
+        "does 3 mean one of these classes?; to fix: unpack or" in printed
     )
     assert "train ids (" not in printed  # a wrong diagnosis
 

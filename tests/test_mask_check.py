@@ -1,9 +1,11 @@
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from early_fusion_seg.data import FileSource, Item, Source, mask_check
@@ -30,9 +32,12 @@ def folder(root: Path, train: list[int], val: list[int] | None = None, rows: lis
 
 
 def loaders(root: Path, **kwargs: Any) -> FolderDataModule:
+    """Make the loaders as `fit` does."""
     data = FolderDataModule(root, num_workers=0, **kwargs)
-    data.train_dataloader()
+    state, folder = SimpleNamespace(fn=TrainerFn.FITTING), str(root / "run")
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, state=state, default_root_dir=folder)
     data.val_dataloader()
+    data.train_dataloader()
     return data
 
 
@@ -61,7 +66,7 @@ def test_a_class_that_never_occurs_is_named(tmp_path: Path) -> None:
 
 
 def test_unknown_labels_are_named_once_with_their_number(tmp_path: Path) -> None:
-    root = folder(tmp_path, [0, 128, 255])
+    root = folder(tmp_path, [0, 128, 255], [0, 1])
     Image.fromarray(np.full((8, 12), 7, np.uint8)).save(root / "masks/train/1.png")
     with pytest.raises(UserError) as error:
         loaders(root)

@@ -112,7 +112,7 @@ def test_if_one_process_fails_the_other_prints_one_line(tmp_path: Path) -> None:
     for path in (camvid / "train").iterdir():
         path.write_bytes(path.read_bytes()[:-99])
         break
-    args = fit_args(camvid, tmp_path / "run", "--trainer.devices=2", "--data.batch_size=1", "--data.crop_size=64")
+    args = fit_args(camvid, tmp_path / "run", "--trainer.devices=2", "--data.batch_size=1", "--data.crop_size=48")
     done = subprocess.run(command(*args), capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn, suggested_max_num_workers
 from torch.utils.data import DataLoader
 
@@ -27,7 +28,7 @@ from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, c
 from early_fusion_seg.data.frequencies import Counts, Weighting, class_weights, draw_rare_classes
 from early_fusion_seg.data.layout import Layout
 from early_fusion_seg.data.listing import File
-from early_fusion_seg.data.mask_check import check_masks
+from early_fusion_seg.data.mask_check import check_masks, warn_of_large_crop
 from early_fusion_seg.data.replica import Replica
 from early_fusion_seg.data.samplers import (
     BatchLoader,
@@ -37,7 +38,7 @@ from early_fusion_seg.data.samplers import (
     UnpaddedDistributedSampler,
 )
 from early_fusion_seg.data.submission import SubmissionFormat
-from early_fusion_seg.data.transforms import TrainAugmentation, Transform, warn_of_large_crop
+from early_fusion_seg.data.transforms import TrainAugmentation, Transform
 from early_fusion_seg.distributed import all_gather_object
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
@@ -338,12 +339,12 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         if world == 1:
             return None
         # a LightningModule of ours takes the empty batch of a process without images, others need an image
-        module = getattr(self.trainer, "lightning_module", None)
+        module = self.trainer.lightning_module if self.trainer else None
         pad = len(dataset) < world and not getattr(module, "accepts_empty_batches", False)
         if pad:
             rank_zero_warn(
-                f"there are {len(dataset)} images for {world} processes, so some processes get an image of another one, "
-                f"and scores count it several times. Use at most {len(dataset)} process(es)"
+                f"there are {len(dataset)} images for {world} processes, so some processes get an image of another one "
+                f"and scores count it several times; use at most {len(dataset)} process(es)"
             )
         return UnpaddedDistributedSampler(dataset, world, rank, pad)
 
@@ -360,8 +361,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         """Check the masks of a split, and warn if crops are much larger than training images."""
         if split in self._checked or not source.labeled:
             return
-        # what fit says about train, it need not say about val
-        sizes = check_masks(source, self.label_set, split, warn="train" not in self._checked)
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        warn = split == "train" or not fitting  # once in fit
+        sizes = check_masks(source, self.label_set, split, warn)
         self._checked.add(split)
         if split == "train" and isinstance(self.train_transform, TrainAugmentation):
             warn_of_large_crop(self.train_transform, self.scale, sizes)

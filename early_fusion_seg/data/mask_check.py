@@ -1,4 +1,4 @@
-"""Check masks before a run: unknown labels, a split without any label, classes without a pixel.
+"""Check masks before a run: unknown labels, splits without a label, classes without a pixel, and too large crops.
 
 A run must start at once, so `survey` reads masks in random order only until the classes are seen, and at most 256 masks
 or 100 megapixels. What is said about them is certain. A class is called absent if all masks were read, or their pixels
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from early_fusion_seg.data.class_pixel_counts import cached_counts
 from early_fusion_seg.data.dataset import NAMED, FileSource, Source, listed
+from early_fusion_seg.data.transforms import TrainAugmentation
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.labels import LabelSet, in_ranges
 
@@ -27,6 +28,7 @@ MAX_MASKS = 256
 MAX_PIXELS = 10**8  # one or two seconds on one core
 CHUNK = 8  # masks read at a time, so the fewest that are read
 SHOWN = 20  # different labels of masks that are shown
+MAX_FILLED = 0.5  # share of a crop that is filled at factor 1, without a warning
 MAX_RAW_ID = 65535  # that a label CSV can have
 
 
@@ -165,17 +167,17 @@ def describe_absent(
     where = split if read >= total else f"the {read} masks read of {split}, which has {total},"
     names = listed([labels.class_names[train_id] for train_id in absent])
     text = f"no pixel of {where} has the class{'es' if len(absent) > 1 else ''} {names}"
-    return f"{text}. {_what_masks_hold(labels, absent, raw_ids)}"
+    return f"{text}. {what_masks_hold(labels, absent, raw_ids)}"
 
 
 def no_labels(labels: LabelSet, raw_ids: Iterable[int], split: str) -> str:
     """Describe a split in which every pixel is ignored."""
     purpose = "train on" if split == "train" else "score"
-    holds = _what_masks_hold(labels, range(labels.num_classes), raw_ids)
+    holds = what_masks_hold(labels, range(labels.num_classes), raw_ids)
     return f"no pixel of {split} has a class, so there is nothing to {purpose}. {holds}"
 
 
-def _what_masks_hold(labels: LabelSet, absent: Sequence[int], raw_ids: Iterable[int]) -> str:
+def what_masks_hold(labels: LabelSet, absent: Sequence[int], raw_ids: Iterable[int]) -> str:
     """Describe the labels in masks, and ask whether the ignored ones mean absent classes."""
     found, to_train = sorted(raw_ids), dict(labels.raw_to_train)
     ignored = [raw_id for raw_id in found if to_train.get(raw_id) == labels.ignore_index]
@@ -186,6 +188,31 @@ def _what_masks_hold(labels: LabelSet, absent: Sequence[int], raw_ids: Iterable[
     name = labels.class_names[absent[0]] if len(absent) == 1 else "one of these classes"
     text += f", and {in_ranges(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored: does {meant} mean {name}?"
     return text if labels.file is None else f"{text} If so, give it the train_id of the class in {labels.file}"
+
+
+def warn_of_large_crop(transform: TrainAugmentation, scale: float, sizes: Sequence[tuple[int, int]]) -> None:
+    """Warn if more than half of a crop is filled because the training images are smaller.
+
+    Crops that are a little larger are usual: 512x512 for VOC's 500x375.
+
+    Args:
+        transform: The augmentation.
+        scale: Resize factor before it.
+        sizes: Height and width of some images.
+    """
+    if transform.crop_size is None or not sizes:
+        return
+    resized = [(max(1, round(height * scale)), max(1, round(width * scale))) for height, width in sizes]
+    scaled, crop = np.array([transform.size_at_factor_1(size) for size in resized]), np.array(transform.crop_size)
+    filled = 1 - float((np.minimum(scaled, crop).prod(1) / crop.prod()).mean())
+    if filled > MAX_FILLED:
+        median = np.median(scaled, 0).astype(int)
+        height, width = np.minimum(median, crop).tolist()
+        rank_zero_warn(
+            f"{filled:.0%} of each crop is filling: crop_size is {crop[0]}x{crop[1]} (height x width), and training "
+            f"images are {median[0]}x{median[1]} after scaling (median). Take crop_size [{height}, {width}] "
+            f"(--data.crop_size '[{height},{width}]')"
+        )
 
 
 def unknown_labels(labels: LabelSet, holders: Mapping[int, Sequence[object]], read: int) -> str:

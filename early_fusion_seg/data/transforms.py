@@ -11,12 +11,11 @@ Shapes: images are (h, w, 3) uint8, masks (h, w) uint8 with 255 = ignored.
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the next line looks for a newer version online
@@ -30,7 +29,6 @@ Transform = Callable[..., dict[str, Any]]
 FILL_VALUES = {"image": (124, 116, 104), "mask": (IGNORE_INDEX,)}  # ImageNet's mean color: about 0 after normalization
 JPEG_REDUCTIONS = (8, 4, 2)  # factors by which a JPEG can be reduced while it is decoded
 MAX_CLASS_SHARE = 0.75  # of one class among the labeled pixels of a window, 0..1
-MAX_FILLED = 0.5  # share of a crop that is filled at factor 1, without a warning
 MAX_TRIES = 10  # windows drawn at most; the last one is used in any case
 
 
@@ -181,31 +179,6 @@ class TrainAugmentation:
         if center is not None:
             start = min(max(0, center - taken // 2), side - taken)
         return Axis(slice(start, start + taken), slice(place, place + filled))
-
-
-def warn_of_large_crop(transform: TrainAugmentation, scale: float, sizes: Sequence[tuple[int, int]]) -> None:
-    """Warn if more than half of a crop is filled because the training images are smaller.
-
-    Crops that are a little larger are usual: 512x512 for VOC's 500x375.
-
-    Args:
-        transform: The augmentation.
-        scale: Resize factor before it.
-        sizes: Height and width of some images.
-    """
-    if transform.crop_size is None or not sizes:
-        return
-    resized = [(max(1, round(height * scale)), max(1, round(width * scale))) for height, width in sizes]
-    scaled, crop = np.array([transform.size_at_factor_1(size) for size in resized]), np.array(transform.crop_size)
-    filled = 1 - float((np.minimum(scaled, crop).prod(1) / crop.prod()).mean())
-    if filled > MAX_FILLED:
-        median = np.median(scaled, 0).astype(int)
-        height, width = np.minimum(median, crop).tolist()
-        rank_zero_warn(
-            f"{filled:.0%} of each crop is filling: crop_size is {crop[0]}x{crop[1]} (height x width), and training "
-            f"images are {median[0]}x{median[1]} after scaling (median). Take crop_size [{height}, {width}] "
-            f"(--data.crop_size '[{height},{width}]')"
-        )
 
 
 def _pad(pixels: Pixels, window: Window, fill: tuple[int, ...]) -> Pixels:

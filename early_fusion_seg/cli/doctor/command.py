@@ -21,10 +21,10 @@ from early_fusion_seg.data import FileSource, Item, SegmentationDataModule, Spli
 from early_fusion_seg.data.dataset import listed
 from early_fusion_seg.data.frequencies import Weighting
 from early_fusion_seg.data.listing import File
-from early_fusion_seg.data.mask_check import absent_classes, describe_absent, unknown_labels
+from early_fusion_seg.data.mask_check import absent_classes, describe_absent, unknown_labels, what_masks_hold
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.io.images import read_image, size_text
-from early_fusion_seg.labels import LabelSet, in_ranges
+from early_fusion_seg.labels import LabelSet
 
 SAMPLE = 20  # images read per split without --full
 SHOWN = 10  # problems printed per split
@@ -248,10 +248,8 @@ def split_problems(data: SegmentationDataModule, split: Split, source: FileSourc
     if diagnosis := data.diagnose_raw_ids(found.raw_ids, fix):
         lines.append(diagnosis)
     elif not source.label_set.has_class(found.raw_ids):
-        ids = in_ranges(found.raw_ids)
-        lines.append(
-            f"no pixel read has a class (labels found: {ids}), so there is nothing to train on or to score; {fix}"
-        )
+        holds = what_masks_hold(source.label_set, range(source.label_set.num_classes), found.raw_ids)
+        lines.append(f"no pixel read has a class, so there is nothing to train on or to score. {holds}; to fix: {fix}")
     return lines
 
 
