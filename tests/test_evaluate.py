@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
+from toy_folder import folder_data
 
 from early_fusion_seg import (
     CityscapesDataModule,
@@ -237,17 +238,6 @@ def test_an_exact_name_is_preferred_and_belongs_to_its_own_image_alone(tmp_path:
     (folder / "shot_1_overlay.png").unlink()
     with pytest.raises(MissingFileError, match="no prediction for 1 of 1 images"):
         find_predictions(folder, ["shot_1"], ["shot_1_2.jpg"])
-
-
-def folder_data(root: Path, splits: dict[str, list[str]], csv: str = "0,0,ground,#000000\n1,1,plant,#00a000") -> Path:
-    """Write a folder data set of random masks of two classes."""
-    rng = np.random.default_rng(0)
-    for split, names in splits.items():
-        for name in names:
-            write({f"{name}.png": rng.integers(0, 256, (12, 16, 3), np.uint8)}, root / "images" / split)
-            write({f"{name}.png": rng.integers(0, 2, (12, 16), np.uint8)}, root / "masks" / split)
-    (root / "labels.csv").write_text(f"raw_id,train_id,name,color\n{csv}\n")
-    return root
 
 
 def test_predictions_of_all_splits_may_lie_in_one_folder(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from early_fusion_seg.callbacks import ResultsWriter, to_pixels
 from early_fusion_seg.callbacks.narrow_progress_bar import NarrowProgressBar
 from early_fusion_seg.cli import example
+from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.data.synthetic import SyntheticDataModule
 from early_fusion_seg.errors import UserError
@@ -74,11 +75,10 @@ def run(options: argparse.Namespace) -> None:
     )
     seed_everything(options.seed)
     model = build_model(data)
-    folder, console = Path(options.output), rich.get_console()
+    folder = Path(options.output)
     precision = faster_precision()
-    console.print(
-        INTRODUCTION.format(scenes=options.scenes, height=SIZE[0], width=SIZE[1], precision=precision), highlight=False
-    )
+    introduction = INTRODUCTION.format(scenes=options.scenes, height=SIZE[0], width=SIZE[1], precision=precision)
+    rich.get_console().print(introduction, highlight=False)
     checkpoint = folder / "model.ckpt"
     trainer = Trainer(
         max_epochs=options.epochs,
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
     trainer.save_checkpoint(checkpoint)
     trainer.test(model, datamodule=data, verbose=False)
     write_panels(model, data, folder / "panels")
-    console.print(_conclusion(model, folder, time.monotonic() - start), highlight=False, soft_wrap=True)
+    echo(_conclusion(model, folder, time.monotonic() - start))
 
 
 def build_model(data: SyntheticDataModule) -> ReverseHRNetSeg:
