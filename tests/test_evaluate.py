@@ -349,3 +349,26 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="0"):
             main(["evaluate", *args])
         assert "--predictions" in capsys.readouterr().out
+
+
+def test_one_class_is_scored_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folder_data(tmp_path / "data", {"val": ["x"]}, "0,255,background,#000000\n1,0,cat,#dc3c3c")
+    args = ["evaluate", "folder", f"--data.root={data}", f"--predictions={data / 'masks/val'}", "--output"]
+    assert main([*args, str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/results.json").read_text())["per_class"] == {"cat": 1.0}
+    assert "cat" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("absent", ["nan-skip", "zero"])
+def test_a_split_without_a_labeled_pixel_has_no_score_and_says_so(
+    absent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FolderDataModule, "absent", absent)
+    data = folder_data(tmp_path / "data", {"val": ["x", "y"]}, "0,255,a,#000000\n1,255,b,#000000\n2,0,cat,#dc3c3c")
+    args = ["evaluate", "folder", f"--data.root={data}", f"--predictions={data / 'masks/val'}", "--output"]
+    with pytest.warns(UserWarning, match="the 2 images scored have no labeled pixel"):
+        assert main([*args, str(tmp_path / "out")]) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text(), parse_constant=pytest.fail)
+    assert [results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")] == [None] * 4
+    assert results["per_class"] == {"cat": None}
+    assert not {"inf", "nan"} & set(capsys.readouterr().out.split())
