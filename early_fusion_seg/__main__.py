@@ -3,12 +3,13 @@
 import errno
 import io
 import re
+import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
 
 from early_fusion_seg.cli import COMMANDS, usage
-from early_fusion_seg.errors import UserError
+from early_fusion_seg.errors import UserError, is_ctrl_c
 
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a full or read-only disk
 
@@ -20,8 +21,8 @@ def main(args: list[str] | None = None) -> int:
         args: Command line arguments; default: those of this process.
 
     Returns:
-        Exit code: 0 on success; 1 if a part of the work failed; 2 on a user error, explained in one line on stderr; 143
-        after SIGTERM.
+        Exit code: 0 on success; 1 if a part of the work failed; 2 on a user error, explained in one line on stderr; 128
+        plus its number after a signal: 130 after Ctrl-C, 143 after SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a character shows its number instead
@@ -43,6 +44,11 @@ def main(args: list[str] | None = None) -> int:
         if lost is None:
             raise
         message = f"lost the connection to another process ({lost[0]}); see the output of that process"
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not is_ctrl_c(error):
+            raise
+        print("early-fusion-seg: stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
     print(f"early-fusion-seg: error: {message}", file=sys.stderr)
     return 2
 

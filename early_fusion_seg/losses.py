@@ -90,6 +90,32 @@ def dice(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int = 255) -
     return loss
 
 
+def check_batch(mask: Tensor, images: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Check type, shape and labels of a batch of masks, which may come from a data set of another project.
+
+    Args:
+        mask: Expected: integers (n, H, W), each below `num_classes` or `ignore_index`.
+        images: (n, 3, h, w).
+        num_classes: Number of classes K.
+        ignore_index: Label of pixels without a class.
+
+    Raises:
+        UserError: They are not as expected.
+    """
+    if mask.is_floating_point() or mask.is_complex() or mask.ndim != 3 or len(mask) != len(images):
+        raise UserError(
+            f"the masks are {mask.dtype} of the shape {tuple(mask.shape)}; expected integers of the shape (n, h, w) "
+            f"for {len(images)} images"
+        )
+    labels = mask[mask != ignore_index]
+    if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise UserError(
+            f"a mask has the label {wrong}, but the model has {num_classes} classes, 0 to {num_classes - 1}, and "
+            f"{ignore_index} for ignored pixels; set num_classes, or build it with ReverseHRNetSeg.for_data(data)"
+        )
+
+
 class SegmentationLoss(nn.Module):
     """Weighted sum of losses.
 

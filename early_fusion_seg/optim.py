@@ -61,16 +61,16 @@ def lr_factor(step: int, steps: int, warmup_steps: int, schedule: Schedule) -> f
     Args:
         step: Optimizer steps done so far.
         steps: Optimizer steps of the whole run.
-        warmup_steps: Steps of linear warmup, a factor on top of the schedule.
+        warmup_steps: Steps of linear warmup, a factor on top of the schedule; at most a tenth of the run is used.
         schedule: `"poly"` (power 0.9, as in DeepLab, arXiv 1606.00915) or `"cosine"`.
 
     Returns:
         The factor, in 0..1.
 
     Example:
-        >>> [round(lr_factor(s, 10, 2, "poly"), 2) for s in (0, 1, 5, 10)]
-        [0.5, 0.91, 0.54, 0.0]
+        >>> [round(lr_factor(s, 20, 2, "poly"), 2) for s in (0, 1, 10, 20)]
+        [0.5, 0.95, 0.54, 0.0]
     """
     remaining = max(0.0, 1 - step / max(1, steps))
     decay = remaining**0.9 if schedule == "poly" else 0.5 * (1 - math.cos(math.pi * remaining))
-    return decay * min(1.0, (step + 1) / max(1, warmup_steps))
+    return decay * min(1.0, (step + 1) / max(1, min(warmup_steps, steps // 10)))

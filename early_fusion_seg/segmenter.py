@@ -4,7 +4,9 @@ Shapes: n images of h x w pixels, K classes. A batch is a dict: `image` (n, 3, h
 (n, h, w) uint8 train ids or `ignore_index`, `key` the names of the images.
 """
 
-from collections.abc import Sequence
+import inspect
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, cast
 
@@ -12,22 +14,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.distributed import average_batch_norm_stats, check_equal_across_ranks, ddp_ignored_names
 from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
 from early_fusion_seg.encoder.encoder_checkpoint import read_checkpoint, restore_encoder, store_encoder
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import Plan, ReverseHRNet
-from early_fusion_seg.inference import upsampled_argmax
-from early_fusion_seg.io.images import Picture, read_image, to_rgb_array
+from early_fusion_seg.inference import eval_copy, image_tensor, upsampled_argmax
+from early_fusion_seg.io.images import Picture
+from early_fusion_seg.io.plain_types import to_plain, without_numpy
 from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, VoidPredictionRule
-from early_fusion_seg.losses import SegmentationLoss
+from early_fusion_seg.losses import SegmentationLoss, check_batch
 from early_fusion_seg.metrics import MeanLoss, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
 from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule
@@ -55,10 +60,11 @@ class ReverseHRNetSeg(LightningModule):
             no void.
         encoder: Name of a timm model with feature maps at strictly increasing strides, such as `resnet50.a1_in1k`.
         encoder_weights: `"hub"` (timm's pretrained weights, downloaded once), `"random"`, or a
-            `.safetensors` or `.pth` file with timm's parameter names.
+            `.safetensors` or `.pth` file with timm's parameter names. Checkpoints hold the weights unless they are the
+            hub's.
         freeze_encoder: Keep the encoder frozen; false fine-tunes it, which needs several times the memory.
-        save_encoder: Store the encoder's weights in checkpoints even if they can be downloaded again; by default,
-            checkpoints then hold only their name and hash.
+        save_encoder: Store the hub's encoder weights in checkpoints too; by default, checkpoints hold only their name
+            and hash.
         plan: Order in which the head's stages use its streams (one stream per resolution): `"early"` starts with all
             and drops the coarsest after each stage; `"progressive"` starts with the coarsest and adds a finer one.
         width: Channels of the stride-4 stream; the stream of stride s has width * s / 4. More channels cost time and
@@ -81,7 +87,7 @@ class ReverseHRNetSeg(LightningModule):
         lr: Peak learning rate, reached after `--model.warmup_steps`.
         weight_decay: Weight decay of convolution weights; norms and biases have none.
         schedule: Learning rate schedule down to 0 at the last step: `"poly"` (power 0.9) or `"cosine"`.
-        warmup_steps: Optimizer steps of linear learning rate warmup.
+        warmup_steps: Optimizer steps of linear learning rate warmup, at most a tenth of the run.
 
     Raises:
         UserError: Settings are invalid or do not fit together, or encoder weights cannot be loaded.
@@ -91,6 +97,8 @@ class ReverseHRNetSeg(LightningModule):
         >>> model(torch.zeros(1, 3, 45, 60, dtype=torch.uint8)).shape
         torch.Size([1, 11, 45, 60])
     """
+
+    accepts_empty_batches = True  # read by the data modules: a process without images gets a batch without `image`
 
     def __init__(
         self,
@@ -122,14 +130,18 @@ class ReverseHRNetSeg(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self._make_hparams_plain()
+        class_names, palette = to_plain(class_names, "class_names"), to_plain(palette, "palette")
+        blocks, hr_modules = to_plain(blocks, "blocks"), to_plain(hr_modules, "hr_modules")
+        loss, class_weights = to_plain(loss, "loss"), to_plain(class_weights, "class_weights")
         self.class_names = names_of_classes(num_classes, class_names)
         self.num_classes = len(self.class_names)
         self.palette = palette if palette is not None else voc_palette(self.num_classes)
-        self.ignore_index = ignore_index
+        self.ignore_index = ignore_index = int(ignore_index)
         for what, values in (("palette", self.palette), ("class_weights", class_weights)):
             if values is not None and len(values) != self.num_classes:
                 raise UserError(f"{what} has {len(values)} entries for {self.num_classes} classes")
-        frozen = FrozenEncoder(encoder, str(encoder_weights), freeze_encoder)
+        frozen = FrozenEncoder(encoder, str(encoder_weights), freeze_encoder, keep_weights=save_encoder)
         shape = (plan, width, blocks, hr_modules, extra_stream, activation_checkpointing)
         head = ReverseHRNet(frozen.channels, frozen.strides, self.num_classes, *shape)
         self.network = EarlyFusionNet(frozen, head)
@@ -138,7 +150,31 @@ class ReverseHRNetSeg(LightningModule):
             {s: SegmentationMetrics(self.num_classes, ignore_index, absent, pred_void) for s in ("val", "test")}
         )
         self.losses = nn.ModuleDict({s: MeanLoss() for s in ("val", "test")})
-        self.step_loss = StepLoss(shared=False, batches=1)
+        self.step_loss: StepLoss | None = None  # within fit
+        self._batch_checked = False
+
+    @classmethod
+    def for_data(cls, data: SegmentationDataModule, **options: Any) -> Self:
+        """Build a model for the classes of a data module.
+
+        Args:
+            data: Gives class names, palette, ignore index and the rules of its evaluator, as on the command line.
+            **options: Other arguments of the constructor.
+
+        Example:
+            >>> from early_fusion_seg import CamVidDataModule
+            >>> data = CamVidDataModule("datasets/camvid", crop_size=352)
+            >>> ReverseHRNetSeg.for_data(data, encoder="resnet18", encoder_weights="random").num_classes
+            11
+        """
+        return cls(
+            class_names=data.class_names,
+            palette=data.palette,
+            ignore_index=data.ignore_index,
+            absent=data.absent,
+            pred_void=data.pred_void,
+            **options,
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits at input size. For convenience only: training and evaluation never call it.
@@ -151,51 +187,51 @@ class ReverseHRNetSeg(LightningModule):
         """
         return F.interpolate(self.network(images), size=images.shape[-2:], mode="bilinear", align_corners=False)
 
-    def predict(self, images: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
-        """Segment one image or a list of images.
+    def predict(self, images: Picture | Tensor | Sequence[Picture | Tensor]) -> np.ndarray | list[np.ndarray]:
+        """Segment one image or several, in eval mode. The model's own mode stays, so threads can share a model.
 
         Args:
-            images: Images of any size: arrays, PIL images or paths. Images from paths are rotated according
-                to their EXIF tag.
+            images: One image of any size, or a list of them: an array (h, w, 3) or (h, w), a tensor (3, h, w), a PIL
+                image or the path of a file; uint8, or floats in 0..1. Images from files are rotated according to their
+                EXIF tag. A tensor (n, 3, h, w) is a list of n images.
 
         Returns:
-            A label map (h, w) uint8 of train ids, or a list of label maps.
+            A label map (h, w) uint8 of train ids; a list of label maps for several images.
 
         Raises:
             UserError: An image cannot be read, or has another type or shape.
         """
-        if isinstance(images, np.ndarray | Image.Image | Path | str):
+        if isinstance(images, Tensor):
+            if images.ndim not in (3, 4) or images.shape[-3] != 3:
+                raise UserError(f"the tensor has the shape {tuple(images.shape)}; expected (3, h, w) or (n, 3, h, w)")
+            return self._predict_one(images) if images.ndim == 3 else [self._predict_one(image) for image in images]
+        if isinstance(images, np.ndarray | Image.Image | Path | str) or not isinstance(images, Iterable):
             return self._predict_one(images)
         return [self._predict_one(image) for image in images]
 
     @torch.no_grad()
-    def _predict_one(self, image: Picture) -> np.ndarray:
-        pixels = read_image(image) if isinstance(image, Path | str) else to_rgb_array(image)  # (h, w, 3)
-        batch = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(self.device)
-        training = self.training
-        try:
-            return self.eval()._segment(batch, pixels.shape[:2])[0].cpu().numpy()
-        finally:
-            self.train(training)
-
-    def _segment(self, images: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Compute labels (n, H, W) uint8 of images (n, 3, h, w); `size` is (H, W)."""
-        return upsampled_argmax(self.network.lazy_logits(images), (size[0], size[1]))
+    def _predict_one(self, image: Picture | Tensor) -> np.ndarray:
+        pixels = image_tensor(image)[None].to(self.device)
+        lazy_logits = eval_copy(self.network).lazy_logits(pixels)
+        return upsampled_argmax(lazy_logits, (pixels.shape[-2], pixels.shape[-1]))[0].cpu().numpy()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Compute the loss of a batch, scaled by `StepLoss` if an optimizer step has several batches."""
+        """Compute the loss of a batch; within `fit`, scaled by `StepLoss` if an optimizer step has several batches."""
         images, mask = batch["image"], batch["mask"]
+        if not self._batch_checked:
+            check_batch(mask, images, self.num_classes, self.ignore_index)
+            self._batch_checked = True
         if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
             raise UserError("batch norm needs more than one value per channel: raise crop_size or batch_size")
-        loss = self.loss(self.network.lazy_logits(images), mask)
-        loss = self.step_loss.add(loss, self.loss.weight(mask), batch["key"])
-        self.log("train/lr", float(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]  # one optimizer
-        return loss
+        loss: Tensor = self.loss(self.network.lazy_logits(images), mask)
+        return loss if self.step_loss is None else self.step_loss.add(loss, self.loss.weight(mask), batch["key"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Rescale the gradients to the loss of the whole step; if the loss is not finite, raise a UserError."""
+        assert self.step_loss is not None  # made in setup
         loss = self.step_loss.finish(self.parameters(), self.global_step)
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
         average_batch_norm_stats(self.network)
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
@@ -211,7 +247,8 @@ class ReverseHRNetSeg(LightningModule):
         if "image" not in batch:
             return None
         images: Tensor = batch["image"]
-        return {"prediction": self._segment(images, images.shape[-2:])}
+        size = (images.shape[-2], images.shape[-1])
+        return {"prediction": upsampled_argmax(self.network.lazy_logits(images), size)}
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
         """Score a batch at the size of its masks; return None for the empty batch of a process without images."""
@@ -256,7 +293,7 @@ class ReverseHRNetSeg(LightningModule):
         self.log_dict(values, prog_bar=True, sync_dist=True, reduce_fx="max")  # the maximum of equal values is exact
 
     def setup(self, stage: str) -> None:
-        """Compile if asked, check that all ranks have the same encoder, and prepare the loss of a step."""
+        """Compile if asked, check settings, data and the encoders of all ranks, and prepare the loss of a step."""
         if stage == "fit" and self.num_classes == 1:
             rank_zero_warn(
                 f"{self.class_names[0]} is the only class, so there is nothing to learn: every labeled pixel has it; "
@@ -265,23 +302,55 @@ class ReverseHRNetSeg(LightningModule):
         if stage == "fit" and self.hparams["compile"]:
             self.network.encoder.compile()
             self.network.head.compile()
+        self.step_loss = StepLoss() if stage == "fit" else None
+        self._make_hparams_plain()  # those of a subclass too, before anything is trained
+        data = cast(Any, self.trainer).datamodule
+        if isinstance(data, SegmentationDataModule) and stage != "predict":
+            self._check_classes(data)
         check_equal_across_ranks(self.network.encoder.fingerprint(), "encoders")
-        batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        self.step_loss = StepLoss(batches > 1, batches)
         self._ddp_params_and_buffers_to_ignore = ddp_ignored_names(self)  # read by DistributedDataParallel
+
+    def teardown(self, stage: str) -> None:
+        """End the losses of steps: without a trainer, `training_step` returns the loss of its batch."""
+        self.step_loss = None
+
+    def _check_classes(self, data: SegmentationDataModule) -> None:
+        """Check that the data has the number of classes and the ignore index of the model."""
+        found = (data.num_classes, data.ignore_index)
+        if found != (self.num_classes, self.ignore_index):
+            raise UserError(
+                f"{type(data).__name__} has {found[0]} classes and the ignore index {found[1]}, but the model has "
+                f"{self.num_classes} classes and {self.ignore_index}; build it with ReverseHRNetSeg.for_data(data)"
+            )
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Read how many batches the next step has, which `GradientAccumulationScheduler` may change."""
+        assert self.step_loss is not None  # made in setup
+        self.step_loss.batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer and the learning rate schedule, which advances at each optimizer step."""
         options: Any = self.hparams
         fused = not (self.trainer.gradient_clip_val or getattr(self.trainer.precision_plugin, "scaler", None))
         optimizer = make_optimizer(options.optimizer, self.parameters(), options.lr, options.weight_decay, fused)
-        steps = self.trainer.estimated_stepping_batches
-        schedule = make_schedule(optimizer, steps, options.warmup_steps, options.schedule)
+        schedule = make_schedule(optimizer, self._steps_of_run(), options.warmup_steps, options.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _steps_of_run(self) -> float:
+        """Return the number of optimizer steps; Lightning's estimate leaves out `GradientAccumulationScheduler`."""
+        trainer: Any = self.trainer
+        steps: float = trainer.estimated_stepping_batches  # also sets up the training data
+        schedulers = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
+        if not schedulers or trainer.max_epochs == -1:
+            return steps
+        batches = [schedulers[0].get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
+        steps = sum(math.ceil(trainer.num_training_batches / n) for n in batches)
+        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store name and fingerprint of the encoder, and all its weights if they cannot be loaded from elsewhere."""
         store_encoder(checkpoint, self.network.encoder, store_weights=self.hparams["save_encoder"])
+        checkpoint.update(without_numpy(checkpoint))  # data modules and callbacks may have numbers from numpy
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the encoder's weights if the checkpoint has them; raise a UserError if it has another encoder."""
@@ -323,11 +392,29 @@ class ReverseHRNetSeg(LightningModule):
         Raises:
             UserError: The encoder or head does not fit.
         """
-        stored = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
-        model = cls(**(stored | overrides))
+        model = cls(**(cls._stored_arguments(checkpoint["hyper_parameters"], path) | overrides))
         model.on_load_checkpoint(checkpoint)
         try:
             model.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
             raise UserError(f"{path} does not fit the model: {error}") from error
         return model
+
+    @classmethod
+    def _stored_arguments(cls, hparams: dict[str, Any], path: str | Path) -> dict[str, Any]:
+        """Return the hyperparameters that the constructor takes; a subclass may set the others of the base class."""
+        taken = inspect.signature(cls).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+        stored = {name: value for name, value in hparams.items() if not name.startswith("_")}
+        for name in stored:
+            if not takes_all and name not in taken and name not in inspect.signature(ReverseHRNetSeg).parameters:
+                raise UserError(
+                    f"{path} has the model setting {name!r}, which this version of early-fusion-seg does not have; "
+                    "install the version that wrote the checkpoint, or a newer one"
+                )
+        return {name: value for name, value in stored.items() if takes_all or name in taken}
+
+    def _make_hparams_plain(self) -> None:
+        """Convert the hyperparameters to plain types, which a checkpoint can hold; raise a UserError for others."""
+        for name, value in self.hparams.items():
+            self.hparams[name] = to_plain(value, name)

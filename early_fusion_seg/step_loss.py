@@ -21,12 +21,11 @@ class StepLoss:
     the optimizer step.
 
     Args:
-        shared: Whether a step has several batches; if False, losses and gradients are left unchanged.
-        batches: Number of batches over which the trainer averages gradients: processes times accumulated batches.
+        batches: Number of batches over which the trainer averages gradients: processes times accumulated batches. With
+            one, losses and gradients are left unchanged. It may change between two steps.
     """
 
-    def __init__(self, shared: bool, batches: int) -> None:
-        self.shared = shared
+    def __init__(self, batches: int = 1) -> None:
         self.batches = batches
         self.parts: list[tuple[Tensor, Tensor, list[str]]] = []  # (loss * weight, weight, keys) of each batch
 
@@ -39,7 +38,7 @@ class StepLoss:
             keys: Names of its images, for the error message.
         """
         self.parts.append((loss.detach() * weight, weight, keys))
-        return loss * weight / PROVISIONAL_NORMALIZER if self.shared else loss
+        return loss * weight / PROVISIONAL_NORMALIZER if self.batches > 1 else loss
 
     def finish(self, parameters: Iterable[nn.Parameter], step: int) -> Tensor:
         """Rescale the gradients and return the loss of the step, equal on all processes.
@@ -62,7 +61,7 @@ class StepLoss:
                 "lower lr, or check these images and masks"
             )
         labeled = weight.clamp(min=torch.finfo(weight.dtype).tiny)  # without labeled pixels, all gradients are 0
-        if self.shared:
+        if self.batches > 1:
             factor = PROVISIONAL_NORMALIZER * self.batches / labeled
             for parameter in parameters:
                 if parameter.grad is not None:

@@ -30,9 +30,7 @@ def main() -> None:
     seed_everything(0)
 
     data = SyntheticDataModule(batch_size=BATCH // args.devices, val_scenes=args.scenes)
-    model = ReverseHRNetSeg(
-        class_names=data.class_names, palette=data.palette, encoder="resnet18", encoder_weights="random", lr=3e-3
-    )
+    model = ReverseHRNetSeg.for_data(data, encoder="resnet18", encoder_weights="random", lr=3e-3)
     several = args.devices > 1
     writer = ResultsWriter(args.output)
     trainer = Trainer(

@@ -22,9 +22,8 @@ def main() -> None:
     seed_everything(0)
 
     data = SyntheticDataModule(batch_size=8)
-    model = ReverseHRNetSeg(
-        class_names=data.class_names,
-        palette=data.palette,
+    model = ReverseHRNetSeg.for_data(
+        data,
         encoder="resnet18",
         encoder_weights="random",  # "hub" downloads the pretrained weights
         lr=3e-3,

@@ -41,6 +41,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", checked_lookup)
 
 
+@pytest.fixture(autouse=True)
+def seeded_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed the order of training images, which is random without a seed."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Use a temporary cache folder. XDG_CACHE_HOME stays as it is, because matplotlib reads its list of fonts there."""

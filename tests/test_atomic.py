@@ -24,6 +24,26 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "first"
 
 
+def test_a_failed_write_leaves_no_temporary_file(tmp_path: Path) -> None:
+    def fail(part: Path) -> None:
+        part.write_text("sec", encoding="utf-8")
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011  # the test's own error
+        replace_file(tmp_path / "a.png", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_name_that_the_file_system_takes_is_written(tmp_path: Path) -> None:
+    for name in ("x" * 251 + ".png", "\u5199" * 83 + ".png", "x" * 255, "x." + "y" * 253):
+        replace_file(tmp_path / name, lambda part: part.write_text("whole", encoding="utf-8"))
+        assert (tmp_path / name).read_text(encoding="utf-8") == "whole"
+    with pytest.raises(OSError, match="File name too long") as error:
+        replace_file(tmp_path / ("x" * 256), lambda part: part.write_text("whole", encoding="utf-8"))
+    assert error.value.filename == str(tmp_path / ("x" * 256))
+    assert all(len(path.name) > 80 for path in tmp_path.iterdir())  # no temporary file is left
+
+
 @pytest.fixture
 def _full_disk():
     """Limit the size of files to 100 kB."""
@@ -70,3 +90,16 @@ def test_a_checkpoint_is_complete_where_folders_cannot_be_opened(tmp_path, monke
     monkeypatch.setattr(os, "open", as_on_windows)
     AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {"step": 1}
+
+
+def test_an_interrupted_checkpoint_is_an_interruption(tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # torch's writer raises this while it closes the file
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert not list(tmp_path.iterdir())

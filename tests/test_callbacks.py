@@ -31,7 +31,9 @@ from early_fusion_seg.callbacks import (
 )
 from early_fusion_seg.callbacks.class_iou import names_for_loggers
 from early_fusion_seg.callbacks.slow_bfloat16 import SlowBfloat16Warning
+from early_fusion_seg.data.folder import FolderDataModule
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.io.images import OUTPUT_MARK
 from early_fusion_seg.metrics import SegmentationMetrics
 from early_fusion_seg.visualize import overlay
 
@@ -122,7 +124,8 @@ def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
 
 
 def pngs(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != OUTPUT_MARK]
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 # --- panels
@@ -460,6 +463,31 @@ def test_errors_of_unreadable_images_are_collected(tmp_path: Path) -> None:
     samples = [{"key": "b.txt", "error": "b.txt is not an image"}, sample("a.png")]
     assert predict(tmp_path / "out", samples).unreadable == ["b.txt is not an image"]
     assert pngs(tmp_path / "out" / "masks") == ["a.png.png"]
+
+
+def test_a_prediction_that_cannot_be_named_is_reported_and_the_others_are_written(tmp_path: Path) -> None:
+    long = "\u5199" * 83 + ".jpg"  # 253 bytes
+    problems = predict(tmp_path / "out", [sample("a"), sample(long), sample("b")]).unreadable
+    assert len(problems) == 1
+    assert problems[0].endswith(f"masks/{long}.png cannot be written (File name too long); rename the image")
+    assert pngs(tmp_path / "out") == ["masks/a.png", "masks/b.png", "overlays/a.png", "overlays/b.png"]
+
+
+def test_a_panel_that_cannot_be_named_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    data = Pictures([sample("a"), sample("x" * 252)])
+    with pytest.warns(UserWarning, match=r"a panel is left out: .*xx\.png cannot be written \(File name too long\)"):
+        trainer(tmp_path, PanelLogger()).validate(Brightness(), datamodule=data, verbose=False)
+    assert pngs(tmp_path / "panels") == ["val/a.png"]
+
+
+def test_predictions_and_panels_are_not_predicted_again(tmp_path: Path) -> None:
+    predict(tmp_path / "out", [sample("a"), sample("sub/b")])
+    trainer(tmp_path / "run", PanelLogger()).validate(Brightness(), datamodule=Pictures([sample("a")]), verbose=False)
+    Image.new("RGB", (3, 3)).save(tmp_path / "photo.png")
+    Image.new("RGB", (3, 3)).save(tmp_path / "out" / "photo.png")
+    source = FolderDataModule(tmp_path).source("predict")
+    assert [source.key(i) for i in range(len(source))] == ["out/photo.png", "photo.png"]
+    assert len(FolderDataModule(tmp_path / "out" / "masks").source("predict")) == 2  # where it is asked for
 
 
 @pytest.mark.parametrize("key", ["../a", "/a", "b/../../../a"])

@@ -15,6 +15,7 @@ from early_fusion_seg.data.camvid import (
     read_color_mask,
 )
 from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.io.download import Archive
 
 COLORS = {  # three of the 32 colors, and one that is not among them
     "Road": (128, 64, 128),
@@ -189,12 +190,12 @@ def test_other_frame_names_are_refused(key: str) -> None:
 def test_download_fetches_missing_archives(tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = []
 
-    def fetch(url: str, folder: Path) -> Path:
-        urls.append(url)
-        return Path(url).parent / Path(url).stem
+    def fetch(archives: dict[Path, Archive], folder: Path) -> None:
+        for target, archive in archives.items():
+            urls.append(archive.url)
+            shutil.copytree(original / target.name, target)
 
-    monkeypatch.setattr(camvid, "fetch", fetch)
-    monkeypatch.setattr(camvid, "unpack", lambda archive, folder: shutil.copytree(original / archive.name, folder))
+    monkeypatch.setattr(camvid, "download_and_unpack", fetch)
     CamVidDataModule(tmp_path / "root").prepare_data()
     assert urls == []
     dm = CamVidDataModule(tmp_path / "root", download=True)

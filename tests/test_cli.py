@@ -127,6 +127,23 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["fit"])
 
 
+@pytest.mark.parametrize("lightning", [False, True])
+def test_ctrl_c_is_one_line(
+    lightning: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(args: list[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if lightning:
+                sys.exit(1)
+            raise
+
+    monkeypatch.setattr("early_fusion_seg.cli.demo.main", interrupted)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "early-fusion-seg: stopped by SIGINT\n"
+
+
 class Broken(Dataset[int]):
     def __len__(self) -> int:
         return 1
@@ -177,8 +194,9 @@ ERRORS: list[tuple[str, list[str], str]] = [
     ("broken yaml", ["fit", "--config=broken.yaml"], "Problems parsing config"),
     ("yaml key", ["fit", "--config=key.yaml"], "Group 'model' does not accept option 'widht'"),
     ("resume missing", ["fit", *CAMVID, "--ckpt_path=none.ckpt"], "there is no checkpoint none.ckpt"),
-    ("resume last", ["fit", *CAMVID, "--ckpt_path=last"], "there is no checkpoint last"),
-    ("resume best", ["fit", *CAMVID, "--ckpt_path=best"], "there is no checkpoint best"),
+    ("resume last", ["fit", *CAMVID, "--ckpt_path=last"], "there is no checkpoint last; existing ones: none"),
+    ("resume best", ["fit", *CAMVID, "--ckpt_path=best"], "there is no checkpoint best; existing ones: none"),
+    ("output", ["fit", *CAMVID, "--output=s3://a/b"], "--output s3://a/b is a remote address; give a local folder"),
     ("resume cut", ["fit", *CAMVID, "--ckpt_path=cut.ckpt"], "cut.ckpt is damaged or not a checkpoint"),
     ("resume other", ["fit", *CAMVID, "--ckpt_path=other.ckpt"], "other.ckpt was not written by ReverseHRNetSeg"),
     ("resume changed", ["fit", *CAMVID, "--model.width=8", "--ckpt_path={ckpt}"], "model.width is 8, but 4 in "),

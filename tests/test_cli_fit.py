@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cli_runs import SIZE, command, epochs_logged, fit_args, torch_epoch, without_output
+from cli_runs import QUICK, QUIET, SIZE, command, epochs_logged, fit_args, torch_epoch, without_output
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from PIL import Image
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from early_fusion_seg import ReverseHRNetSeg
+from early_fusion_seg import FrozenEncoder, ReverseHRNetSeg
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.cli.output import best_and_last
+from early_fusion_seg.cli.output import best_and_last, output_folder, report_checkpoint
 from early_fusion_seg.data.camvid import fake_camvid_segnet
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -126,18 +129,86 @@ def test_a_run_resumed_in_another_folder_warns_that_best_ckpt_stays(
     camvid: Path, trained: Path, tmp_path: Path
 ) -> None:
     last = trained / "checkpoints" / "last.ckpt"
-    with pytest.warns(UserWarning, match="The dirpath has changed"):
+    with pytest.warns(UserWarning, match="the best checkpoint so far stays where it is"):
         assert main(fit_args(camvid, tmp_path / "b", "--trainer.max_epochs=3", f"--ckpt_path={last}")) == 0
     assert epochs_logged(tmp_path / "b") == [2]
 
 
-def test_a_rerun_into_the_same_folder_keeps_the_earlier_metrics(camvid: Path, tmp_path: Path) -> None:
-    args = fit_args(camvid, tmp_path / "run", "--trainer.max_epochs=1")
-    assert main(args) == 0
-    with pytest.warns(UserWarning, match="Checkpoint directory .* is not empty"):
-        assert main(args) == 0
-    assert epochs_logged(tmp_path / "run") == [0]
-    assert (tmp_path / "run" / "metrics_1.csv").is_file()
+def test_the_checkpoints_of_another_run_are_not_replaced(
+    camvid: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    other = ["--trainer.max_epochs=3", f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}"]
+    for more in ([], other):
+        assert main(fit_args(camvid, run, *more)) == 2
+        message = capsys.readouterr().err
+        assert f"{run}/checkpoints has the checkpoints of another run (best.ckpt, last.ckpt)" in message
+        assert f"--ckpt_path {run}/checkpoints/last.ckpt" in message
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_fit_that_never_began_leaves_no_folder(camvid: Path, tmp_path: Path) -> None:
+    args = without_output(fit_args(camvid, tmp_path))
+    for wrong in ("--data.root=/none", "--model.encoder_weights=/none.pth", "--trainer.devices=-7", "--ema_decay=7"):
+        assert main([*args, wrong]) == 2
+    assert list(tmp_path.glob("runs/fit/*")) == []
+
+
+def test_an_encoder_file_may_move_after_training(camvid: Path, tmp_path: Path) -> None:
+    file, run = tmp_path / "encoder.safetensors", tmp_path / "run"
+    save_file(FrozenEncoder("test_resnet", "random").timm_state_dict(), file)
+    encoder = [f"--model.encoder_weights={file}", "--model.encoder=test_resnet"]
+    assert main([*fit_args(camvid, run, *encoder), "--trainer.max_epochs=1"]) == 0
+    file.unlink()
+    last = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    assert main([*fit_args(camvid, run, *encoder), last]) == 0
+    assert epochs_logged(run)[-1] == 1
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["encoder_weights"] == str(file)
+    output = f"--output={tmp_path / 'val'}"
+    given = ["--data=CamVidDataModule", f"--data.root={camvid}", *QUICK, *QUIET]
+    assert main(["validate", *given, last, output]) == 0
+
+
+@pytest.mark.parametrize("limit", ["--trainer.max_epochs=2", "--trainer.max_steps=2", "--trainer.max_time=00:00:00:00"])
+def test_a_finished_run_is_not_resumed(
+    limit: str, camvid: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last, longer = trained / "checkpoints" / "last.ckpt", "--trainer.max_epochs=9"
+    assert main(fit_args(camvid, tmp_path / "run", longer, limit, f"--ckpt_path={last}")) == 2
+    assert "nothing is left to train; raise max_" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_best_and_last_are_those_of_the_newest_run(
+    camvid: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (0, 1, 10):
+        shutil.copytree(trained, tmp_path / "runs" / "fit" / f"version_{number}")  # with the times of the files
+    newest = tmp_path / "runs" / "fit" / "version_1" / "checkpoints"
+    for path in newest.iterdir():
+        path.touch()
+    data = ["--config=camvid", f"--data.root={camvid}", *QUICK, QUIET[0]]
+    assert main(["validate", *data, "--ckpt_path=best"]) == 0
+    assert "--ckpt_path best: runs/fit/version_1/checkpoints/best.ckpt" in capsys.readouterr().out
+    assert main(["validate", *data, "--ckpt_path=bst.ckpt"]) == 2
+    message = capsys.readouterr().err
+    assert "there is no checkpoint bst.ckpt; existing ones: runs/fit/version_1/checkpoints/" in message
+    more = ["--ckpt_path=last", "--trainer.max_epochs=3"]
+    assert main([*without_output(fit_args(camvid, tmp_path)), *more]) == 0
+    assert torch_epoch(newest / "last.ckpt") == 2
+
+
+def test_home_is_expanded_and_a_remote_output_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert output_folder("~/run") == tmp_path / "home" / "run"
+    assert output_folder(None) is None
+    assert main(["demo", "--output=s3://bucket/run"]) == 2
+    assert "s3://bucket/run is a remote address" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_resume_that_is_refused_keeps_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,17 +231,14 @@ def test_a_resume_that_is_refused_keeps_the_metrics(tmp_path: Path, capsys: pyte
     assert (run / "metrics_3.csv").read_bytes() == metrics  # none is overwritten
 
 
-def test_max_epochs_below_the_epoch_of_the_checkpoint_is_an_error(
-    camvid: Path, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    last = trained / "checkpoints" / "last.ckpt"
-    assert main(fit_args(camvid, trained, "--trainer.max_epochs=1", f"--ckpt_path={last}")) == 2
-    assert "trainer.max_epochs is 1, but" in capsys.readouterr().err
-
-
 class DecreasingScore(BoringModel):
+    first = 0.0
+
     def on_validation_epoch_end(self) -> None:
-        self.log("val/mIoU", torch.tensor(-float(self.current_epoch)))
+        self.log("val/mIoU", torch.tensor(self.first - float(self.current_epoch)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint |= {"encoder": {}, "hyper_parameters": {}}  # like a checkpoint of ReverseHRNetSeg
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(RandomDataset(32, 2), num_workers=0)
@@ -187,6 +255,27 @@ def test_last_ckpt_is_of_the_last_epoch_and_best_ckpt_of_the_best(tmp_path: Path
     trainer.fit(DecreasingScore())
     assert [torch_epoch(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("best", "last")] == [0, 2]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",  # two vectors need no workers
+    "ignore:Checkpoint directory .* is not empty",  # Lightning's
+)
+def test_best_ckpt_is_replaced_by_a_better_one_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"max_epochs": 2, "logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    best = tmp_path / "moved" / "checkpoints" / "best.ckpt"
+    for first, expected in ((0.5, 0.5), (0.2, 0.5), (0.7, 0.7)):  # a run in a folder that was moved
+        model = DecreasingScore()
+        model.first = first
+        own = ModelCheckpoint(best.parent, "{epoch}", monitor="val/mIoU", mode="max", save_top_k=2)
+        callbacks = [own, *best_and_last(best.parents[1], 200)]
+        trainer = Trainer(callbacks=callbacks, enable_model_summary=False, **options)
+        trainer.fit(model)
+        report_checkpoint(trainer)
+        assert capsys.readouterr().out == f"best val/mIoU {100 * expected:.1f} %: {best}\n"
+        state = torch.load(best, weights_only=True)["callbacks"]
+        (score,) = (value["best_model_score"] for name, value in state.items() if name.startswith("BestCheckpoint"))
+        assert score == pytest.approx(expected)
 
 
 def test_run_folders_are_numbered(camvid: Path, tmp_path: Path) -> None:
@@ -222,3 +311,12 @@ def test_a_run_killed_within_an_epoch_resumes(tmp_path: Path) -> None:
     assert (first, second) == (epoch + 1, epoch + 2)
     assert again in ([], [epoch])  # a validation during which it was killed is repeated
     assert torch_epoch(last) == epoch + 2
+
+
+def test_seed_everything_true_draws_a_seed(camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    for run in ("a", "b"):
+        monkeypatch.delenv("PL_GLOBAL_SEED")
+        assert main(fit_args(camvid, tmp_path / run, "--seed_everything=true", "--trainer.fast_dev_run=true")) == 0
+        seeds.append(int(os.environ["PL_GLOBAL_SEED"]))
+    assert seeds[0] != seeds[1]

@@ -140,14 +140,31 @@ def test_unreadable_files_are_listed_and_the_others_are_segmented(
     photos = tmp_path / "photos"
     image(photos / "a.png")
     image(photos / "z.png")
-    (photos / "notes.txt").write_text("not an image", encoding="utf-8")
+    (photos / "notes.doc").write_text("not an image", encoding="utf-8")
     (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:60])
     assert predict(photos, checkpoint, tmp_path / "out") == 1
     errors = capsys.readouterr().err
-    assert str(photos / "notes.txt") in errors
+    assert str(photos / "notes.doc") in errors
     assert str(photos / "cut.png") in errors
     assert "a.png is" not in errors.replace("cut.png", "")
-    assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == ["a.png.png", "z.png.png"]
+    assert sorted(path.name for path in (tmp_path / "out" / "masks").glob("*.png")) == ["a.png.png", "z.png.png"]
+
+
+@pytest.mark.parametrize("output", [None, ".", "here"])
+def test_predict_in_the_folder_of_the_images_leaves_out_what_it_wrote(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str | None
+) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "runs/fit/version_0/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/fit/version_0/checkpoints/last.ckpt").touch()
+    monkeypatch.chdir(tmp_path)
+    args = ["predict", "--data.root=.", f"--ckpt_path={checkpoint}", *QUICK, QUIET[0]]
+    for _ in range(2):
+        assert main([*args, *([] if output is None else [f"--output={output}"])]) == 0
+    runs = sorted((tmp_path / "runs/predict").iterdir()) if output is None else [tmp_path / output]
+    assert len(runs) == (2 if output is None else 1)
+    for run in runs:
+        assert [path.name for path in (run / "masks").rglob("*.png")] == ["a.png.png"]
 
 
 def test_python_m_prints_only_the_folder(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
+import copy
 import itertools
+import pickle
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +15,10 @@ import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch.utils.data import DataLoader
 
-from early_fusion_seg import SyntheticDataModule
+from early_fusion_seg import ReverseHRNetSeg, SyntheticDataModule
+from early_fusion_seg.data import datamodule
 from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, SegmentationDataset, Source, collate
 from early_fusion_seg.data.folder import FolderDataModule, fake_folder
@@ -157,6 +163,23 @@ def test_augmentation_of_an_image_differs_with_seed_epoch_and_position() -> None
         assert not torch.equal(first, image(*other))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_own_dataloader_augments_differently_in_each_pass_and_only_in_training(workers: int) -> None:
+    def passes(split: Split, transform: A.BasicTransform | None = None) -> list[list[torch.Tensor]]:
+        dm = ToyDataModule(ToySource(3), crop_size=16, eval_transform=transform)
+        loader = DataLoader(dm.dataset(split), num_workers=workers, persistent_workers=workers > 0)
+        return [[batch["image"] for batch in loader] for _ in range(3)]
+
+    torch.manual_seed(0)
+    first, second, third = passes("train")
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations([*first, *second, *third], 2))
+    torch.manual_seed(0)
+    again = passes("train")
+    assert all(torch.equal(a, b) for a, b in zip(first, again[0], strict=True))
+    first, second, third = passes("val", A.Affine(translate_px=(-9, 9), p=1.0))  # draws, but equally in each pass
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, third, strict=True))
+
+
 def test_processes_split_the_images() -> None:
     dm = ToyDataModule(ToySource(7), batch_size=1)
     shares: dict[str, list[str]] = {"train": [], "val": []}
@@ -184,10 +207,24 @@ def test_batches_of_all_processes_together_equal_those_of_one_process(n: int) ->
 @pytest.mark.parametrize("workers", [0, 1])
 def test_process_without_images_gets_one_empty_batch(workers: int) -> None:
     dm = ToyDataModule(ToySource(2), num_workers=workers)
-    dm.trainer = SimpleNamespace(world_size=3, global_rank=2)
+    ours = SimpleNamespace(accepts_empty_batches=ReverseHRNetSeg.accepts_empty_batches)
+    dm.trainer = SimpleNamespace(world_size=3, global_rank=2, lightning_module=ours)
     for loader in (dm.val_dataloader(), dm.test_dataloader(), dm.predict_dataloader()):
         assert list(loader) == [{"key": []}]
         assert len(loader) == 1
+
+
+def test_process_without_images_gets_an_image_of_another_one_if_the_module_is_not_ours() -> None:
+    shares: list[list[str]] = []
+    for rank in range(5):
+        dm = ToyDataModule(ToySource(2))
+        dm.trainer = SimpleNamespace(world_size=5, global_rank=rank, lightning_module=Recorder())
+        for loader in (dm.val_dataloader, dm.test_dataloader, dm.predict_dataloader):
+            with pytest.warns(UserWarning, match=r"2 images for 5 processes, .* Use at most 2 process\(es\)"):
+                batches = list(loader())
+            assert all("image" in batch for batch in batches)
+        shares.append(flat(batch["key"] for batch in batches))
+    assert shares == [["k0"], ["k1"], ["k0"], ["k1"], ["k0"]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -207,6 +244,7 @@ def test_interrupted_epoch_resumes_with_the_same_batches(workers: int) -> None:
         read: list[int] = []
         source.read = lambda i, r=source.read, seen=read: seen.append(i) or r(i)
         second = ToyDataModule(source, batch_size=2, num_workers=workers, crop_size=16).train_dataloader()
+        read.clear()  # the masks were checked
         second.load_state_dict(first.state_dict())
         start = epoch + (done == 5)
         second.sampler.set_epoch(start)
@@ -334,15 +372,67 @@ def test_class_pixel_counts_and_weights_are_those_of_the_training_masks(tmp_path
         dm.class_weights("median")
 
 
-def test_resuming_within_an_epoch_with_another_batch_size_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("count", "batch_size", "seed", "prefix", "message"),
+    [
+        (10, 5, 0, "k", "with batches of 2; this run has batches of 5"),
+        (12, 2, 0, "k", "with 10 images; this run has 12 images"),
+        (10, 2, 0, "m", r"with images whose names have the checksum \d+; this run has images whose names"),
+        (10, 2, 7, "k", "with the seed 0; this run has the seed 7"),
+    ],
+)
+def test_resuming_within_an_epoch_of_another_order_is_refused(
+    count: int, batch_size: int, seed: int, prefix: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loader = ToyDataModule(ToySource(10), batch_size=2).train_dataloader()
     next(iter(loader))
-    other = ToyDataModule(ToySource(10), batch_size=5).train_dataloader()
+    monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+    source = ToySource(count)
+    source.key = lambda index: f"{prefix}{index}"  # type: ignore[method-assign]
+    other = ToyDataModule(source, batch_size=batch_size).train_dataloader()
     other.load_state_dict(loader.state_dict())
-    with pytest.raises(
-        UserError, match=r"middle of epoch 1 by 1 process\(es\) with batches of 2; this run has 1 with batches of 5"
-    ):
+    with pytest.raises(UserError, match=f"middle of epoch 1 {message}.*, so it would leave out or repeat images"):
         next(iter(other))
+
+
+def test_images_may_be_added_before_a_new_epoch() -> None:
+    loader = ToyDataModule(ToySource(4), batch_size=2).train_dataloader()
+    list(loader)
+    other = ToyDataModule(ToySource(6), batch_size=2).train_dataloader()
+    other.load_state_dict(loader.state_dict())
+    other.sampler.set_epoch(1)
+    assert len(list(other)) == 3
+
+
+def test_without_a_seed_the_order_differs_between_runs_but_not_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    first, second, resumed = (ToyDataModule(ToySource(20), batch_size=2) for _ in range(3))
+    order = keys(first.train_dataloader())
+    assert order != keys(second.train_dataloader())
+    assert order == keys(first.train_dataloader())  # as with reload_dataloaders_every_n_epochs
+    for _, _ in zip(range(3), first.train_dataloader(), strict=False):
+        pass
+    resumed.load_state_dict(first.state_dict())
+    assert keys(resumed.train_dataloader()) == order[3:]
+
+
+def test_all_processes_take_the_seed_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = keys(ToyDataModule(ToySource(20)).train_dataloader())
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    monkeypatch.setattr(datamodule, "all_gather_object", lambda value: ["0", value])  # as on rank 1
+    assert keys(ToyDataModule(ToySource(20)).train_dataloader()) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_used_data_module_can_be_pickled(tmp_path: Path, workers: int) -> None:
+    dm = FolderDataModule(fake_folder(tmp_path), batch_size=2, num_workers=workers, rare_class_share=0.5)
+    expected = keys(dm.train_dataloader())
+    list(dm.val_dataloader())
+    for copied in (pickle.loads(pickle.dumps(dm)), copy.deepcopy(dm)):
+        assert keys(copied.train_dataloader()) == expected
+    trainer = Trainer(max_epochs=1, num_sanity_val_steps=0, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(Recorder(), datamodule=dm)
+    assert keys(pickle.loads(pickle.dumps(dm)).train_dataloader()) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -354,6 +444,21 @@ def test_broken_file_ends_training_and_evaluation_with_its_message(workers: int)
         assert str(caught.value) == "k2.png is broken"
     with pytest.raises(UserError, match=r"^k2\.png is broken$"):
         dm.dataset("val")[2]
+
+
+def test_all_missing_files_are_counted(tmp_path: Path) -> None:
+    dm = FolderDataModule(fake_folder(tmp_path, images=9), num_workers=0, eval_batch_size=3)
+    loader = dm.val_dataloader()
+    gone = [tmp_path / f"masks/val/{number:03}.png" for number in range(1, 9)]
+    for path in gone:
+        path.unlink()
+    (tmp_path / "images/val/000.jpg").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    first = ", ".join(map(str, gone[:5]))
+    assert str(caught.value) == (
+        f"{tmp_path}/images/val/000.jpg is not an image that can be read; 8 file(s) do not exist: {first} and 3 more"
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -428,6 +533,25 @@ def test_errors_name_files_that_do_not_match(tmp_path: Path) -> None:
 def test_collate_lists_every_error() -> None:
     samples = [{"key": "a", "error": "1"}, {"key": "b", "image": torch.zeros(3, 2, 2)}, {"key": "c", "error": "2"}]
     assert collate(samples) == {"key": ["a", "b", "c"], "error": ["1", "2"]}
+
+
+def test_one_process_at_a_time_prepares_data(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+
+    def prepare_data() -> None:
+        if not (root / "complete").exists():
+            root.mkdir()  # fails if another one is at work
+            time.sleep(0.2)
+            (root / "complete").touch()
+
+    def prepare(_: int) -> bool:
+        dm = ToyDataModule(ToySource(1))
+        dm.root, dm.prepare_data = root, prepare_data  # type: ignore[method-assign]
+        dm.prepare_in_turn()
+        return (root / "complete").exists()
+
+    with ThreadPoolExecutor(3) as pool:  # each opens the lock by itself, as a process does
+        assert list(pool.map(prepare, range(3))) == [True] * 3
 
 
 def test_workers_are_persistent_and_memory_is_pinned_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def test_every_problem_is_listed_with_its_file(tmp_path: Path, capsys) -> None:
     printed = capsys.readouterr().out
     for words in (
         f"{masks[0].name} is damaged",
-        f"{masks[1].name} holds the label 77",
+        f"77 (1 of 25 masks, such as {masks[1]})",
         f"{masks[2].name} is 100x64 pixels (width x height); its image is 128x64",
         f"{images[3].name} is not an image",
         f"{images[24].name} is damaged",
@@ -124,7 +124,7 @@ def test_every_problem_is_listed_with_its_file(tmp_path: Path, capsys) -> None:
     for path in images[4:16]:
         path.write_bytes(b"")
     assert doctor("cityscapes", root, "--full", "true") == 1
-    assert "and 7 more" in capsys.readouterr().out
+    assert "and 6 more" in capsys.readouterr().out
 
 
 def test_a_sample_is_spread_over_the_split(tmp_path: Path) -> None:
@@ -149,13 +149,41 @@ def test_percentages_are_of_all_pixels_read(tmp_path: Path, capsys) -> None:
     }  # fmt: skip
     assert rows["plant"][0] == "none"
     assert "classes in train, % of all pixels read\n" in printed
-    assert "classes without pixels: plant\n" in printed
+    assert (
+        "  no pixel of train has the class plant. The masks hold 1, 5, 9, and 9 is ignored: does 9 mean plant?"
+        in printed
+    )
+    assert printed.endswith("\nfit can start, but see above: classes have no pixel\n")
     fake_folder(tmp_path / "many", images=41)
     for path in (tmp_path / "many/masks/train").iterdir():
         Image.fromarray(np.ones((36, 48), np.uint8)).save(path)
-    for options, listed in ((["--full"], True), (["--full", "false"], False)):
-        assert doctor("folder", tmp_path / "many", *options) == 0
-        assert ("classes without pixels: plant, sky\n" in capsys.readouterr().out) == listed  # a sample is not enough
+    for full, where in (("true", "train"), ("false", "the 21 masks read of train, which has 41,")):
+        assert doctor("folder", tmp_path / "many", "--full", full) == 0
+        assert f"no pixel of {where} has the classes plant, sky. The masks hold 1\n" in capsys.readouterr().out
+
+
+def test_a_rare_class_may_be_in_the_masks_that_were_not_read(tmp_path: Path, capsys) -> None:
+    for path in (fake_folder(tmp_path, images=41) / "masks/train").iterdir():
+        Image.fromarray(np.resize(np.array([1, 5], np.uint8), (36, 48))).save(path)
+    assert doctor("folder", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "no pixel of" not in printed
+    assert printed.endswith("\nusable: fit can start\n")
+
+
+def test_all_missing_files_and_unknown_labels_are_counted(tmp_path: Path, capsys) -> None:
+    root = fake_voc(tmp_path / "voc", images=50)
+    masks = sorted((root / "VOCdevkit/VOC2012/SegmentationClass").iterdir())
+    for path in masks[1:8]:  # masks of train
+        path.unlink()
+    for path in masks[10:40]:
+        Image.fromarray(np.full((50, 60), 77, np.uint8)).save(path)
+    assert doctor("voc", root, "--full") == 1
+    printed = capsys.readouterr().out
+    assert f"7 file(s) do not exist: {masks[1]}, {masks[2]}, {masks[3]}, {masks[4]}, {masks[5]} and 2 more\n" in printed
+    assert printed.count("holds the label") + printed.count("77 (") == 1
+    assert f"77 (30 of 100 masks, such as {masks[10]})\n" in printed
+    assert "to fix: unpack or download VOCtrainval_11-May-2012.tar again\n" in printed
 
 
 def test_full_shows_class_weights_and_caches_the_counts(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from archives import pack_folder
+from archives import pack, pack_folder
 
 import early_fusion_seg.data.camvid as camvid
 import early_fusion_seg.data.coco.datamodule as coco
@@ -19,7 +19,7 @@ from early_fusion_seg.data.coco.replica import fake_coco_panoptic, fake_coco_stu
 from early_fusion_seg.data.voc import fake_voc
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io import download as module
-from early_fusion_seg.io.download import download
+from early_fusion_seg.io.download import Archive, download, download_and_unpack
 
 BODY = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -246,6 +246,61 @@ def test_voc_and_sbd_are_downloaded_unpacked_and_read(server, tmp_path: Path, mo
     with pytest.raises(UserError, match="has the md5"):
         VOCDataModule(tmp_path / "other", download=True).prepare_data()
     assert not (tmp_path / "other/VOCdevkit").exists()
+
+
+def test_voc_is_downloaded_beside_voc2007(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fake_voc(tmp_path / "made", images=1)
+    archive = pack_folder(tmp_path / "voc.tar", made / "VOCdevkit", "VOCdevkit/")
+    server.bodies["/voc.tar"] = archive.read_bytes()
+    monkeypatch.setattr(voc, "VOC_URL", server.url("/voc.tar"))
+    monkeypatch.setattr(voc, "VOC_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    other = tmp_path / "root/VOCdevkit/VOC2007/ImageSets/Segmentation/train.txt"
+    other.parent.mkdir(parents=True)
+    other.write_text("000032")
+    dm = VOCDataModule(tmp_path / "root", augmented=False, download=True)
+    dm.prepare_data()
+    assert [len(dm.dataset(split)) for split in ("train", "val")] == [1, 1]
+    assert other.read_text() == "000032"
+
+
+def test_a_folder_in_the_way_is_named_before_any_download(server, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/mine.txt").write_text("mine")
+    (tmp_path / "a").mkdir()  # an empty folder is not in the way
+    archives = {tmp_path / name: Archive(server.url(f"/{name}.zip")) for name in "ab"}
+    with pytest.raises(UserError, match=r"/b already exists; rename or delete it to unpack http.*/b\.zip there"):
+        download_and_unpack(archives, tmp_path)
+    assert server.requested == []
+    server.bodies["/a.zip"] = pack(tmp_path / "x.zip", {"top/in/1.txt": b"1", "top/2.txt": b"2"}).read_bytes()
+    download_and_unpack({tmp_path / "a": Archive(server.url("/a.zip"), inside="in")}, tmp_path)
+    assert names(tmp_path / "a") == ["1.txt"]
+    with pytest.raises(UserError, match="has no folder gone"):
+        download_and_unpack({tmp_path / "c": Archive(server.url("/a.zip"), inside="gone")}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "moves"),
+    [
+        ("stuff", {"images/train2017": "train2017", "images/val2017": "val2017"}),
+        ("stuff", {"stuffthingmaps": "annotations"}),
+        ("stuff", {"stuffthingmaps": "stuffthingmaps_trainval2017"}),
+        ("panoptic", {"images/train2017": "train2017", "images/val2017": "val2017"}),
+        ("stuff10k", {}),
+    ],
+)
+def test_coco_is_not_downloaded_again_in_another_documented_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: str, moves: dict[str, str]
+) -> None:
+    fake = {"stuff": fake_coco_stuff, "panoptic": fake_coco_panoptic, "stuff10k": fake_coco_stuff10k}[labels]
+    root = fake(tmp_path, images=1)
+    for old, new in moves.items():
+        (root / old).rename(root / new)
+        if old.startswith("images/"):
+            (root / old).mkdir()  # empty
+    monkeypatch.setattr(module, "download", lambda url, *_, **__: pytest.fail(f"downloads {url}"))
+    dm = COCODataModule(root, labels=labels, download=True)
+    dm.prepare_data()
+    assert [len(dm.dataset(split)) for split in ("train", "val")] == [1, 1]
 
 
 @pytest.mark.parametrize("labels", ["stuff", "panoptic", "stuff10k"])

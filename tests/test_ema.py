@@ -92,6 +92,22 @@ def test_a_resumed_run_has_the_same_weights_and_average(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_callback_that_is_used_again_starts_with_the_weights_of_the_second_model(tmp_path):
+    ema = HeadEMA(0.9)
+    trainer(tmp_path, callbacks=[ema]).fit(ReverseHRNetSeg(**SMALL), loader(), loader(2, 1))
+    torch.manual_seed(1)
+    second, recorder = ReverseHRNetSeg(**SMALL), WeightRecorder()
+    start = head(second)
+    trainer(tmp_path, callbacks=[ema, recorder]).fit(second, loader(), loader(2, 1))
+    assert all(torch.equal(recorder.steps[0][name], value) for name, value in start.items())
+    average = start
+    for t, weights in enumerate(recorder.steps[1:], start=1):
+        decay = min(0.9, (1 + t) / (10 + t))
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
+    for name, value in head(second).items():
+        torch.testing.assert_close(value, average[name], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("decay", [0.0, 1.0, -1])
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(UserError, match="expected a number between 0 and 1"):

@@ -1,12 +1,16 @@
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.io.image_files import LIMIT_VARIABLE, PILLOW_LIMIT
 from early_fusion_seg.io.images import image_size, read_image, read_mask, to_rgb_array, write_indexed_png
 
 RNG = np.random.default_rng(0)
@@ -97,6 +101,59 @@ def test_orientation_tag_is_applied(tmp_path: Path, tag: int, suffix: str) -> No
     image, shown = read_image(tmp_path / f"a.{suffix}"), ORIENTATIONS[tag](SMOOTH)
     assert image.shape == shown.shape
     assert np.abs(image.astype(int) - shown).max() <= 12
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description {}</rdf:RDF></x:xmpmeta>'
+METADATA = {  # how a PNG may store orientation 6
+    "exif": lambda text: None,
+    "xmp attribute": lambda text: text.add_itxt("XML:com.adobe.xmp", XMP.format('tiff:Orientation="6"/>')),
+    "compressed xmp": lambda text: text.add_itxt("XML:com.adobe.xmp", XMP.format('tiff:Orientation="6"/>'), zip=True),
+    "xmp element": lambda text: text.add_itxt(
+        "XML:com.adobe.xmp", XMP.format("><tiff:Orientation>6</tiff:Orientation></rdf:Description>")
+    ),
+    "ImageMagick's profile": lambda text: text.add_text("Raw profile type exif", f"\nexif\n 26\n{exif(6).hex()}\n"),
+}
+
+
+def exif(orientation: int) -> bytes:
+    data = Image.Exif()
+    data[274] = orientation
+    return data.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16"])
+@pytest.mark.parametrize("metadata", METADATA)
+def test_orientation_of_a_png_is_applied_wherever_it_is_stored(tmp_path: Path, metadata: str, mode: str) -> None:
+    path, text = tmp_path / "a.png", PngInfo()
+    METADATA[metadata](text)
+    image = Image.fromarray(GRAY.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(SMOOTH).convert(mode)
+    image.save(path, pnginfo=text, **({"exif": exif(6)} if metadata == "exif" else {}))
+    with Image.open(path) as opened:
+        expected = ImageOps.exif_transpose(opened)
+        assert expected.size == image.size[::-1]
+    if mode != "I;16":
+        np.testing.assert_array_equal(read_image(path), expected.convert("RGB"))
+    assert read_image(path).shape[:2] == (expected.height, expected.width)
+    assert image_size(path) == expected.size
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tif", "png"])
+@pytest.mark.parametrize("tag", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_image_size_is_that_of_the_image_as_read(tmp_path: Path, suffix: str, tag: int) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(SMOOTH).save(path, exif=exif(tag))
+    height, width = read_image(path).shape[:2]
+    assert image_size(path) == (width, height)
+    assert (width < height) == (tag in (5, 6, 7, 8))
+
+
+def test_xmp_orientation_counts_in_the_size_of_other_formats(tmp_path: Path) -> None:
+    xmp = XMP.format('tiff:Orientation="8"/>').encode()
+    for suffix, options in {"jpg": {"xmp": xmp}, "webp": {"xmp": xmp}, "tif": {"tiffinfo": {700: xmp}}}.items():
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(SMOOTH).save(path, **options)
+        assert read_image(path).shape == (40, 24, 3), suffix
+        assert image_size(path) == (24, 40), suffix
 
 
 def test_first_frame_is_read(tmp_path: Path) -> None:
@@ -190,18 +247,88 @@ def test_mask_numbers_of_few_bits_are_kept(tmp_path: Path, bits: int, kind: int)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), numbers)
 
 
-def test_mask_is_not_rotated(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.fromarray(GRAY).save(tmp_path / "a.png", exif=exif)
+@pytest.mark.parametrize("bits", [2, 4])
+def test_mask_numbers_of_few_bits_in_a_tiff_are_kept(tmp_path: Path, bits: int) -> None:
+    numbers = RNG.integers(0, 2**bits, (5, 8), np.uint8)
+    shifts = np.arange(8 - bits, -1, -bits).astype(np.uint8)
+    packed = (numbers.reshape(5, -1, 8 // bits) << shifts).sum(-1).astype(np.uint8).tobytes()
+    entries = {256: 8, 257: 5, 258: bits, 259: 1, 262: 1, 273: 122, 277: 1, 278: 5, 279: len(packed)}
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    header += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items()) + bytes(4)
+    (tmp_path / "a.tif").write_bytes(header + packed)
+    assert len(header) == 122
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), numbers)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_mask_with_an_orientation_is_refused_unless_it_is_upright(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    for tag in range(10):
+        Image.fromarray(GRAY).save(path, exif=exif(tag))
+        if tag in range(2, 9):
+            with pytest.raises(UserError, match=rf"a\.{suffix} has the orientation tag {tag}.*save it without the tag"):
+                read_mask(path)
+        else:
+            np.testing.assert_array_equal(read_mask(path), GRAY)
+
+
+def test_mask_with_an_orientation_in_xmp_is_refused(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", XMP.format('tiff:Orientation="3"/>'))
+    Image.fromarray(GRAY).save(tmp_path / "a.png", pnginfo=text)
+    with pytest.raises(UserError, match="orientation tag 3"):
+        read_mask(tmp_path / "a.png")
+
+
+LOSSY = [("JPEG", {}), ("WEBP", {}), ("JPEG2000", {}), ("GIF", {}), ("TIFF", {"compression": "jpeg"})]
+
+
+@pytest.mark.parametrize(("kind", "options"), LOSSY)
+def test_mask_in_a_lossy_format_is_refused_whatever_its_name(tmp_path: Path, kind: str, options: dict) -> None:
+    Image.fromarray(GRAY % 2).save(tmp_path / "a.png", format=kind, **options)
+    with pytest.raises(UserError, match=rf"a\.png is a {kind} file.*may change the numbers.*Save masks as PNG"):
+        read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "PPM", "TGA", "PCX"])
+def test_mask_in_a_lossless_format_is_read(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(GRAY).save(tmp_path / "a.png", format=kind)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), GRAY)
 
 
-@pytest.mark.parametrize("pixels", [RGB, np.dstack([RGB, GRAY]), np.dstack([GRAY, GRAY]), GRAY.astype(np.float32)])
-def test_colored_mask_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+@pytest.mark.parametrize("alpha", [None, 255, 0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_equal_channels_and_constant_alpha_of_a_mask_are_dropped(
+    tmp_path: Path, channels: int, alpha: int | None
+) -> None:
+    layers = [GRAY] * channels + ([] if alpha is None else [np.full_like(GRAY, alpha)])
+    for suffix in ("png", "tif"):
+        Image.fromarray(np.dstack(layers).squeeze()).save(tmp_path / f"a.{suffix}")
+        np.testing.assert_array_equal(read_mask(tmp_path / f"a.{suffix}"), GRAY)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (RGB, "is in colors; expected one channel"),
+        (np.dstack([RGB, np.full_like(GRAY, 255)]), "is in colors; expected one channel"),
+        (np.dstack([GRAY, GRAY]), "has transparent pixels"),
+        (np.dstack([GRAY, GRAY, GRAY, GRAY]), "has transparent pixels"),
+        (GRAY.astype(np.float32), "has the mode F; expected a gray or indexed image"),
+    ],
+)
+def test_mask_without_clear_numbers_is_refused(tmp_path: Path, pixels: np.ndarray, reason: str) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=r"a\.tif has the mode .*; expected a gray or indexed image"):
+    with pytest.raises(UserError, match=rf"a\.tif {reason}"):
         read_mask(tmp_path / "a.tif")
+
+
+def test_mask_with_channels_of_16_bits_is_refused(tmp_path: Path) -> None:  # Pillow would read their upper 8 bits
+    for channels, kind in ((3, 2), (2, 4), (4, 6)):
+        scanlines = (b"\0" + bytes([0, 1] * channels * 4)) * 3
+        write_png(tmp_path / "a.png", 4, 3, bits=16, kind=kind, scanlines=scanlines)
+        with pytest.raises(UserError, match=r"a\.png has \d channels of 16 bits"):
+            read_mask(tmp_path / "a.png")
 
 
 def test_indexed_png_stores_labels_and_shows_colors(tmp_path: Path) -> None:
@@ -268,6 +395,76 @@ def test_rotated_jpeg_is_reduced(tmp_path: Path) -> None:
     assert small.shape == (70, 50, 3)
     whole = read_image(tmp_path / "a.jpg")
     assert np.abs(whole.reshape(70, 2, 50, 2, 3).mean((1, 3)) - small).mean() < 1.5
+
+
+@pytest.fixture
+def _pillow_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start with Pillow's own limit, and restore it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PILLOW_LIMIT)
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+
+
+def test_pillow_limit_is_known() -> None:
+    code = "from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == PILLOW_LIMIT
+
+
+@pytest.mark.usefixtures("_pillow_limit")
+def test_images_above_the_limit_of_pillow_are_read_without_a_warning(tmp_path: Path) -> None:
+    rows = 12_000  # 96 and 192 megapixels: Pillow would warn of the first, and refuse the second
+    for width in (8_000, 16_000):
+        scanlines = (b"\0" + bytes(width // 8)) * rows
+        write_png(tmp_path / "a.png", width, rows, bits=1, kind=0, scanlines=scanlines)
+        assert read_mask(tmp_path / "a.png").shape == (rows, width)
+    assert image_size(tmp_path / "a.png") == (16_000, rows)
+
+
+@pytest.mark.usefixtures("_pillow_limit")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("reader", [read_image, read_mask, image_size])
+@pytest.mark.parametrize("width", [30_000, 90_000])
+def test_error_of_the_limit_says_how_to_raise_it(tmp_path: Path, reader, width: int) -> None:
+    write_png(tmp_path / "a.png", width, 20_000, bits=8, kind=0, scanlines=b"")
+    with pytest.raises(UserError, match=r"a\.png is larger than 500 megapixels.* EARLY_FUSION_SEG_MAX_PIXELS"):
+        reader(tmp_path / "a.png")
+
+
+@pytest.mark.usefixtures("_pillow_limit")
+def test_the_limit_is_set_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(GRAY).save(tmp_path / "a.png")  # 154 pixels
+    for text in ("153", "154"):
+        monkeypatch.setenv(LIMIT_VARIABLE, text)
+        if text == "153":
+            with pytest.raises(UserError, match=r"larger than 0\.000153 megapixels"):
+                read_image(tmp_path / "a.png")
+        else:
+            read_image(tmp_path / "a.png")
+    monkeypatch.setenv(LIMIT_VARIABLE, "1e9")
+    with pytest.raises(UserError, match="EARLY_FUSION_SEG_MAX_PIXELS is '1e9'; expected a number of pixels"):
+        read_image(tmp_path / "a.png")
+
+
+def test_an_image_wider_than_the_limit_of_opencv_is_read(tmp_path: Path) -> None:
+    row = np.arange(2**20 + 1, dtype=np.uint8)[None]
+    Image.fromarray(row).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 0], row)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_an_image_of_12_bits_in_16_is_not_read_nearly_black_in_silence(tmp_path: Path, suffix: str) -> None:
+    ramp = np.linspace(0, 4095, 96).astype(np.uint16)[None].repeat(5, 0)
+    Image.fromarray(ramp).save(tmp_path / f"a.{suffix}")
+    with pytest.warns(UserWarning, match=r"holds images of 16 bits whose levels are all below 4096.*Multiply"):
+        read_image(tmp_path / f"a.{suffix}")
+    Image.fromarray(ramp * 16).save(tmp_path / f"a.{suffix}")
+    assert read_image(tmp_path / f"a.{suffix}").max() == 255
+
+
+def test_16_bit_color_that_is_nearly_black_is_warned_of(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", 4, 3, bits=16, kind=2, scanlines=(b"\0" + bytes([15, 255] * 3 * 4)) * 3)
+    with pytest.warns(UserWarning, match="16 bits"):
+        read_image(tmp_path / "a.png")
 
 
 def test_image_size_is_read_from_the_header(tmp_path: Path) -> None:

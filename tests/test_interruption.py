@@ -1,5 +1,6 @@
 """Runs that are killed or stopped, and resumed from last.ckpt, end with the weights of an uninterrupted run."""
 
+import os
 import random
 import signal
 import subprocess
@@ -26,7 +27,9 @@ def start(run: Path, *more: str) -> subprocess.Popen[str]:
     last = run / "checkpoints" / "last.ckpt"
     resume = ["--ckpt_path", str(last)] if last.exists() else []
     command = [sys.executable, "-m", "early_fusion_seg", *ARGS, "--output", str(run), *resume, *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def finish(run: Path) -> dict[str, object]:
@@ -78,16 +81,20 @@ def test_a_run_killed_ten_times_at_random_ends_with_the_same_weights(uninterrupt
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_and_prints_its_path(uninterrupted, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_saves_a_checkpoint_and_prints_its_path(number, uninterrupted, tmp_path):
     last = tmp_path / "checkpoints" / "last.ckpt"
     process = start(tmp_path)
     wait_for(last, process)
     step = torch.load(last, weights_only=True)["global_step"]
     time.sleep(0.5)  # some batches after the checkpoint
-    process.send_signal(signal.SIGTERM)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal sends it to the worker of the loader too
+    else:
+        process.send_signal(number)
     output, _ = process.communicate(timeout=100)
-    assert process.returncode == 128 + signal.SIGTERM, output
-    assert output.strip().splitlines()[-1] == f"stopped by SIGTERM; resume with --ckpt_path {last}"
+    assert process.returncode == 128 + number, output
+    assert output.strip().splitlines()[-1] == f"stopped by {number.name}; resume with --ckpt_path {last}"
     assert torch.load(last, weights_only=True)["global_step"] > step
     assert_same(finish(tmp_path), uninterrupted)
 

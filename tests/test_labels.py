@@ -44,19 +44,38 @@ def test_encode_maps_raw_ids_to_train_ids() -> None:
     np.testing.assert_array_equal(train, [[0, 1], [0, 255]])
 
 
-@pytest.mark.parametrize(("raw", "dtype"), [(8, np.uint8), (0, np.uint8), (-1, np.int32), (70000, np.int32)])
+@pytest.mark.parametrize(("raw", "dtype"), [(8, np.uint8), (0, np.uint8), (301, np.int32)])
 def test_error_of_an_unknown_raw_id_names_file_id_and_label_set(raw: int, dtype: type) -> None:
     mask = np.full((4, 5), 7, dtype)
     mask[2, 3] = raw
-    with pytest.raises(UserError, match=rf"^deep/a\.png holds the label {raw}, .*'small'.*\(it has 7, 9, 255, 300\)$"):
+    text = rf"^deep/a\.png holds the label {raw}, .*'small' .* in 1 pixel\(s\) \(it has 7, 9, 255, 300\)$"
+    with pytest.raises(UserError, match=text):
         SMALL.encode(mask, Path("deep/a.png"))
+
+
+def test_error_of_several_unknown_raw_ids_lists_each_with_its_pixels() -> None:
+    mask = np.array([[1, 1, 2], [7, 3, 3], [3, 9, 9]], np.uint8)
+    with pytest.raises(UserError, match=r"3 labels that .* does not have: 1 in 2 pixel\(s\), 2 in 1 .*, 3 in 3"):
+        SMALL.encode(mask, "a.png")
+    with pytest.raises(UserError, match=r"100 labels that .* 14 in 1 pixel\(s\) and 95 more \(it has"):
+        SMALL.encode(np.arange(10, 110, dtype=np.uint8), "a.png")
+
+
+@pytest.mark.parametrize("raw", [-1, 65536, 70000])
+def test_no_line_is_advised_that_a_label_csv_refuses(tmp_path: Path, raw: int) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("raw_id,train_id,name,color\n0,0,road,#804080\n", "utf-8")
+    labels = LabelSet.from_csv(path)
+    with pytest.raises(UserError, match=rf"A label is a number 0\.\.65535: if {raw} is the number of an obj") as error:
+        labels.encode(np.array([[0, 7, raw]], np.int32), "a.png")
+    assert "add" not in str(error.value)
 
 
 def test_error_of_an_unknown_raw_id_shows_the_line_to_add_to_the_csv(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("raw_id,train_id,name,color\n0,0,road,#804080\n1,1,car,#00008e\n2,255,void,#000000", "utf-8")
     with pytest.raises(
-        UserError, match=rf"\(it has 0\.\.2\)\. .* add the line '9,255,void,#000000' to {path} to ignore"
+        UserError, match=rf"\(it has 0\.\.2\)\. .* add the line '9,255,void,#000000' to {path} to ignore its"
     ):
         LabelSet.from_csv(path).encode(np.full((2, 2), 9, np.uint8), "a.png")
 

@@ -40,6 +40,11 @@ class HeadEMA(Callback):
         self.trained: dict[str, Tensor] | None = None  # training weights while the model has the averaged ones
         self.step = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the weights of an earlier training; those of a checkpoint to resume from are loaded after this."""
+        if stage == "fit":
+            self.average, self.trained = {}, None
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Initialize the average with the present weights, or with that of the checkpoint."""
         if not cast(Any, pl_module).network.encoder.frozen:

@@ -1,5 +1,6 @@
 """PanelLogger: log images with their ground truth, prediction and errors."""
 
+import warnings
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -9,10 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from early_fusion_seg.callbacks.image_files import path_inside, to_pixels
+from early_fusion_seg.callbacks.image_files import to_pixels, write_image
 from early_fusion_seg.callbacks.loggers import log_images
 from early_fusion_seg.distributed import all_gather_object
-from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.visualize import Pixels, panel
 
 
@@ -76,10 +76,12 @@ class PanelLogger(Callback):
                 name = f"step-{step:06d}" if split == "val" and step else split
                 write_images(panels, Path(logger.log_dir) / "panels" / name)
             else:
-                log_images(logger, panels, f"panels/{split}", step)
+                printable = {key.encode(errors="backslashreplace").decode(): image for key, image in panels.items()}
+                log_images(logger, printable, f"panels/{split}", step)
 
 
 def write_images(images: Mapping[str, Pixels], folder: Path) -> None:
-    """Write images (H, W, 3) uint8 as `folder/<key>.png`."""
+    """Write images (H, W, 3) uint8 as `folder/<key>.png`; warn of names that the file system does not take."""
     for key, image in images.items():
-        replace_file(path_inside(folder, f"{key}.png"), Image.fromarray(image).save)
+        if problem := write_image(folder, key, Image.fromarray(image).save):
+            warnings.warn(f"a panel is left out: {problem}", stacklevel=2)

@@ -7,9 +7,8 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from early_fusion_seg.callbacks.image_files import path_inside, to_pixels
+from early_fusion_seg.callbacks.image_files import to_pixels, write_image
 from early_fusion_seg.distributed import all_gather_object
-from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.io.images import write_indexed_png
 from early_fusion_seg.visualize import Pixels, overlay
 
@@ -24,7 +23,8 @@ class PredictionWriter(Callback):
         folder: Output folder.
 
     Attributes:
-        unreadable: Error messages of the images that could not be read; after prediction, those of all processes.
+        unreadable: Error messages of the images that could not be read, or have names too long for the files; after
+            prediction, those of all processes.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,9 +46,11 @@ class PredictionWriter(Callback):
         for key, image, prediction in zip(batch["key"], batch["image"], outputs["prediction"], strict=True):
             labels: Pixels = prediction.cpu().numpy()
             blended = Image.fromarray(overlay(to_pixels(image), labels, module.palette))
-            mask = path_inside(self.folder / "masks", f"{key}.png")
-            replace_file(mask, partial(write_indexed_png, labels=labels, palette=module.palette))
-            replace_file(path_inside(self.folder / "overlays", f"{key}.png"), blended.save)
+            write_mask = partial(write_indexed_png, labels=labels, palette=module.palette)
+            if problem := write_image(self.folder / "masks", key, write_mask):
+                self.unreadable.append(problem)
+            else:
+                write_image(self.folder / "overlays", key, blended.save)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the error messages of all processes."""

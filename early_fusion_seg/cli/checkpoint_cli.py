@@ -47,6 +47,7 @@ class CheckpointCLI(CommandCLI, abc.ABC):
         if not is_plain_folder(self.datamodule, self.command):
             check_classes_match(self.datamodule.class_names, self.model.class_names, path)
         self.config["model"] = dict(self.model.hparams)
+        self.make_folder()
         self.run_callbacks = self.result_callbacks()
         self.trainer = self.instantiate_trainer()
 
@@ -60,9 +61,11 @@ class CheckpointCLI(CommandCLI, abc.ABC):
 
     def run_command(self) -> int:
         """Run the command and return the exit code."""
-        start_wandb(self.trainer.loggers)
-        with preserve_metrics_csv(self.folder):
-            return self.run_trainer()
+        assert self.run is not None  # made with the trainer
+        with self.run:
+            start_wandb(self.trainer.loggers)
+            with preserve_metrics_csv(self.folder):
+                return self.run_trainer()
 
 
 class ScoreCLI(CheckpointCLI, abc.ABC):

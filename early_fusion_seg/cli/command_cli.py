@@ -1,7 +1,8 @@
 """CommandCLI: the base of all commands that run on Lightning's Trainer."""
 
+import os
+import secrets
 from abc import ABC
-from pathlib import Path
 from typing import Any, ClassVar
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # not listed in its __all__
@@ -12,12 +13,14 @@ from early_fusion_seg import __version__
 from early_fusion_seg.callbacks.run_config import RunConfig
 from early_fusion_seg.callbacks.slow_bfloat16 import SlowBfloat16Warning
 from early_fusion_seg.cli import example
-from early_fusion_seg.cli.devices import distributed_settings
-from early_fusion_seg.cli.output import LoggerName, make_loggers, run_folder
+from early_fusion_seg.cli.devices import distributed_settings, is_first_process
+from early_fusion_seg.cli.load_model import find_checkpoint
+from early_fusion_seg.cli.output import RUNS, LoggerName, make_loggers, output_folder, run_folder
 from early_fusion_seg.cli.parsing import HINTS, ShortHelp, parse, recipe_names
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.io.atomic import AtomicCheckpointIO, next_run_folder
+from early_fusion_seg.io.atomic import AtomicCheckpointIO
+from early_fusion_seg.io.run_folder import RunFolder
 from early_fusion_seg.segmenter import ReverseHRNetSeg
 
 
@@ -34,27 +37,32 @@ class CommandCLI(LightningCLI, ABC):
     def __init__(self, command: str, args: list[str]) -> None:
         self.command = command
         self.run_callbacks: list[Callback] = []
-        super().__init__(
-            ReverseHRNetSeg,
-            SegmentationDataModule,
-            save_config_callback=RunConfig,
-            save_config_kwargs={
-                "config_filename": "config.yaml" if command == "fit" else f"{command}_config.yaml",
-                "save_to_log_dir": False,
-            },
-            parser_kwargs={
-                "prog": f"early-fusion-seg {command}",
-                "usage": f"%(prog)s [options]\nexample: {example(command)}",
-                "description": f"{self.__doc__} {HINTS}",
-                "formatter_class": ShortHelp,
-                "exit_on_error": False,
-                "dump_header": [f"early_fusion_seg=={__version__}"],
-            },
-            args=args,
-            run=False,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # hyperparameters stay plain types
-        )
+        self.run: RunFolder | None = None
+        parser_options = {
+            "prog": f"early-fusion-seg {command}",
+            "usage": f"%(prog)s [options]\nexample: {example(command)}",
+            "description": f"{self.__doc__} {HINTS}",
+            "formatter_class": ShortHelp,
+            "exit_on_error": False,
+            "dump_header": [f"early_fusion_seg=={__version__}"],
+        }
+        config_name = "config.yaml" if command == "fit" else f"{command}_config.yaml"
+        try:
+            super().__init__(
+                ReverseHRNetSeg,
+                SegmentationDataModule,
+                save_config_callback=RunConfig,
+                save_config_kwargs={"config_filename": config_name, "save_to_log_dir": False},
+                parser_kwargs=parser_options,
+                args=args,
+                run=False,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # hyperparameters stay plain types
+            )
+        except BaseException:
+            if self.run is not None:
+                self.run.close(failed=True)
+            raise
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser with `--config`, which takes recipes too."""
@@ -96,12 +104,21 @@ class CommandCLI(LightningCLI, ABC):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; an error is one sentence."""
         self.config = parse(parser, args)
+        if self.config["seed_everything"] is True:  # Lightning would take 0
+            os.environ.setdefault("PL_GLOBAL_SEED", str(secrets.randbits(32)))
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run folder. The saved configuration leaves it out, so that a rerun gets a new folder."""
+        """Find the checkpoint and the run folder. The saved configuration names no folder: a rerun gets a new one."""
+        self.config["ckpt_path"] = find_checkpoint(self.config["ckpt_path"])
         resumed = run_folder(self.config["ckpt_path"]) if self.command == "fit" else None
-        self.folder = Path(self.config["output"] or resumed or next_run_folder(Path("runs", self.command)))
+        self.output = output_folder(self.config["output"]) or resumed
         self.config["output"] = None
+
+    def make_folder(self) -> RunFolder:
+        """Make the run folder, once model and data exist, so that wrong settings leave no folder behind."""
+        self.run = RunFolder(self.output, RUNS / self.command, is_first_process())
+        self.folder = self.run.path
+        return self.run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer; the loggers and callbacks of this project are added to the user's."""

@@ -20,10 +20,12 @@ from early_fusion_seg.callbacks import ResultsWriter, to_pixels
 from early_fusion_seg.callbacks.narrow_progress_bar import NarrowProgressBar
 from early_fusion_seg.cli import example
 from early_fusion_seg.cli.messages import echo
+from early_fusion_seg.cli.output import RUNS, output_folder
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.data.synthetic import SyntheticDataModule
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.atomic import replace_file
+from early_fusion_seg.io.run_folder import RunFolder
 from early_fusion_seg.metrics import class_iou
 from early_fusion_seg.segmenter import ReverseHRNetSeg
 from early_fusion_seg.visualize import panel
@@ -56,12 +58,12 @@ def main(args: list[str]) -> int:
         raise UserError(
             f"--epochs is {options.epochs} and --scenes {options.scenes}; expected at least 1 and at least {BATCH_SIZE}"
         )
-    with quiet_lightning():
-        run(options)
+    with quiet_lightning(), RunFolder(output_folder(options.output), RUNS) as folder:
+        run(options, folder.path)
     return 0
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, folder: Path) -> None:
     """Train, test, and draw panels."""
     start = time.monotonic()
     data = SyntheticDataModule(
@@ -75,7 +77,6 @@ def run(options: argparse.Namespace) -> None:
     )
     seed_everything(options.seed)
     model = build_model(data)
-    folder = Path(options.output)
     precision = faster_precision()
     introduction = INTRODUCTION.format(scenes=options.scenes, height=SIZE[0], width=SIZE[1], precision=precision)
     rich.get_console().print(introduction, highlight=False)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from early_fusion_seg.errors import UserError
 
@@ -59,6 +60,12 @@ def process_count(trainer: Mapping[str, Any], on_cuda: bool) -> int:
     else:
         local = int(devices)
     return local * int(trainer["num_nodes"])
+
+
+def is_first_process() -> bool:
+    """Return whether this process writes the files of the run. It is known before the processes are connected."""
+    node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))  # without a launcher, RANK is not set
+    return node == 0 and getattr(rank_zero_only, "rank", 0) == 0
 
 
 def launched_count() -> int:

@@ -18,6 +18,7 @@ from rich.progress import track
 from early_fusion_seg.callbacks import show_results
 from early_fusion_seg.cli.datasets import dataset_parser, parse
 from early_fusion_seg.cli.messages import echo
+from early_fusion_seg.cli.output import output_folder
 from early_fusion_seg.data import FileSource, SegmentationDataModule, Split
 from early_fusion_seg.data.listing import files_below
 from early_fusion_seg.errors import MissingFileError, UserError
@@ -87,8 +88,7 @@ def main(args: list[str]) -> int:
         config={},
     )
     results = build_results(metrics.compute(), data.class_names, facts)
-    path = Path(options.output) if options.output else None
-    if path is not None:
+    if (path := output_folder(options.output)) is not None:
         path = path if path.suffix == ".json" else path / "results.json"
         write_json(results, path)
     show_results(results, path)

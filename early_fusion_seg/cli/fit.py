@@ -3,11 +3,17 @@
 import signal
 import warnings
 
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-from early_fusion_seg.cli.output import preserve_metrics_csv, report_checkpoint, report_stop, start_wandb
+from early_fusion_seg.cli.output import (
+    check_no_other_run,
+    preserve_metrics_csv,
+    report_checkpoint,
+    report_stop,
+    start_wandb,
+    stop_signal,
+)
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.cli.training_cli import TrainingCLI
+from early_fusion_seg.errors import UserError, is_ctrl_c
 
 
 def main(args: list[str]) -> int:
@@ -17,7 +23,7 @@ def main(args: list[str]) -> int:
         args: Command line arguments after `fit`.
 
     Returns:
-        0; 143 after SIGTERM.
+        0; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 
     Raises:
         UserError: An option, a file or a setting is wrong.
@@ -36,18 +42,35 @@ class FitCLI(TrainingCLI):
     def __init__(self, args: list[str]) -> None:
         super().__init__("fit", args)
 
+    def before_instantiate_classes(self) -> None:
+        """Check that no checkpoints of another run would be replaced."""
+        super().before_instantiate_classes()
+        trainer = self.config["trainer"]
+        if self.output is not None and trainer["enable_checkpointing"] is not False and not trainer["fast_dev_run"]:
+            check_no_other_run(self.output, self.config["ckpt_path"])
+
     def fit(self) -> int:
         """Train, from the start or from a checkpoint, and return the exit code."""
+        assert self.run is not None  # made with the trainer
+        with self.run:
+            self.check_resumable()
+            start_wandb(self.trainer.loggers)
+            try:
+                self._train()
+            except UserError:
+                raise
+            except BaseException as error:
+                number = signal.SIGINT if is_ctrl_c(error) else stop_signal(self.trainer)
+                if number is None:
+                    raise
+                report_stop(self.trainer, number)
+                return 128 + number
+            report_checkpoint(self.trainer)
+        return 0
+
+    def _train(self) -> None:
         path = self.config["ckpt_path"]
-        self.check_resumable()
         if path is not None:  # a resumed run continues in its folder; `quiet_lightning` restores the filters
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-        start_wandb(self.trainer.loggers)
-        try:
-            with preserve_metrics_csv(self.folder):
-                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)
-        except SIGTERMException:
-            report_stop(self.trainer)
-            return 128 + signal.SIGTERM
-        report_checkpoint(self.trainer)
-        return 0
+        with preserve_metrics_csv(self.folder):
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)

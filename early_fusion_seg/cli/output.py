@@ -1,23 +1,32 @@
 """The run folder: its checkpoints, loggers and metrics, and the messages at the end of a run."""
 
+import contextlib
+import math
+import shlex
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from early_fusion_seg.callbacks import PredictionWriter
+from early_fusion_seg.callbacks.best_checkpoint import BestCheckpoint
 from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.io.atomic import last_number
+from early_fusion_seg.io.run_folder import last_number
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
+INSTALL = {"tensorboard": "pip install 'early-fusion-seg[tensorboard]'", "wandb": "pip install wandb"}
 CHECKPOINTS = "checkpoints"
+NO_SCORE = "val/mIoU is not a number, as no pixel of val has a label; the first checkpoint"
+RUNS = Path("runs")
+"""The runs whose folder is not given: `runs/COMMAND/version_N`."""
 
 
 def run_folder(checkpoint: str | None) -> Path | None:
@@ -29,11 +38,38 @@ def run_folder(checkpoint: str | None) -> Path | None:
 def best_and_last(folder: Path, every_n_steps: int) -> list[Checkpoint]:
     """Return callbacks that save `best.ckpt` (highest val/mIoU) and `last.ckpt`; a resumed run replaces both."""
     folder = folder / CHECKPOINTS
-    best = ModelCheckpoint(folder, "best", monitor="val/mIoU", mode="max", enable_version_counter=False)
-    return [best, LastCheckpoint(folder, every_n_steps)]
+    return [BestCheckpoint(folder), LastCheckpoint(folder, every_n_steps)]
 
 
-@contextmanager
+def output_folder(name: str | None) -> Path | None:
+    """Return the folder for `--output NAME`; `~` is the home folder.
+
+    Raises:
+        UserError: It is a remote address.
+    """
+    if name is None:
+        return None
+    if "://" in name:
+        raise UserError(f"--output {name} is a remote address; give a local folder, and copy the results from there")
+    return Path(name).expanduser()
+
+
+def check_no_other_run(folder: Path, resumed: str | None) -> None:
+    """Check that a folder to train into has no checkpoints of another run than the one that is resumed.
+
+    Raises:
+        UserError: It has; training would replace them.
+    """
+    own = run_folder(resumed)
+    found = sorted(path.name for path in (folder / CHECKPOINTS).glob("*.ckpt"))
+    if found and (own is None or own.resolve() != folder.resolve()):
+        raise UserError(
+            f"{folder / CHECKPOINTS} has the checkpoints of another run ({', '.join(found)}), which training would "
+            f"replace; give another --output, or resume that run with --ckpt_path {folder / CHECKPOINTS / found[-1]}"
+        )
+
+
+@contextlib.contextmanager
 def preserve_metrics_csv(folder: Path) -> Iterator[None]:
     """Rename the metrics.csv of an earlier run in the same folder, which the CSV logger would delete.
 
@@ -52,8 +88,15 @@ def preserve_metrics_csv(folder: Path) -> Iterator[None]:
 
 
 def make_loggers(names: LoggerName | list[LoggerName], folder: Path) -> list[Logger]:
-    """Return the CSV logger, then the other loggers by name."""
+    """Return the CSV logger, then the other loggers by name.
+
+    Raises:
+        UserError: The package of a logger is not installed.
+    """
     requested = [names] if isinstance(names, str) else names
+    for name in INSTALL.keys() & set(requested):
+        if find_spec(name) is None:
+            raise UserError(f"--logger {name} needs {name}, which is not installed: {INSTALL[name]}")
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
     if "tensorboard" in requested:
         loggers.append(TensorBoardLogger(folder, name="", version=""))
@@ -85,23 +128,32 @@ def start_wandb(loggers: list[Logger]) -> None:
 @rank_zero_only
 def report_checkpoint(trainer: Trainer) -> None:
     """Print score and path of the best checkpoint."""
-    best = trainer.checkpoint_callback
-    if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
-        print(f"best val/mIoU {100 * float(best.best_model_score):.1f} %: {best.best_model_path}")
+    for best in trainer.checkpoint_callbacks:
+        if isinstance(best, BestCheckpoint) and best.best_model_score is not None:
+            score = float(best.best_model_score)
+            words = f"best val/mIoU {100 * score:.1f} %" if math.isfinite(score) else NO_SCORE
+            print(f"{words}: {best.best_model_path}")
+
+
+def stop_signal(trainer: Trainer) -> signal.Signals | None:
+    """Return the signal that asked a run to stop, None if there was none."""
+    received = [c.received for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+    return next(filter(None, received), None)
 
 
 @rank_zero_only
-def report_stop(trainer: Trainer) -> None:
-    """Print on stderr that SIGTERM stopped the run, and how to resume it."""
+def report_stop(trainer: Trainer, number: signal.Signals) -> None:
+    """Print on stderr which signal stopped the run, and how to resume it."""
     saved = [str(c.path) for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.saved]
     saved = [path for path in saved if Path(path).is_file()]
-    advice = f"resume with --ckpt_path {saved[0]}" if saved else "no checkpoint was saved yet"
-    print(f"stopped by SIGTERM; {advice}", file=sys.stderr)
+    advice = f"resume with --ckpt_path {shlex.quote(saved[0])}" if saved else "no checkpoint was saved yet"
+    with contextlib.suppress(OSError):  # the terminal may be closed
+        print(f"stopped by {number.name}; {advice}", file=sys.stderr)
 
 
 @rank_zero_only
 def report_predictions(writer: PredictionWriter) -> None:
-    """Print the folder of the predictions, and on stderr the files that could not be read."""
+    """Print the folder of the predictions, and on stderr the files that could not be read or written."""
     print(f"written: {writer.folder}")
     if writer.unreadable:
-        print("\n".join(["files that could not be read:", *writer.unreadable]), file=sys.stderr)
+        print("\n".join(["files that could not be read or written:", *writer.unreadable]), file=sys.stderr)

@@ -14,7 +14,6 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities import rank_zero_only
 
 from early_fusion_seg.cli.messages import one_sentence
 from early_fusion_seg.data import SegmentationDataModule, built_in_datasets
@@ -110,7 +109,7 @@ def fill_class_weights(config: Namespace) -> None:
     parser = LightningArgumentParser()  # for another data module: the one of the run is made with the model
     add_data(parser)
     data = parser.instantiate_classes(config)["data"]
-    rank_zero_only(data.prepare_data)()
+    data.prepare_in_turn()
     config["model"]["class_weights"] = data.class_weights(kind)
     config["class_weights"] = None
 

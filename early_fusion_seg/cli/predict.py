@@ -15,7 +15,7 @@ def main(args: list[str]) -> int:
         args: Command line arguments after `predict`.
 
     Returns:
-        0; 1 if some files could not be read.
+        0; 1 if some files could not be read, or their predictions not be named.
 
     Raises:
         UserError: An option, a file or a setting is wrong.
@@ -33,7 +33,7 @@ class PredictCLI(CheckpointCLI):
         return [self.predictions]
 
     def run_trainer(self) -> int:
-        """Segment every readable image; return 1 if some could not be read."""
+        """Segment every readable image; return 1 if some could not be read or written."""
         self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
         report_predictions(self.predictions)
         return 1 if self.predictions.unreadable else 0

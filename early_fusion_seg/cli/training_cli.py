@@ -11,7 +11,7 @@ from early_fusion_seg.callbacks import ClassIoU, PanelLogger, Throughput
 from early_fusion_seg.callbacks.ema import KEY, HeadEMA
 from early_fusion_seg.callbacks.validate_at_end import ValidateAtEnd
 from early_fusion_seg.cli.command_cli import CommandCLI
-from early_fusion_seg.cli.load_model import check_classes_match, check_hparams_match
+from early_fusion_seg.cli.load_model import check_classes_match, check_hparams_match, check_not_finished
 from early_fusion_seg.cli.output import best_and_last
 from early_fusion_seg.cli.parsing import add_data, add_trainer, add_training_options, fill_class_weights
 from early_fusion_seg.encoder.encoder_checkpoint import read_checkpoint
@@ -26,6 +26,7 @@ class TrainingCLI(CommandCLI, ABC):
 
     def __init__(self, command: str, args: list[str]) -> None:
         self.stored: dict[str, Any] | None = None  # hyperparameters of the checkpoint to resume from
+        self.stored_encoder: dict[str, Any] = {}  # its entry of the encoder
         super().__init__(command, args)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -44,7 +45,7 @@ class TrainingCLI(CommandCLI, ABC):
     def before_instantiate_classes(self) -> None:
         """Read the checkpoint first, so that a wrong one is refused at once."""
         super().before_instantiate_classes()
-        path, epochs = self.config["ckpt_path"], self.config["trainer"]["max_epochs"]
+        path = self.config["ckpt_path"]
         if path is None:
             return
         checkpoint = read_checkpoint(path)
@@ -52,18 +53,21 @@ class TrainingCLI(CommandCLI, ABC):
         if (KEY in checkpoint) != (self.config["ema_decay"] is not None):
             word = "with" if KEY in checkpoint else "without"
             raise UserError(f"{path} was saved {word} --ema_decay; resume {word} it")
-        if epochs is not None and 0 <= epochs <= checkpoint["epoch"]:
-            raise UserError(
-                f"trainer.max_epochs is {epochs}, but {path} is from epoch {checkpoint['epoch'] + 1}; raise max_epochs"
-            )
+        check_not_finished(checkpoint, self.config["trainer"], path)
+        self.stored_encoder = checkpoint["encoder"]
 
     def instantiate_classes(self) -> None:
         """Compute the class weights, then make data, model and trainer."""
         fill_class_weights(self.config)
+        weights = self.config["model"]["encoder_weights"]
+        if "state_dict" in self.stored_encoder and weights == self.stored_encoder["weights"]:
+            self.config["model"]["encoder_weights"] = "checkpoint"  # the file that it came from may have moved
         super().instantiate_classes()
+        self.config["model"]["encoder_weights"] = weights
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with the callbacks of training."""
+        self.make_folder()
         trainer = self.config["trainer"]
         self.run_callbacks = [Throughput(), ClassIoU(), PanelLogger(), ValidateAtEnd()]
         if self.config["ema_decay"] is not None:

@@ -20,9 +20,8 @@ from early_fusion_seg.data.layout import Layout
 from early_fusion_seg.data.listing import File, require_folder
 from early_fusion_seg.data.replica import Replica, Size, block_scene, row_colors, save_lines, save_pixels
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.io.download import download as fetch
+from early_fusion_seg.io.download import Archive, download_and_unpack
 from early_fusion_seg.io.images import read_image
-from early_fusion_seg.io.unpack import unpack
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet, load_label_set, packaged_rows
 
 Grouping = Literal["segnet_tutorial", "mathworks", "exact11"]
@@ -110,11 +109,10 @@ class CamVidDataModule(SegmentationDataModule):
 
     def prepare_data(self) -> None:
         """Download the original files if `download` is set and no files exist."""
-        if not self.download or _segnet_folder(self.root) or _original_folder(self.root):
+        if not self.download or _segnet_folder(self.root) or _original_folder(self.root / "CamVid"):
             return
-        for name, url in ARCHIVES.items():
-            if not (self.root / name).is_dir():
-                unpack(fetch(url, self.root), self.root / name)
+        folders = {self.root / name: Archive(url) for name, url in ARCHIVES.items()}
+        download_and_unpack({f: a for f, a in folders.items() if not any(f.glob("*.png"))}, self.root)
 
     def source(self, split: Split) -> Source:
         """Return the images of a split; "predict" has the images of "test" without masks."""

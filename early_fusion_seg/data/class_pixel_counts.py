@@ -55,7 +55,7 @@ def class_pixel_counts(source: Source, num_classes: int, run_file: Path | None =
     if counts is not None:
         return counts
     with contextlib.suppress(RuntimeError):  # the user has no home folder
-        counts = _read_or_count(cache_folder() / f"class_pixel_counts_{key[:32]}.npz", source, key, shape)
+        counts = _read_or_count(_cache_file(key), source, key, shape)
     if counts is None:
         counts = count(source, num_classes)
     if run_file is not None:
@@ -63,6 +63,14 @@ def class_pixel_counts(source: Source, num_classes: int, run_file: Path | None =
             run_file.parent.mkdir(parents=True, exist_ok=True)
             run_file.write_bytes(_npz_bytes(key, counts))
     return counts
+
+
+def cached_counts(source: FileSource, num_classes: int) -> Counts | None:
+    """Return the counts of `class_pixel_counts` if they are in the cache."""
+    key = fingerprint(source)
+    with contextlib.suppress(RuntimeError):  # the user has no home folder
+        return _read_counts(_cache_file(key), key, (len(source), num_classes))
+    return None
 
 
 def count(source: Source, num_classes: int) -> Counts:
@@ -91,9 +99,9 @@ def count(source: Source, num_classes: int) -> Counts:
 def fingerprint(source: FileSource) -> str:
     """Return a hash of everything that determines the counts.
 
-    It covers the label map, and the key, file size and modification time of each mask.
+    It covers the label map, the colors of masks in colors, and the key, file size and modification time of each mask.
     """
-    labels = None if source.label_set is None else source.label_set.raw_to_train
+    labels = None if source.label_set is None else (source.label_set.raw_to_train, source.label_set.colors)
     digest = hashlib.sha256(repr(labels).encode())
     for item in source.items:
         digest.update(repr((item.key, _size_and_mtime(item.mask))).encode())
@@ -107,6 +115,10 @@ def cache_folder() -> Path:
         RuntimeError: The user has no home folder.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "early_fusion_seg"
+
+
+def _cache_file(key: str) -> Path:
+    return cache_folder() / f"class_pixel_counts_{key[:32]}.npz"
 
 
 def _read_or_count(path: Path, source: Source, key: str, shape: tuple[int, int]) -> Counts | None:
@@ -123,6 +135,15 @@ def _read_or_count(path: Path, source: Source, key: str, shape: tuple[int, int])
                 file.write(_npz_bytes(key, counts))
                 file.flush()
         return counts
+
+
+@contextlib.contextmanager
+def cache_lock(name: str) -> Iterator[None]:
+    """Let one process of this machine at a time run a block; if there is no cache folder, they do not wait."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(RuntimeError):  # the user has no home folder
+            stack.enter_context(_lock_file(cache_folder() / f"{name}.lock"))
+        yield
 
 
 @contextlib.contextmanager

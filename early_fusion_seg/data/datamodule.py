@@ -5,24 +5,29 @@ its layouts on disk or the format of its test server, is an optional attribute o
 """
 
 import abc
+import hashlib
 import os
+import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import cv2
+import numpy as np
 import PIL.Image
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import suggested_max_num_workers
+from lightning.pytorch.utilities import rank_zero_warn, suggested_max_num_workers
 from torch.utils.data import DataLoader
 
-from early_fusion_seg.data.class_pixel_counts import class_pixel_counts
+from early_fusion_seg.data.class_pixel_counts import cache_lock, class_pixel_counts
 from early_fusion_seg.data.dataset import Sample, SegmentationDataset, Source, collate
 from early_fusion_seg.data.frequencies import Counts, Weighting, class_weights, draw_rare_classes
 from early_fusion_seg.data.layout import Layout
 from early_fusion_seg.data.listing import File
+from early_fusion_seg.data.mask_check import check_masks
 from early_fusion_seg.data.replica import Replica
 from early_fusion_seg.data.samplers import (
     BatchLoader,
@@ -32,7 +37,8 @@ from early_fusion_seg.data.samplers import (
     UnpaddedDistributedSampler,
 )
 from early_fusion_seg.data.submission import SubmissionFormat
-from early_fusion_seg.data.transforms import TrainAugmentation, Transform
+from early_fusion_seg.data.transforms import TrainAugmentation, Transform, warn_of_large_crop
+from early_fusion_seg.distributed import all_gather_object
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet
 from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, EvaluatorRules, VoidPredictionRule
@@ -46,7 +52,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
     """Base class of all data sets.
 
     The order and augmentation of training images depend only on (seed, epoch, image). The seed is the one given to
-    Lightning's `seed_everything`, or 0.
+    Lightning's `seed_everything` in the first process. Without it, a random one is drawn and stored in checkpoints.
 
     Args:
         root: Folder of the data set.
@@ -56,7 +62,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         num_workers: Number of worker processes that read images; 0 reads them in the main process. Default (None): one
             less than the number of CPU cores, at least 1 and at most 4.
         crop_size: Height and width of training crops in pixels, after `scale`, or one number for a square: 512, or
-            [384, 768]. Default (None): no cropping, so all training images must have the same size.
+            [384, 768]. Default (None): the size of each image after `scale` and `short_side`, so all training images
+            must have the same size.
         scale: Resize factor for images and masks of every split, applied before augmentation: 0.5 turns 480x360 into
             240x180. Default: 1.0, the size of the files.
         random_scale: Lowest and highest factor of the random resize in the default augmentation. Default: [0.5, 2.0];
@@ -108,16 +115,22 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         if num_workers is not None and num_workers < 0:
             raise UserError(f"num_workers is {num_workers}; expected 0 or more, or omit it")
         self.root = Path(root)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = min(4, suggested_max_num_workers(1)) if num_workers is None else num_workers
+        self.batch_size = int(batch_size)  # PyTorch's loader refuses numbers of numpy
+        self.eval_batch_size = int(eval_batch_size)
+        self.num_workers = min(4, suggested_max_num_workers(1)) if num_workers is None else int(num_workers)
         self.crop_size = _pair(crop_size)
-        self.scale = scale
-        self.rare_class_share = rare_class_share
+        self.scale = float(scale)
+        self.rare_class_share = float(rare_class_share)
         self.train_transform = train_transform or TrainAugmentation(self.crop_size, random_scale, short_side)
         self.eval_transform = eval_transform
         self._train_loader: TrainLoader | None = None
         self._restored: dict[str, int] | None = None
+        self._drawn_seed: int | None = None
+        self._checked: set[str] = set()  # splits whose masks were checked
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or copy contains: all but the loader of a run, whose workers cannot be copied."""
+        return self.__dict__ | {"_train_loader": None}
 
     @property
     @abc.abstractmethod
@@ -216,14 +229,18 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         return PIL.Image.fromarray(sheet(pictures, labels, batch["key"], self.palette, self.class_names))
 
     def dataset(self, split: Split) -> SegmentationDataset:
-        """Return a split as a dataset of samples, augmented only for "train"."""
+        """Return a split as a dataset of samples, augmented only for "train".
+
+        A DataLoader of your own augments each training image differently in each pass. The loaders of this class give
+        the same augmentation in each run with the same seed.
+        """
         if split not in get_args(Split):
             raise UserError(f"the split is {split!r}; expected one of {', '.join(get_args(Split))}")
         source = self.source(split)
         if len(source) == 0:
             raise MissingFileError(f"the {split} split below {self.root} has no images")
         transform = self.train_transform if split == "train" else self.eval_transform
-        return SegmentationDataset(source, transform, self.scale, seed=_seed())
+        return SegmentationDataset(source, transform, self.scale, seed=_seed(), redraw=split == "train")
 
     def class_pixel_counts(self) -> Counts:
         """Return the number of pixels of each class in each training image, before `scale`.
@@ -263,13 +280,14 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         values. It is kept if it is the only batch.
         """
         dataset = self.dataset("train")
+        dataset.redraw = False  # the sampler gives the epoch; without it (overfit_batches), the same batch is repeated
+        self._check_once(dataset.source, "train")
+        dataset.seed = seed = self._training_seed()
         world, rank = self._world()
         drop_last = len(dataset) >= world * self.batch_size
-        sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=_seed(), drop_last=drop_last)
+        sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=seed, drop_last=drop_last)
         if self.rare_class_share:
-            counts, share, seed = self.class_pixel_counts(), self.rare_class_share, _seed()
-            # no image has this seed: augmentation uses (seed, epoch, position) with position < len(dataset)
-            sampler.rare_draws = lambda epoch: draw_rare_classes(counts, share, (seed, epoch, len(dataset)))
+            sampler.rare_draws = partial(_draw_for_epoch, self.class_pixel_counts(), self.rare_class_share, seed)
         self._train_loader = self._loader(TrainLoader, dataset, self.batch_size, sampler, drop_last=drop_last)
         if self._restored is not None:
             self._train_loader.load_state_dict(self._restored)
@@ -283,11 +301,14 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         training steps was read before, because the loader exists by then. It restores the state of the data module
         earlier.
         """
-        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+        if self._train_loader is None:
+            return {}
+        return {"train": self._train_loader.state_dict(), "drawn_seed": self._drawn_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store a position; the next training loader resumes from it."""
         self._restored = state_dict.get("train")
+        self._drawn_seed = state_dict.get("drawn_seed")
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return batches of the validation images, each image exactly once over all processes."""
@@ -309,11 +330,48 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
                 f"{type(self).__name__}'s {split} split has no labels to score with; "
                 "run validate, or predict to get label maps"
             )
+        self._check_once(dataset.source, split)
         return self._loader(BatchLoader, dataset, self.eval_batch_size, self._eval_sampler(dataset))
 
     def _eval_sampler(self, dataset: SegmentationDataset) -> UnpaddedDistributedSampler | None:
         world, rank = self._world()
-        return UnpaddedDistributedSampler(dataset, world, rank) if world > 1 else None
+        if world == 1:
+            return None
+        # a LightningModule of ours takes the empty batch of a process without images, others need an image
+        module = getattr(self.trainer, "lightning_module", None)
+        pad = len(dataset) < world and not getattr(module, "accepts_empty_batches", False)
+        if pad:
+            rank_zero_warn(
+                f"there are {len(dataset)} images for {world} processes, so some processes get an image of another one, "
+                f"and scores count it several times. Use at most {len(dataset)} process(es)"
+            )
+        return UnpaddedDistributedSampler(dataset, world, rank, pad)
+
+    def prepare_in_turn(self) -> None:
+        """Call `prepare_data` in one process of this machine at a time, before the processes can communicate.
+
+        The first one downloads, and the others find its files.
+        """
+        root = str(self.root.absolute()).encode(errors="surrogateescape")
+        with cache_lock(f"prepare_data_{hashlib.sha256(root).hexdigest()[:32]}"):
+            self.prepare_data()
+
+    def _check_once(self, source: Source, split: Split) -> None:
+        """Check the masks of a split, and warn if crops are much larger than training images."""
+        if split in self._checked or not source.labeled:
+            return
+        # what fit says about train, it need not say about val
+        sizes = check_masks(source, self.label_set, split, warn="train" not in self._checked)
+        self._checked.add(split)
+        if split == "train" and isinstance(self.train_transform, TrainAugmentation):
+            warn_of_large_crop(self.train_transform, self.scale, sizes)
+
+    def _training_seed(self) -> int:
+        """Return the seed of the first process: that of `seed_everything`, or else one that is drawn once."""
+        given = os.environ.get("PL_GLOBAL_SEED")
+        if given is None and self._drawn_seed is None:
+            self._drawn_seed = int(torch.randint(2**32, ()))
+        return int(all_gather_object(self._drawn_seed if given is None else given)[0])
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -339,12 +397,20 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         )
 
 
+def _draw_for_epoch(counts: Counts, share: float, seed: int, epoch: int) -> dict[int, tuple[int, int]]:
+    # no image has this seed: augmentation uses (seed, epoch, position) with position < len(counts)
+    return draw_rare_classes(counts, share, (seed, epoch, len(counts)))
+
+
 def _seed() -> int:
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything; equal in every process
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
 
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers already run in parallel; OpenCV's own threads would compete with them
+    for name in ("SIGINT", "SIGHUP"):  # a terminal sends them to all processes; this one ends with the main process
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _check_positive(**values: float) -> None:
@@ -356,9 +422,9 @@ def _check_positive(**values: float) -> None:
 def _pair(crop_size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if crop_size is None:
         return None
-    sides = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-    if len(sides) != 2:
+    sides = np.ravel(crop_size).tolist()
+    if len(sides) not in (1, 2):
         raise UserError(f"crop_size is {crop_size}; expected one number, or height and width")
-    height, width = sides
+    height, width = int(sides[0]), int(sides[-1])
     _check_positive(crop_height=height, crop_width=width)
     return height, width

@@ -5,7 +5,9 @@ ignored.
 """
 
 import abc
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import cv2
@@ -23,6 +25,8 @@ from early_fusion_seg.labels import LabelSet
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
+
+NAMED = 5  # files, labels and classes that a message names
 
 
 class Sample(TypedDict):
@@ -98,6 +102,11 @@ class FileSource(Source):
         """Return the key of an item."""
         return self.items[index].key
 
+    def missing_files(self) -> list[File]:
+        """Return the images and masks that do not exist."""
+        files = [file for item in self.items for file in (item.image, item.mask) if isinstance(file, str | Path)]
+        return [file for file in files if not os.path.isfile(file)]  # noqa: PTH113  # ten times faster than Path
+
     def read(self, index: int) -> tuple[Image, Mask | None]:
         """Read the image and the mask of an item."""
         item = self.items[index]
@@ -126,7 +135,8 @@ class SegmentationDataset(Dataset[Sample]):
 
     It accepts three kinds of index:
 
-    - `position` in the source.
+    - `position` in the source. With `redraw`, each call has other random numbers, drawn from PyTorch's global
+      generator; otherwise they are those of epoch 0.
     - `(epoch, position)`: random numbers of albumentations depend only on (seed, epoch, position). They are the same
       for any number of workers and after a resume. Other callables use the global generators, which PyTorch seeds in
       each worker.
@@ -139,19 +149,28 @@ class SegmentationDataset(Dataset[Sample]):
             albumentations does. None: images are not changed.
         scale: Resize factor for images and masks, applied before the transform.
         seed: Seed of the random transforms.
+        redraw: Transform an image differently each time that it is read by its position, as a DataLoader does.
     """
 
-    def __init__(self, source: Source, transform: Transform | None = None, scale: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform | None = None,
+        scale: float = 1.0,
+        seed: int = 0,
+        redraw: bool = True,
+    ) -> None:
         self.source = source
         self.transform = transform
         self.scale = scale
         self.seed = seed
+        self.redraw = redraw
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int | tuple[int, ...]) -> Sample:
-        epoch, position, *rare = index if isinstance(index, tuple) else (0, index)
+        epoch, position, *rare = index if isinstance(index, tuple) else (self._random_epoch(), index)
         label = rare[0] if rare else None
         if self.transform is not None:
             seed_transform(self.transform, (self.seed, epoch, position, *rare))
@@ -169,6 +188,10 @@ class SegmentationDataset(Dataset[Sample]):
             sample["mask"] = _mask_tensor(data["mask"], sample["key"])
         return sample
 
+    def _random_epoch(self) -> int:
+        """Return a number in place of the epoch; PyTorch's generator differs in each worker and each pass."""
+        return int(torch.empty((), dtype=torch.int64).random_()) if self.redraw else 0
+
     def _augment_reduced_jpeg(self, position: int, label: int | None) -> dict[str, Any] | None:
         """Decode a JPEG at the smallest size that its random window needs, and augment it.
 
@@ -183,11 +206,12 @@ class SegmentationDataset(Dataset[Sample]):
         mask = source.read_labels(position)
         window = transform.draw_window((mask.shape[0], mask.shape[1]), mask, label)
         image = read_image(source.items[position].image, window.reduction)
-        sizes = [tuple(-(-side // factor) for side in mask.shape) for factor in (1, window.reduction)]
+        reduction = 1 if image.shape[:2] == mask.shape else window.reduction  # some images are not reduced
+        reduced = tuple(-(-side // reduction) for side in mask.shape)
         stored = sorted(image_size(source.items[position].image) if window.reduction > 1 else mask.shape)
-        if image.shape[:2] not in sizes or stored != sorted(mask.shape):
+        if image.shape[:2] != reduced or stored != sorted(mask.shape):
             source.read(position)  # raises the error about different sizes of image and mask
-        return transform.apply(image, mask, window)
+        return transform.apply(image, mask, window, reduction)
 
     def __getitems__(self, indices: list[int | tuple[int, ...]]) -> list[Sample]:
         """Return the samples of a batch (called by DataLoader); a sample that cannot be read has an `error`."""
@@ -199,6 +223,12 @@ class SegmentationDataset(Dataset[Sample]):
         except UserError as error:
             position = index[1] if isinstance(index, tuple) else index
             return {"key": self.source.key(position), "error": str(error)}
+
+
+def listed(texts: Sequence[Any], separator: str = ", ") -> str:
+    """Join texts; the first five are named and the others counted."""
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return separator.join(map(str, texts[:NAMED])) + more
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:

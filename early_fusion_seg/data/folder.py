@@ -2,7 +2,10 @@
 
 import hashlib
 import os
-from functools import cached_property
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +14,45 @@ import numpy as np
 from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, Source
 from early_fusion_seg.data.layout import Layout
-from early_fusion_seg.data.listing import require_folder
+from early_fusion_seg.data.listing import composed, files_below, require_folder, walk
 from early_fusion_seg.data.replica import Replica, Size, block_scene, save_lines, save_pixels
-from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.io.images import write_indexed_png
-from early_fusion_seg.labels import LabelSet
+from early_fusion_seg.errors import MissingFileError, UserError, first_five
+from early_fusion_seg.io.image_files import is_image
+from early_fusion_seg.io.images import read_mask, write_indexed_png
+from early_fusion_seg.labels import LabelSet, raw_ids_of_colors
 
 TREE = """  labels.csv              one line per class: raw_id,train_id,name,color
   images/train/a.jpg      any format; the same for images/val, and optionally images/test
   masks/train/a.png       the same name with .png; each pixel is the raw_id of its class
   or, without the folders train and val: images/a.jpg and masks/a.png, split by val_fraction"""
+SPLIT_NAMES = {  # names of the folder of each split, in lower case
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+LIKE_A_SPLIT = re.compile(
+    r"(^|[\W_\d])(train(ing)?|val|valid(ation)?|dev|eval(uation)?|test(ing)?|holdout)([\W_\d]|$)", re.IGNORECASE
+)
+IN_A_RUN = re.compile(r"(^|/)(runs/[a-z]+|lightning_logs)/version_\d+/")  # below the default output folders
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+COMPANIONS = (  # ends of the names of files that tools put beside images, in lower case
+    *(".json", ".txt", ".xml", ".csv", ".yaml", ".yml", ".xmp", ".aae", ".ini", ".db", ".md", ".log", ".cache"),
+    *(".html", ".lnk", ".url"),
+)
 WHERE = "To predict, any folder with images can be used."
 
 
 class FolderDataModule(SegmentationDataModule):
     """A folder of images, with masks and a label CSV for training.
 
-    `predict` uses every file below `root` except hidden files; the key of an image is its path below `root`. A file
-    that is not an image is reported and skipped.
+    `predict` uses every file below `root` except hidden files, files that systems and tools put beside images (such as
+    Thumbs.db and .json), and what earlier runs wrote there; the key of an image is its path below `root`. A file that
+    is not an image is reported and skipped. Links to folders are followed.
 
-    Training and evaluation use images/train/a.jpg with masks/train/a.png, the same with val/ and optionally test/. If
-    there are no folders train/ and val/, images/a.jpg and masks/a.png are split by `val_fraction`: images whose keys
-    have the lowest SHA-256 are used for validation. This split is the same on every machine, and changes little when
-    images are added.
+    Training and evaluation use images/train/a.jpg with masks/train/a.png, the same with val/ and optionally test/; the
+    names training, valid, validation and testing, in upper or lower case, mean the same. If there are no folders for
+    train and val, images/a.jpg and masks/a.png are split by `val_fraction`: images whose keys have the lowest SHA-256
+    are used for validation. This split is the same on every machine, and changes little when images are added.
 
     Args:
         root: The folder.
@@ -74,49 +93,163 @@ class FolderDataModule(SegmentationDataModule):
         """Return the images of a split."""
         require_folder(self.root, TREE, WHERE)
         if split == "predict":
-            return FileSource([Item(key, path) for key, path in visible_files(self.root).items()])
+            return FileSource([Item(key, path) for key, path in visible_files(self.root, written=False).items()])
+        for folder in (self.root / "images", self.root / "masks"):
+            require_folder(folder, TREE, WHERE)
+        read_raw = partial(read_mask, from_colors=partial(raw_ids_of_colors, self.label_set))
+        return FileSource(self._labeled_items(split), self.label_set, read_raw)
+
+    def _labeled_items(self, split: Split) -> list[Item]:
         images, masks = self.root / "images", self.root / "masks"
-        require_folder(images, TREE, WHERE)
-        require_folder(masks, TREE, WHERE)
-        if (images / "train").is_dir() or (images / "val").is_dir():
-            require_folder(images / split, TREE, WHERE)
-            return FileSource(paired_items(images / split, masks / split), self.label_set)
+        image_splits, mask_splits = split_folders(images), split_folders(masks)
+        by_folders = image_splits.keys() & {"train", "val"}
+        if by_folders:
+            check_nothing_beside(images, image_splits)
+        if split in image_splits or by_folders:
+            folder = image_splits.get(split, images / split)
+            require_folder(folder, TREE, WHERE)
+            return paired_items(visible_files(folder), folder, mask_splits.get(split, masks / split))
         if split == "test":
             raise MissingFileError(f"{self.root} has no test split; expected images/test and masks/test")
-        items = paired_items(images, masks)
+        files = visible_files(images, skipped=image_splits.values())
+        check_no_split_in(images, files)
+        items = paired_items(files, images, masks, skipped=mask_splits.values())
         chosen = validation_keys([item.key for item in items], self.val_fraction)
-        return FileSource([item for item in items if (item.key in chosen) == (split == "val")], self.label_set)
+        return [item for item in items if (item.key in chosen) == (split == "val")]
 
 
-def visible_files(folder: Path) -> dict[str, Path]:
-    """Return the files below a folder, without hidden files, sorted by key: the path below the folder, with slashes."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {key: files[key] for key in sorted(files) if not any(part.startswith(".") for part in key.split("/"))}
-
-
-def paired_items(images: Path, masks: Path) -> list[Item]:
-    """List the images below a folder, each with the mask of the same name with the suffix .png.
+def split_folders(parent: Path) -> dict[str, Path]:
+    """Return the folders of splits directly below a folder, by the names train, val and test.
 
     Raises:
-        UserError: An image has no mask, a mask has no image, or two images share a mask.
+        UserError: Two folders have names of the same split.
     """
-    files = visible_files(images)
-    unused = {masks / key for key in visible_files(masks) if key.endswith(".png")}
-    items = [Item(key, path, (masks / key).with_suffix(".png")) for key, path in files.items()]
-    for item, previous in zip(items, [None, *items], strict=False):
-        if previous and item.mask == previous.mask:
-            raise UserError(f"{previous.image} and {item.image} share the mask {item.mask}; rename one of them")
-        if item.mask not in unused:
-            raise MissingFileError(f"{item.image} has no mask; expected {item.mask}")
-        unused.remove(item.mask)
-    if unused:
-        raise MissingFileError(f"{len(unused)} mask(s) have no image below {images}, such as {min(unused)}")
-    return items
+    found: dict[str, Path] = {}
+    try:
+        folders = sorted(path for path in parent.iterdir() if path.is_dir())
+    except OSError as error:
+        raise UserError(f"the folder {parent} cannot be read ({error.strerror})") from None
+    for path in folders:
+        for split, names in SPLIT_NAMES.items():
+            if path.name.lower() in names and (other := found.setdefault(split, path)) != path:
+                raise UserError(f"{other} and {path} are both folders of the {split} split; move one into the other")
+    return found
+
+
+def check_nothing_beside(images: Path, splits: Mapping[str, Path]) -> None:
+    """Check that there are no images outside of the folders of the splits.
+
+    Raises:
+        UserError: There are some; no split would have them.
+    """
+    if beside := visible_files(images, skipped=splits.values()):
+        folders = ", ".join(path.name for path in splits.values())
+        raise UserError(
+            f"{images} has folders of splits ({folders}), and {len(beside)} file(s) outside of them: "
+            f"{first_five(beside)}. Move them into a split, or out of {images}."
+        )
+
+
+def check_no_split_in(images: Path, files: Iterable[str]) -> None:
+    """Check that no folder of images that are to be split by a fraction looks like a split.
+
+    Raises:
+        UserError: A folder does, such as train2017 or street/test; its images would come into any split.
+    """
+    folders = {key.rpartition("/")[0] for key in files}
+    if looks_alike := sorted(folder for folder in folders if LIKE_A_SPLIT.search(folder)):
+        raise UserError(
+            f"{images} has folders that look like splits: {first_five(looks_alike)}. Name the folders of splits train, "
+            f"val and test, directly below {images}, or rename these folders to split all images by val_fraction."
+        )
+
+
+def visible_files(folder: Path, skipped: Iterable[Path] = (), written: bool = True) -> dict[str, Path]:
+    """List the files below a folder that may be images.
+
+    Hidden files, and those that systems and tools put beside images, are left out. Folders and links that cannot be
+    read are listed too, so that reading them raises an error.
+
+    Args:
+        folder: The folder.
+        skipped: Folders directly below it that are left out.
+        written: Whether to list what earlier runs have written, such as predictions and panels.
+
+    Returns:
+        Key -> path, sorted by key: the path below the folder, with slashes, in the composed Unicode form.
+    """
+    outside = tuple(f"{path.name}/" for path in skipped)
+    names = {name for name in walk(str(folder), skip_outputs=not written) if not name.startswith(outside)}
+    if not written:
+        names -= {name for name in names if IN_A_RUN.search(name)}
+        names -= {f"{name[:-12]}confusion.png" for name in names if name.endswith("results.json")}
+    files = [name for name in names if not name.lower().endswith(COMPANIONS)]
+    # of names that differ only in the Unicode form, one keeps the name on the disk as its key
+    keys = {name if composed(name) in names else composed(name): folder / name for name in sorted(files)}
+    return {key: keys[key] for key in sorted(keys)}
+
+
+def paired_items(files: Mapping[str, Path], images: Path, masks: Path, skipped: Iterable[Path] = ()) -> list[Item]:
+    """Pair images with the masks of the same names with the suffix .png.
+
+    Args:
+        files: Key -> image.
+        images: The folder of the images, for messages.
+        masks: The folder of the masks.
+        skipped: Folders directly below it that are left out.
+
+    Raises:
+        UserError: An image has no mask, a mask has no image, two images share a mask, or a file is no image.
+    """
+    found: dict[str, Path] = {}
+    if masks.is_dir():
+        below = files_below(masks, ".", ".png").items()
+        outside = tuple(f"{path.name}/" for path in skipped)
+        found = {key: Path(str(file)) for key, file in below if not key.startswith(outside)}
+    stems = {key: _stem(key) for key in files}
+    shared = Counter(stems.values())
+    check_are_images([files[key] for key, stem in stems.items() if stem not in found or shared[stem] > 1], images)
+    if stem := next((stem for stem, count in shared.items() if count > 1), None):
+        same = " and ".join(str(files[key]) for key in files if stems[key] == stem)
+        raise UserError(f"{same} share the mask {masks / stem}.png; rename one of them")
+    if missing := [key for key, stem in stems.items() if stem not in found]:
+        raise _missing_masks_error(missing, images, masks)
+    if unused := found.keys() - set(stems.values()):
+        names = first_five(found[key] for key in sorted(unused))
+        raise MissingFileError(f"{len(unused)} mask(s) have no image below {images}: {names}")
+    return [Item(key, path, found[stems[key]]) for key, path in files.items()]
+
+
+def check_are_images(files: Iterable[Path], folder: Path) -> None:
+    """Check by their content that files with unusual suffixes are images.
+
+    Raises:
+        UserError: Some are none, or one cannot be opened.
+    """
+    if wrong := [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES and not is_image(path)]:
+        raise UserError(f"{len(wrong)} file(s) below {folder} are not images: {first_five(wrong)}; move them elsewhere")
+
+
+def _missing_masks_error(keys: list[str], images: Path, masks: Path) -> MissingFileError:
+    """Return the error for images without masks; it names a mask with another suffix or in another case."""
+    stem = _stem(keys[0])
+    others = visible_files(masks) if masks.is_dir() else {}
+    similar = [path for key, path in others.items() if _stem(key).lower() == stem.lower()]
+    found = f"{images / keys[0]} has" if len(keys) == 1 else f"{len(keys)} images below {images} have"
+    names = "" if len(keys) == 1 else f": {first_five(keys)}"
+    hint = f"; {similar[0]} is there, but a mask is a PNG with the name of its image" if similar else ""
+    return MissingFileError(f"{found} no mask{names}; expected {masks / stem}.png{hint}")
+
+
+def _stem(key: str) -> str:
+    """Return a key without the suffix."""
+    folder, slash, name = key.rpartition("/")
+    return folder + slash + (name.rpartition(".")[0] or name)
 
 
 def validation_keys(keys: list[str], fraction: float) -> set[str]:
     """Choose a fraction of the keys, at least one: those with the lowest SHA-256."""
-    ordered = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
+    ordered = sorted(keys, key=lambda key: hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest())
     return set(ordered[: max(1, round(len(keys) * fraction))])
 
 

@@ -34,8 +34,7 @@ def class_weights(counts: Counts, kind: Weighting) -> list[float]:
     kinds = {"median": median_frequency, "inverse-log": inverse_log}
     if kind not in kinds:
         raise UserError(f"the kind of class weights is {kind!r}; expected one of {', '.join(kinds)}")
-    if not counts.sum():
-        raise UserError("no pixel of the training images has a class, so no class weights can be computed")
+    _require_labels(counts)
     weights: list[float] = kinds[kind](counts).tolist()
     return weights
 
@@ -92,7 +91,11 @@ def class_probabilities(counts: Counts) -> NDArray[np.float64]:
 
     Returns:
         (K,) probabilities with sum 1.
+
+    Raises:
+        UserError: No pixel is labeled.
     """
+    _require_labels(counts)
     share = counts.sum(0) / counts.sum()
     weights = np.exp(-share / TEMPERATURE) * (share > 0)
     probabilities: NDArray[np.float64] = weights / weights.sum()
@@ -123,3 +126,8 @@ def draw_rare_classes(counts: Counts, share: float, seed: tuple[int, ...]) -> di
         images = candidates[(where[own] * len(candidates)).astype(int)]
         draws |= {place: (image, label) for place, image in zip(own.tolist(), images.tolist(), strict=True)}
     return draws
+
+
+def _require_labels(counts: Counts) -> None:
+    if not counts.sum():
+        raise UserError("no pixel of the training images has a class, so no class frequencies can be computed")

@@ -5,13 +5,23 @@ position). So the training data are the same for any number of processes and wor
 and resumed. Images drawn for rare classes replace images in this order before it is split among the processes.
 """
 
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from early_fusion_seg.data.dataset import Sample
+from early_fusion_seg.data.dataset import FileSource, Sample, SegmentationDataset, listed
 from early_fusion_seg.errors import UserError
+
+ORDER = {  # what determines the order of an epoch, in the words of messages
+    "batch_size": "batches of {}",
+    "processes": "{} process(es)",
+    "images": "{} images",
+    "names": "images whose names have the checksum {}",
+    "seed": "the seed {}",
+}
 
 
 class EpochSampler(DistributedSampler[tuple[int, ...]]):
@@ -49,11 +59,20 @@ class UnpaddedDistributedSampler(DistributedSampler[int]):
     """Yield every position exactly once over all processes.
 
     Unlike DistributedSampler it repeats no images, so processes may get different numbers of images, or none.
+
+    Args:
+        dataset: The images.
+        world: Number of processes.
+        rank: Number of this process.
+        pad: Give a process that would get no image one that another process has too.
     """
 
-    def __init__(self, dataset: Dataset[Any], world: int, rank: int) -> None:
+    def __init__(self, dataset: Dataset[Any], world: int, rank: int, pad: bool = False) -> None:
         super().__init__(dataset, world, rank, shuffle=False)
-        self.positions = range(rank, len(cast(Any, dataset)), world)
+        images = len(cast(Any, dataset))
+        self.positions = range(rank, images, world)
+        if pad and not self.positions:
+            self.positions = range(rank % images, rank % images + 1)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.positions)
@@ -77,11 +96,20 @@ class BatchLoader(DataLoader[Sample]):
             yield {"key": []}
         for batch in super().__iter__():
             if "error" in batch and not self.yield_errors:
-                raise UserError("; ".join(batch["error"]))
+                raise UserError(self._message(batch["error"]))
             yield batch
 
     def __len__(self) -> int:
         return max(1, super().__len__())
+
+    def _message(self, errors: Sequence[str]) -> str:
+        """Join the errors of a batch; if files are missing, count those of the whole split."""
+        source = cast(SegmentationDataset, self.dataset).source
+        missing = source.missing_files() if isinstance(source, FileSource) else []
+        if missing:
+            errors = [error for error in errors if not any(str(file) in error for file in missing)]
+            errors.append(f"{len(missing)} file(s) do not exist: {listed(missing)}")
+        return listed(errors, "; ")
 
 
 class PredictLoader(BatchLoader):
@@ -112,26 +140,37 @@ class TrainLoader(BatchLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch, the number of batches yielded in it, the batch size and the number of processes."""
-        return {"epoch": self.epoch, "batches": self.batches} | self._batch_sizes()
+        """Return the epoch, the number of batches yielded in it, and the numbers that determine its order."""
+        return {"epoch": self.epoch, "batches": self.batches} | self._order
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Store a state; the next pass resumes from it if it is a pass of the same epoch."""
         self.restored = state
 
-    def _batch_sizes(self) -> dict[str, int]:
-        return {"batch_size": cast(int, self.batch_size), "processes": getattr(self.sampler, "num_replicas", 1)}
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        """Return the numbers that determine which images are in which batch of an epoch; see `ORDER`."""
+        dataset = cast(SegmentationDataset, self.dataset)
+        names = "\n".join(dataset.source.key(i) for i in range(len(dataset)))
+        return {
+            "batch_size": cast(int, self.batch_size),
+            "processes": getattr(self.sampler, "num_replicas", 1),
+            "images": len(dataset),
+            "names": zlib.crc32(names.encode(errors="surrogateescape")),
+            "seed": dataset.seed,
+        }
 
     def _batches_to_skip(self, sampler: EpochSampler) -> int:
         """Return how many batches of this epoch were trained on before an interruption."""
         state, self.restored = self.restored, None
         if state is None or state["epoch"] != sampler.epoch or state["batches"] >= len(self):
             return 0
-        now = self._batch_sizes()
-        if any(state[name] != value for name, value in now.items()):
+        different = [name for name, value in self._order.items() if state.get(name, value) != value]
+        if different:
+            before, now = (ORDER[different[0]].format(numbers[different[0]]) for numbers in (state, self._order))
             raise UserError(
-                f"the checkpoint was saved in the middle of epoch {state['epoch'] + 1} by {state['processes']} "
-                f"process(es) with batches of {state['batch_size']}; this run has {now['processes']} with batches of "
-                f"{now['batch_size']}. Resume with the same numbers, or from a checkpoint saved at the end of an epoch"
+                f"the checkpoint was saved in the middle of epoch {state['epoch'] + 1} with {before}; this run has "
+                f"{now}, so it would leave out or repeat images of this epoch. Resume with the same images, batch "
+                "size, processes and seed, or from a checkpoint saved at the end of an epoch"
             )
         return state["batches"]

@@ -11,11 +11,12 @@ Shapes: images are (h, w, 3) uint8, masks (h, w) uint8 with 255 = ignored.
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the next line looks for a newer version online
@@ -29,6 +30,7 @@ Transform = Callable[..., dict[str, Any]]
 FILL_VALUES = {"image": (124, 116, 104), "mask": (IGNORE_INDEX,)}  # ImageNet's mean color: about 0 after normalization
 JPEG_REDUCTIONS = (8, 4, 2)  # factors by which a JPEG can be reduced while it is decoded
 MAX_CLASS_SHARE = 0.75  # of one class among the labeled pixels of a window, 0..1
+MAX_FILLED = 0.5  # share of a crop that is filled at factor 1, without a warning
 MAX_TRIES = 10  # windows drawn at most; the last one is used in any case
 
 
@@ -73,7 +75,7 @@ class TrainAugmentation:
     class has more than 75 % of the labeled pixels, another window is drawn. Horizontal flip and color jitter follow.
 
     Args:
-        crop_size: Height and width of the result in pixels; None for the size of each image.
+        crop_size: Height and width of the result in pixels; None for the size of each image at factor 1.
         random_scale: Lowest and highest resize factor, drawn uniformly.
         short_side: Length in pixels of the shorter side of the image at factor 1; None for its own length.
     """
@@ -109,7 +111,7 @@ class TrainAugmentation:
             label: Class that the window must show. The window is centered on a random pixel of it, as far as the edges
                 of the image allow. None, or a class that does not occur: the window can be anywhere.
         """
-        crop = self.crop_size or size
+        crop = self.crop_size or self.size_at_factor_1(size)
         scale = self.random.uniform(*self.random_scale)
         if self.short_side is not None:
             scale *= self.short_side / min(size)
@@ -123,21 +125,23 @@ class TrainAugmentation:
                 break
         return Window(crop, scale, rows, cols)
 
-    def apply(self, image: Pixels, mask: Pixels | None, window: Window) -> dict[str, Any]:
+    def apply(self, image: Pixels, mask: Pixels | None, window: Window, reduction: int = 1) -> dict[str, Any]:
         """Cut a window out of an image and its mask, then resize, flip and color it.
 
         Args:
-            image: Pixels at full size, or reduced by `window.reduction` in decoding.
-            mask: Labels at full size, or None.
+            image: Pixels at full size, or reduced in decoding.
+            mask: Labels at full size, or None for an image at full size.
             window: A window from `draw_window`.
+            reduction: Factor by which the image was reduced.
 
         Returns:
             `image` and, if a mask was given, `mask`.
         """
-        factor = 1 if mask is None else round(mask.shape[0] / image.shape[0])
         if mask is not None:
-            window = align_to_reduced(window, factor, (mask.shape[0], mask.shape[1]))
-        rows, cols = (slice(a.source.start // factor, -(-a.source.stop // factor)) for a in (window.rows, window.cols))
+            window = align_to_reduced(window, reduction, (mask.shape[0], mask.shape[1]))
+        rows, cols = (
+            slice(a.source.start // reduction, -(-a.source.stop // reduction)) for a in (window.rows, window.cols)
+        )
         data = {"image": image[rows, cols]}
         if mask is not None:
             data["mask"] = mask[window.rows.source, window.cols.source]
@@ -160,6 +164,13 @@ class TrainAugmentation:
         """Draw a window and apply it."""
         return self.apply(image, mask, self.draw_window((image.shape[0], image.shape[1]), mask, label))
 
+    def size_at_factor_1(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of an image of this size without the random scale."""
+        if self.short_side is None:
+            return size
+        factor = self.short_side / min(size)
+        return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
     def _axis(self, side: int, out: int, scale: float, center: int | None = None) -> Axis:
         """Draw one axis of a window at random, or center it on a pixel."""
         taken = min(side, max(1, round(out / scale)))
@@ -170,6 +181,31 @@ class TrainAugmentation:
         if center is not None:
             start = min(max(0, center - taken // 2), side - taken)
         return Axis(slice(start, start + taken), slice(place, place + filled))
+
+
+def warn_of_large_crop(transform: TrainAugmentation, scale: float, sizes: Sequence[tuple[int, int]]) -> None:
+    """Warn if more than half of a crop is filled because the training images are smaller.
+
+    Crops that are a little larger are usual: 512x512 for VOC's 500x375.
+
+    Args:
+        transform: The augmentation.
+        scale: Resize factor before it.
+        sizes: Height and width of some images.
+    """
+    if transform.crop_size is None or not sizes:
+        return
+    resized = [(max(1, round(height * scale)), max(1, round(width * scale))) for height, width in sizes]
+    scaled, crop = np.array([transform.size_at_factor_1(size) for size in resized]), np.array(transform.crop_size)
+    filled = 1 - float((np.minimum(scaled, crop).prod(1) / crop.prod()).mean())
+    if filled > MAX_FILLED:
+        median = np.median(scaled, 0).astype(int)
+        height, width = np.minimum(median, crop).tolist()
+        rank_zero_warn(
+            f"{filled:.0%} of each crop is filling: crop_size is {crop[0]}x{crop[1]} (height x width), and training "
+            f"images are {median[0]}x{median[1]} after scaling (median). Take crop_size [{height}, {width}] "
+            f"(--data.crop_size '[{height},{width}]')"
+        )
 
 
 def _pad(pixels: Pixels, window: Window, fill: tuple[int, ...]) -> Pixels:
@@ -184,6 +220,8 @@ def _pad(pixels: Pixels, window: Window, fill: tuple[int, ...]) -> Pixels:
 def align_to_reduced(window: Window, factor: int, size: tuple[int, int]) -> Window:
     """Move the edges of a window to whole pixels of an image reduced by a factor, so that image and mask stay aligned.
 
+    If the size is no multiple of the factor, the last reduced pixel covers fewer pixels than the others; leave it out.
+
     Args:
         window: A window of the image at full size.
         factor: Factor by which the image is reduced.
@@ -193,8 +231,9 @@ def align_to_reduced(window: Window, factor: int, size: tuple[int, int]) -> Wind
         return window
     axes = []
     for axis, side in zip((window.rows, window.cols), size, strict=True):
-        start = axis.source.start // factor * factor
-        stop = min(side, max(start + factor, round(axis.source.stop / factor) * factor))
+        whole = side // factor * factor
+        start = min(whole - factor, axis.source.start // factor * factor)
+        stop = min(whole, max(start + factor, round(axis.source.stop / factor) * factor))
         axes.append(Axis(slice(start, stop), axis.target))
     return Window(window.size, window.scale, *axes)
 

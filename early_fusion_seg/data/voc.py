@@ -21,9 +21,8 @@ from early_fusion_seg.data.matlab import read_mat
 from early_fusion_seg.data.replica import Replica, Size, block_scene, row_colors, save_lines, save_pixels
 from early_fusion_seg.data.submission import SubmissionFormat
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.io.download import download as fetch
+from early_fusion_seg.io.download import Archive, download_and_unpack
 from early_fusion_seg.io.images import read_mask, write_indexed_png
-from early_fusion_seg.io.unpack import unpack
 from early_fusion_seg.labels import LabelSet, load_label_set, packaged_rows
 
 TrainSplit = Literal["train", "trainval"]
@@ -111,10 +110,12 @@ class VOCDataModule(SegmentationDataModule):
         """Download and unpack missing files if `download` is set."""
         if not self.download:
             return
-        if self._voc_folder() is None:
-            unpack(fetch(VOC_URL, self.root, md5=VOC_MD5), self.root / "VOCdevkit")
+        missing: dict[Path, Archive] = {}
+        if self._voc_folder() is None:  # VOCdevkit/ may hold VOC2007
+            missing[self.root / VOC_FOLDERS[0]] = Archive(VOC_URL, VOC_MD5, inside="VOC2012")
         if self.augmented and not self._extra_masks():
-            unpack(fetch(SBD_URL, self.root, md5=SBD_MD5), self.root / "benchmark_RELEASE")
+            missing[self.root / "benchmark_RELEASE"] = Archive(SBD_URL, SBD_MD5)
+        download_and_unpack(missing, self.root)
 
     @property
     def submission(self) -> SubmissionFormat:
@@ -186,7 +187,7 @@ def read_ids(voc: Path, name: str) -> list[str]:
 
 def _read_labels(file: File) -> NDArray[Any]:
     """Read a PNG mask of VOC or a .mat file of SBD."""
-    return np.asarray(read_mat(file, "GTcls").Segmentation) if str(file).endswith(".mat") else read_mask(file)
+    return read_mat(file, "GTcls", "Segmentation") if str(file).endswith(".mat") else read_mask(file)
 
 
 def fake_voc(root: str | Path, images: int = 3, size: Size = (50, 60), seed: int = 0, extra: str = "sbd") -> Path:

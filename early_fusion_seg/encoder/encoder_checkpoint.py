@@ -1,9 +1,11 @@
-"""The encoder's entry in a checkpoint: timm name and fingerprint, and all weights if they cannot be loaded again.
+"""Reading a checkpoint, and the encoder's entry in it: timm name and fingerprint, and the weights unless timm has them.
 
 The entry `encoder` is a dict of plain types: `name` (timm's), `weights` (their source), `fingerprint`, `license`, and
-`state_dict` (timm's own, unfolded keys) if the weights cannot be loaded again from the hub or a file.
+`state_dict` (timm's own, unfolded keys) unless the weights can be loaded again from the hub. The entry `format` says
+how to read the checkpoint.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,12 @@ import torch
 from early_fusion_seg.encoder.frozen_encoder import FrozenEncoder
 from early_fusion_seg.errors import MissingFileError, UserError
 
+FORMAT = 1
+"""Number of the present checkpoint format. A change that older versions cannot read raises it.
+
+A model setting that an older checkpoint lacks has its default, so a new setting alone does not raise it.
+`tests/checkpoints` has a checkpoint of each format.
+"""
 ENCODER_PREFIX = "network.encoder."
 Checkpoint = dict[str, Any]
 
@@ -21,7 +29,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         MissingFileError: The file does not exist.
-        UserError: The path is a remote address, or the file is damaged or was not written by ReverseHRNetSeg.
+        UserError: The path is a remote address, or the file is damaged, holds other types, has a newer format, or was
+            not written by ReverseHRNetSeg.
     """
     if "://" in str(path):
         raise UserError(f"{path} is a remote address; download the checkpoint and give the path of the file")
@@ -30,21 +39,41 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file, from EOFError to UnpicklingError
+        if found := re.search(r"GLOBAL (\S+)", str(error)):  # torch's message for a type that is not plain
+            raise UserError(
+                f"{path} holds a {found[1]}; only tensors and plain types are read, because others can run code. "
+                "If you trust the file, read it with torch.load(path, weights_only=False), convert it and save it"
+            ) from error
         raise UserError(
             f"{path} is damaged or not a checkpoint ({type(error).__name__}); give an intact file"
         ) from error
     if not isinstance(checkpoint, dict) or not {"encoder", "hyper_parameters", "state_dict"} <= checkpoint.keys():
         raise UserError(f"{path} was not written by ReverseHRNetSeg: it lacks encoder, hyper_parameters or state_dict")
+    check_format(checkpoint, path)
     return checkpoint
 
 
+def check_format(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Check that this version can read the format of a checkpoint; one without a number has format 1.
+
+    Raises:
+        UserError: The format is newer.
+    """
+    found = checkpoint.get("format", 1)
+    if found > FORMAT:
+        raise UserError(
+            f"{path} has the checkpoint format {found}, but this version of early-fusion-seg reads formats up to "
+            f"{FORMAT}; install a newer version"
+        )
+
+
 def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, store_weights: bool) -> None:
-    """Replace the encoder's tensors in `state_dict` by the entry `encoder`.
+    """Replace the encoder's tensors in `state_dict` by the entry `encoder`, and add the format.
 
     Args:
         checkpoint: The checkpoint dict of Lightning; changed in place.
         encoder: The encoder of the model.
-        store_weights: Store the weights even if they can be loaded again.
+        store_weights: Store the weights even if they can be loaded again from the hub.
     """
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(ENCODER_PREFIX)}
     fine_tuned = "" if encoder.frozen else "fine-tuned from "
@@ -54,11 +83,12 @@ def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, store_weights:
         "fingerprint": encoder.fingerprint(),
         "license": encoder.license,
     }
-    can_be_loaded_again = encoder.frozen and encoder.weights not in ("random", "checkpoint")
+    can_be_loaded_again = encoder.frozen and encoder.weights == "hub"
     if store_weights or not can_be_loaded_again:
         entry["state_dict"] = encoder.timm_state_dict()
         checkpoint["hyper_parameters"]["encoder_weights"] = "checkpoint"
     checkpoint["encoder"] = entry
+    checkpoint["format"] = FORMAT
 
 
 def restore_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder) -> None:
@@ -70,8 +100,9 @@ def restore_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder) -> None:
         encoder: The encoder of the model; changed in place.
 
     Raises:
-        UserError: The checkpoint has another encoder, or was not written by ReverseHRNetSeg.
+        UserError: The checkpoint has another encoder or a newer format, or was not written by ReverseHRNetSeg.
     """
+    check_format(checkpoint, "the checkpoint")
     entry = checkpoint.get("encoder")
     if entry is None:
         raise UserError(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from early_fusion_seg.encoder.onednn_blocks import fuse_residual_blocks
+from early_fusion_seg.errors import UserError
 
 
 @torch.no_grad()
@@ -13,14 +14,15 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> None:
     """Fold every batch norm that directly follows a convolution into it, then fuse residual blocks, in place.
 
     Pairs are found by running `example` through the model: a norm whose input is the output tensor of a convolution.
-    The activation inside timm's BatchNormAct2d is kept. Other norms are left unchanged.
+    The activation inside timm's BatchNormAct2d is kept. Other norms are left unchanged; so is that of a convolution
+    whose output is one of the maps, as in GhostNet's stem.
 
     Args:
         model: A network in eval mode that returns a list of maps.
         example: (n, 3, h, w) floats.
 
     Raises:
-        RuntimeError: Folding changed the maps, for example because another module also reads the convolution's output.
+        UserError: Folding changed the maps, for example because another module also reads the convolution's output.
     """
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps the tensors alive, so that their ids are unique
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
@@ -42,7 +44,11 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> None:
         hook.remove()
 
     replaced: dict[nn.Module, nn.Module] = {}
+    returned = {id(feature_map) for feature_map in before}
+    own = {conv for key, (conv, _) in outputs.items() if key in returned}
     for conv, norm in pairs:
+        if conv in own:
+            continue
         conv.weight, conv.bias = _folded(conv, norm)
         replaced[norm] = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
     for parent in list(model.modules()):
@@ -52,7 +58,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> None:
     fuse_residual_blocks(model)
     for a, b in zip(before, model(example), strict=True):
         if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())):
-            raise RuntimeError(
+            raise UserError(
                 "folding the batch norms changed the feature maps; use freeze_encoder=False with this encoder"
             )
 

@@ -41,6 +41,8 @@ class FrozenEncoder(nn.Module):
             `.safetensors` or `.pth` file with timm's keys, or `"checkpoint"` (to be loaded later with
             `load_timm_state_dict`).
         freeze: Freeze the encoder and fold its batch norms; False makes a trainable encoder.
+        keep_weights: Keep a copy of timm's weights on the CPU for `timm_state_dict`, also of those from the hub, which
+            can be loaded again.
 
     Attributes:
         channels: C_s of each map.
@@ -59,7 +61,9 @@ class FrozenEncoder(nn.Module):
         (1, 512, 2, 3)
     """
 
-    def __init__(self, name: str = DEFAULT_ENCODER, weights: str = "hub", freeze: bool = True) -> None:
+    def __init__(
+        self, name: str = DEFAULT_ENCODER, weights: str = "hub", freeze: bool = True, keep_weights: bool = False
+    ) -> None:
         super().__init__()
         self.name = name
         self.weights = weights
@@ -80,7 +84,7 @@ class FrozenEncoder(nn.Module):
         elif weights not in ("hub", "checkpoint"):
             load_weights_file(self.model.model, name, Path(weights))
         if weights != "checkpoint":
-            self._freeze_and_fold(keep_state=weights == "random")
+            self._freeze_and_fold(keep_state=keep_weights or weights != "hub")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the feature maps.
@@ -121,12 +125,10 @@ class FrozenEncoder(nn.Module):
         """Return the weights with timm's own, unfolded keys, on the CPU, ready for `safetensors.torch.save_file`."""
         if not self.frozen:
             return _copied(self.model.model.state_dict())
-        if self._unfolded_state is None:  # from the hub or a file: load them again
+        if self._unfolded_state is None:  # from the hub: load them again
             fresh = FrozenEncoder(self.name, self.weights, freeze=False)
             if fresh.fingerprint() != self.fingerprint():
-                raise UserError(
-                    f"{self.weights} no longer holds the weights that this {self.name} was built from; restore the file"
-                )
+                raise UserError(f"the hub no longer has the weights that this {self.name} was built from")
             return fresh.timm_state_dict()
         return dict(self._unfolded_state)
 

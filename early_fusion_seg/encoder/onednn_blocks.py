@@ -12,10 +12,24 @@ CONVOLUTIONS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 """Residual blocks of timm that can be fused, with the names of their convolutions in order."""
 
-# The operators that torch.compile emits for such convolutions. They have no public name. getattr, because builds of
-# PyTorch without oneDNN do not have them.
-_conv: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-_conv_into: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None)
+# The operators that torch.compile emits for such convolutions. They have no public name.
+CONV = ("_convolution_pointwise", "default", "X W B padding stride dilation groups attr scalars algorithm")
+CONV_INTO = (
+    "_convolution_pointwise_",
+    "binary",
+    "other X W B padding stride dilation groups binary_attr alpha unary_attr unary_scalars unary_algorithm",
+)
+
+
+def find_operator(name: str, overload: str, arguments: str) -> Any:
+    """Return an operator of oneDNN, or None if this PyTorch has none with these arguments (names with spaces)."""
+    operator = getattr(getattr(torch.ops.mkldnn, name, None), overload, None)
+    if operator is None or [a.name for a in operator._schema.arguments] != arguments.split():
+        return None
+    return operator
+
+
+_conv, _conv_into = find_operator(*CONV), find_operator(*CONV_INTO)
 
 
 class FusedBlock(nn.Module):
@@ -79,7 +93,8 @@ def _can_fuse(x: Tensor) -> bool:
     Compilers, exporters and FLOP counters do not know the fused operators, so timm's own forward is used under them.
     """
     available = _conv is not None and _conv_into is not None and bool(torch.backends.mkldnn.enabled)
-    inspected = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch declares neither
+    inspected = tracing or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
     if not available or x.device.type != "cpu" or inspected:
         return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not lacks_bfloat16())

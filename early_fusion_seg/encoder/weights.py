@@ -1,6 +1,8 @@
 """Weights of an encoder: from timm's hub, from a file, or random; and the hash that identifies them."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -27,18 +29,32 @@ def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
         UserError: timm does not have the model, or the hub cannot be reached.
     """
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a random encoder is the same on every rank and in every run
+        with fixed_generator():
             return timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
     except (HTTPError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"the weights of {name} could not be downloaded from timm's hub ({type(error).__name__}); give a file with "
-            'encoder_weights=PATH, or set encoder_weights="random" to train without pretrained weights'
+            'encoder_weights=PATH, or set encoder_weights="random" to train without pretrained weights. A checkpoint '
+            "that was saved with save_encoder=True needs no hub"
         ) from error
-    except (RuntimeError, ValueError, AttributeError, AssertionError) as error:  # timm raises these for unknown models
+    except (RuntimeError, ValueError, AttributeError, AssertionError, TypeError) as error:  # raised by timm's models
         raise UserError(
             f"timm cannot build {name!r} with feature maps: {error}; give a model that timm.list_models() names"
         ) from error
+
+
+@contextmanager
+def fixed_generator() -> Iterator[None]:
+    """Draw the same random numbers in every run and on every rank; other draws do not depend on it.
+
+    Only the generator of the CPU is seeded. `torch.manual_seed` would seed those of all devices.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def load_weights_file(model: nn.Module, name: str, path: Path) -> None:
@@ -64,7 +80,8 @@ def load_weights_file(model: nn.Module, name: str, path: Path) -> None:
             f"{path} cannot be read as encoder weights ({type(error).__name__}: {error}); give an intact weights file"
         ) from error
     wanted = model.state_dict()
-    known = timm.create_model(name).state_dict().keys()  # with the classifier, which `model` lacks
+    with fixed_generator():
+        known = timm.create_model(name).state_dict().keys()  # with the classifier, which `model` lacks
     missing = [k for k in wanted if k not in weights]
     extra = [k for k in weights if k not in known]
     unequal = [k for k in wanted if k in weights and weights[k].shape != wanted[k].shape]

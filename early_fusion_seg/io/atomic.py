@@ -1,6 +1,7 @@
-"""Files, checkpoints and run folders that are written completely or not at all."""
+"""Files and checkpoints that are written completely or not at all."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,24 +12,30 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from early_fusion_seg.errors import UserError
 
+MAX_SUFFIX = 12  # characters of a suffix that a temporary name keeps
+
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, then rename it, so that an interruption leaves no partial file.
 
+    The temporary name is short, so that any name that the file system takes can be written.
+
     Args:
         path: The file; its folder is created.
-        write: Called with the temporary path.
+        write: Called with the temporary path, which has the suffix of the file.
 
     Raises:
         OSError: With the name of the file, which the operating system leaves out for a full disk.
     """
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    part = path.with_name(f".part-{digest[:16]}{path.suffix[-MAX_SUFFIX:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".part-{path.name}")
         write(part)
         part.replace(path)
-    except OSError as error:
-        if error.errno is not None:  # the others do not come from the operating system
+    except BaseException as error:
+        _remove(part)
+        if isinstance(error, OSError) and error.errno is not None:  # the others do not come from the operating system
             error.filename = str(path)
         raise
 
@@ -56,9 +63,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             part.replace(path)
             _sync_folder(path.parent)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter after a short write
+        except BaseException as error:
             _remove(part)
-            cause = error if isinstance(error, OSError) else error.__context__
+            if _is_interrupt(error):
+                raise KeyboardInterrupt from error
+            if not isinstance(error, OSError | RuntimeError):
+                raise
+            cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides a short write
             reason = cause.strerror if isinstance(cause, OSError) else None
             raise UserError(
                 f"the checkpoint {path} could not be written ({reason or error}); what was saved before is intact. "
@@ -66,15 +77,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
-def next_run_folder(parent: Path) -> Path:
-    """Return the `version_N` that follows all existing ones in a folder."""
-    return parent / f"version_{last_number(parent, 'version_') + 1}"
-
-
-def last_number(folder: Path, prefix: str) -> int:
-    """Return the highest N of the files and folders named `prefixN` or `prefixN.csv` in a folder, -1 if none exist."""
-    names = [path.name.removesuffix(".csv").removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
-    return max((int(name) for name in names if name.isdecimal()), default=-1)
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C caused an error: torch's writer raises a RuntimeError when it is interrupted."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _sync_folder(folder: Path) -> None:

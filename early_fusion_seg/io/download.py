@@ -5,14 +5,16 @@ import http.client
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.io.unpack import require_space
+from early_fusion_seg.io.unpack import require_new, require_space, unpack
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
@@ -59,6 +61,36 @@ def download(
         part.unlink()  # a wrong file cannot be resumed
         raise
     return part.replace(target)
+
+
+class Archive(NamedTuple):
+    """An archive on a server.
+
+    Attributes:
+        url: An http or https URL that ends in the name of the file.
+        md5: Published MD5, if any.
+        inside: Folder in it whose contents are unpacked; see `unpack`.
+    """
+
+    url: str
+    md5: str | None = None
+    inside: str = ""
+
+
+def download_and_unpack(archives: Mapping[Path, Archive], folder: Path) -> None:
+    """Download archives and unpack each into a new folder. Before the first download, check all these folders.
+
+    Args:
+        archives: Folder to create -> archive.
+        folder: Where the archives are kept.
+
+    Raises:
+        UserError: A folder to create is not empty, or see `download` and `unpack`.
+    """
+    for target, archive in archives.items():
+        require_new(target, archive.url)
+    for target, archive in archives.items():
+        unpack(download(archive.url, folder, md5=archive.md5), target, archive.inside)
 
 
 def _fetch(url: str, part: Path, size: int | None) -> None:

@@ -1,35 +1,31 @@
 """Read images and masks, and write masks that image viewers show in color."""
 
-import io
-import struct
-import zlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
+from PIL import Image, ImageOps
 
-from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.errors import UserError
+from early_fusion_seg.io.image_files import Openable, open_file, open_image, orientation_of, raw_mode_of
 
 Picture = np.ndarray | Image.Image | Path | str
 """One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
 
-# Errors that Pillow raises for damaged files; they depend on the format and on the place of the damage.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    TypeError,
-    KeyError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
+OUTPUT_MARK = ".early_fusion_seg"
+"""Name of the empty file that marks a folder of images written by this package; `predict` does not read them again."""
+
+ColorReader = Callable[[NDArray[np.uint8], str], NDArray[Any]]
+"""A function of RGB pixels (h, w, 3) and a file name that returns numbers (h, w)."""
+
+NEARLY_BLACK = 16  # of 256 levels; what 12 bits in 16 become
+MULTI_CHANNEL_MODES = ("LA", "RGB", "RGBA")
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF")  # some may be lossless; GIF renumbers its colors
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")  # Pillow's names of compressions
 GRAY_16_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 MIN_REDUCED_SIDE = 64  # pixels; smaller images are not reduced
 REDUCTION_FLAGS = {  # OpenCV's REDUCED_COLOR flags would give BGR, and cannot be combined with IMREAD_COLOR_RGB
@@ -38,18 +34,9 @@ REDUCTION_FLAGS = {  # OpenCV's REDUCED_COLOR flags would give BGR, and cannot b
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-PNG_EXIF = (b"eXIf", b"Raw profile type exif")
+FIRST_ROTATED = 5  # the EXIF orientations 5 to 8 exchange width and height
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of a complete file
 GRAY_STEP = {"L;2": 85, "L;4": 17}  # Pillow scales gray levels of 2 and 4 bits to 0..255
-
-Prepared = TypeVar("Prepared")
-
-
-class Openable(Protocol):
-    """A file that is not on disk by itself, such as a member of a zip file; `str` returns its name."""
-
-    def open(self, mode: str, /) -> BinaryIO:
-        """Open the file; `mode` is "rb"."""
 
 
 def read_image(path: str | Path | Openable, reduction: int = 1) -> NDArray[np.uint8]:
@@ -71,37 +58,33 @@ def read_image(path: str | Path | Openable, reduction: int = 1) -> NDArray[np.ui
         UserError: The file is not an image, is damaged, or has 32-bit gray levels, which have no standard range.
     """
     content = _read_bytes(path)
-    pixels = _decode_with_opencv(content, reduction)
-    return np.array(_decode_with_pillow(path, content, _to_upright_rgb, reduction)[0]) if pixels is None else pixels
-
-
-def open_file(path: str | Path | Openable) -> BinaryIO:
-    """Open a file for reading bytes.
-
-    Raises:
-        MissingFileError: The file does not exist.
-        UserError: The file cannot be opened.
-    """
-    path = Path(path) if isinstance(path, str) else path
-    if isinstance(path, Path) and not path.is_file():
-        raise MissingFileError(f"there is no file {path}")
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+    with open_image(path, content) as image:
+        pixels = _decode_with_opencv(image, content, reduction)
+        if pixels is None:
+            if reduction > 1 and min(image.size) >= MIN_REDUCED_SIDE:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+            raw_mode = raw_mode_of(image)
+            pixels = np.array(_to_upright_rgb(image))
+            if _has_16_bits(raw_mode):
+                _warn_if_nearly_black(path, pixels)
+        return pixels
 
 
 def image_size(path: str | Path | Openable) -> tuple[int, int]:
-    """Return width and height of an image as stored in its header, without the EXIF orientation.
+    """Return width and height of an image as `read_image` returns it, with the EXIF orientation applied.
+
+    Only a rotated image of another format than JPEG is decoded.
 
     Raises:
-        UserError: The file is missing or not an image.
+        UserError: The file is missing, damaged or not an image.
     """
-    try:
-        with open_file(path) as file, Image.open(file) as image:
+    content = _read_bytes(path)
+    with open_image(path, content) as image:
+        if orientation_of(image, content) < FIRST_ROTATED:
             return image.size
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
+        if image.format == "JPEG":
+            return image.height, image.width
+        return ImageOps.exif_transpose(image).size  # the size of a TIFF may already be that of the upright image
 
 
 def size_text(pixels: NDArray[Any]) -> str:
@@ -133,25 +116,35 @@ def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
     return image
 
 
-def read_mask(path: str | Path | Openable) -> NDArray[Any]:
+def read_mask(path: str | Path | Openable, from_colors: ColorReader | None = None) -> NDArray[Any]:
     """Read the numbers stored in a mask file, without any conversion.
 
     Args:
-        path: A single-channel image, usually a PNG: gray (1 to 16 bits), or indexed, whose palette is ignored.
+        path: An image in a lossless format, usually a PNG: gray (1 to 16 bits), or indexed, whose palette is ignored.
+            Three equal channels of 8 bits count as one, and an alpha channel of one value is dropped.
+        from_colors: Function that converts the RGB pixels of a mask with three channels to numbers. Default (None):
+            three channels that differ are refused.
 
     Returns:
         The numbers, integers of shape (h, w); the array may be read-only.
 
     Raises:
         MissingFileError: The file does not exist.
-        UserError: The file is not an image, is damaged, or has color channels.
+        UserError: The file is not an image, is damaged, has a lossy compression or an orientation tag, or has channels
+            that cannot be read as numbers.
     """
     content = _read_bytes(path)
-    (mode, values), raw_mode = _decode_with_pillow(path, content, lambda image: (image.mode, np.asarray(image)))
+    with open_image(path, content) as image:
+        _check_mask_file(path, image, content)
+        raw_mode = raw_mode_of(image)
+        image.load()  # raises for damaged files; np.asarray may hide it
+        mode, values = image.mode, np.asarray(image)
+    if mode in MULTI_CHANNEL_MODES:
+        return _read_channels(path, values, raw_mode, from_colors)
     if mode not in ("1", "L", "P", "I", *GRAY_16_BIT_MODES):
         raise UserError(
             f"{path} has the mode {mode}; expected a gray or indexed image, in which each pixel is the number of its "
-            "class. Convert masks in colors first."
+            "class"
         )
     if mode == "1":
         return values.astype(np.uint8)
@@ -196,61 +189,83 @@ def _read_bytes(path: str | Path | Openable) -> bytes:
         return file.read()
 
 
-def _decode_with_opencv(content: bytes, reduction: int) -> NDArray[np.uint8] | None:
+def _check_mask_file(path: str | Path | Openable, image: Image.Image, content: bytes) -> None:
+    """Refuse masks whose numbers or directions are not those that were drawn."""
+    compression = str(image.info.get("compression"))
+    if image.format in LOSSY_FORMATS or compression in LOSSY_TIFF:
+        kind = f"{image.format} file" + (f" with {compression} compression" if compression in LOSSY_TIFF else "")
+        raise UserError(
+            f"{path} is a {kind}, which may change the numbers of classes when it is saved. Save masks as PNG, from "
+            "their source and not from this file."
+        )
+    if (orientation := orientation_of(image, content)) != 1:
+        raise UserError(
+            f"{path} has the orientation tag {orientation}, so it is shown in another direction than it is stored. "
+            "Masks are read as stored: save it without the tag, in the direction in which the image is shown."
+        )
+
+
+def _read_channels(
+    path: str | Path | Openable, values: NDArray[Any], raw_mode: str, from_colors: ColorReader | None
+) -> NDArray[Any]:
+    """Return the numbers (h, w) of a mask with several channels (h, w, c): gray and alpha, RGB, or RGB and alpha."""
+    if _has_16_bits(raw_mode):
+        raise UserError(f"{path} has {values.shape[2]} channels of 16 bits; expected one channel")
+    if values.shape[2] != 3:
+        values, alpha = values[..., :-1], values[..., -1]
+        if alpha.min(initial=255) != alpha.max(initial=0):
+            raise UserError(f"{path} has transparent pixels, whose class is unclear; save it without an alpha channel")
+    if values.shape[2] == 1:
+        return values[..., 0]
+    if from_colors is not None:
+        return from_colors(values, str(path))
+    if not has_equal_channels(values):
+        raise UserError(
+            f"{path} is in colors; expected one channel, in which each pixel is the number of its class: "
+            "convert the colors to numbers"
+        )
+    return values[..., 0]
+
+
+def has_equal_channels(pixels: NDArray[Any]) -> bool:
+    """Return whether the three channels of pixels (h, w, 3) are equal."""
+    return bool((pixels[..., :1] == pixels[..., 1:]).all())
+
+
+def _warn_if_nearly_black(path: str | Path | Openable, pixels: NDArray[np.uint8]) -> None:
+    """Warn of an image of 16 bits that uses their lower part only, such as 12 bits of a microscope; once per folder."""
+    if pixels.max(initial=0) < NEARLY_BLACK:
+        folder = str(path).replace("\\", "/").rpartition("/")[0] or "."
+        warnings.warn(
+            f"{folder} holds images of 16 bits with all levels below {256 * NEARLY_BLACK}, perhaps of 12 bits. They "
+            "are read nearly black, as 16 bits become 8. Multiply the levels of all images by one factor, such as 16.",
+            stacklevel=3,
+        )
+
+
+def _has_16_bits(raw_mode: str) -> bool:
+    """Return whether each channel is stored with 16 bits; "BGR;16" has 16 in all."""
+    return "16" in raw_mode and not raw_mode.startswith("BGR")
+
+
+def _decode_with_opencv(image: Image.Image, content: bytes, reduction: int) -> NDArray[np.uint8] | None:
     """Decode a usual JPEG or PNG with OpenCV, which is faster than Pillow and gives the same pixels.
 
     Returns:
         RGB pixels (h, w, 3), or None for all other files: other formats and modes, images that must be rotated, and
         truncated files, whose missing pixels OpenCV would fill with gray.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            kind, size = image.format, image.size
-            usual = image.mode in ("RGB", "L") and "transparency" not in image.info and kind in END_MARKERS
-            usual = usual and (kind == "JPEG" or image.tile[0].args in ("RGB", "L"))  # no PNG of 2, 4 or 16 bits
-            if kind == "JPEG":
-                upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            else:  # getexif() of a PNG would decode the whole image
-                upright = not any(tag in content for tag in PNG_EXIF)
-    except (*DECODE_ERRORS, UnidentifiedImageError, Image.DecompressionBombError):  # _decode_with_pillow reports it
+    kind, size = str(image.format), image.size
+    if image.mode not in ("RGB", "L") or "transparency" in image.info or kind not in END_MARKERS:
         return None
-    if not usual or not upright or not content.endswith(END_MARKERS[str(kind)]):
+    if kind == "PNG" and raw_mode_of(image) not in ("RGB", "L"):  # 2, 4 or 16 bits
+        return None
+    if not content.endswith(END_MARKERS[kind]) or orientation_of(image, content) != 1:
         return None
     flags = REDUCTION_FLAGS[reduction if kind == "JPEG" and min(size) >= MIN_REDUCED_SIDE else 1]
     flags |= cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    return None if pixels is None else np.asarray(pixels, np.uint8)
-
-
-def _decode_with_pillow(
-    path: str | Path | Openable,
-    content: bytes,
-    prepare: Callable[[Image.Image], Prepared],
-    reduction: int = 1,
-) -> tuple[Prepared, str]:
-    """Decode a whole file with Pillow, so that any damage raises an error here.
-
-    Args:
-        path: Name of the file, for messages.
-        content: Bytes of the file.
-        prepare: Function that converts the decoded image.
-        reduction: Factor by which a JPEG is reduced.
-
-    Returns:
-        The result of `prepare`, and the raw mode of a PNG, such as "L;4" for gray of 4 bits (not available after
-        decoding).
-
-    Raises:
-        UserError: The file is not an image or is damaged.
-    """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            raw_mode = str(image.tile[0].args) if isinstance(image, PngImageFile) else ""
-            if reduction > 1 and min(image.size) >= MIN_REDUCED_SIDE:
-                image.draft(None, (image.width // reduction, image.height // reduction))
-            image.load()
-            return prepare(image), raw_mode
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is damaged or cannot be read as an image ({error})") from None
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:  # its own limits: 2^20 pixels a side, 2^30 in all
+        return None
+    return None if pixels is None else np.asarray(pixels, np.uint8)

@@ -28,7 +28,7 @@ class Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path, folder: Path, inside: str = "") -> None:
     """Unpack a zip file, or a compressed or plain tar file, into a new folder.
 
     If the archive has a single folder at its top, the contents of that folder are unpacked. All names and sizes are
@@ -36,20 +36,20 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Args:
         archive: The file to unpack.
-        folder: The folder to create.
+        folder: The folder to create; it may exist if it is empty.
+        inside: Unpack only the contents of this folder, below the single folder at the top.
 
     Raises:
         UserError: The folder already exists, or the archive is damaged, has files outside the folder, links or
             encrypted files, or unpacks to a suspicious size.
     """
-    if folder.exists():
-        raise UserError(f"{folder} already exists; delete it to unpack {archive} again")
+    require_new(folder, archive)
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by an interrupted attempt
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _list_members(archive) as members:
-            files = _check_members(archive, members)
+            files = _check_members(archive, members, inside)
             require_space(folder.parent, sum(member.size for member in files.values()))
             for path, member in files.items():
                 (part / path).parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,15 @@ def unpack(archive: Path, folder: Path) -> None:
                     shutil.copyfileobj(source, sink, CHUNK)
     except ARCHIVE_ERRORS as error:
         raise UserError(f"{archive} is damaged ({error}); delete it and download it again") from None
+    if folder.exists():
+        folder.rmdir()  # empty; not every system replaces it
     part.replace(folder)
+
+
+def require_new(folder: Path, archive: Path | str) -> None:
+    """Check that an archive can be unpacked into a folder: it does not exist, or is empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} already exists; rename or delete it to unpack {archive} there")
 
 
 def require_space(folder: Path, size: int) -> None:
@@ -87,11 +95,11 @@ def _is_regular(info: zipfile.ZipInfo) -> bool:
     return stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG) and not info.flag_bits & 1
 
 
-def _check_members(archive: Path, members: Iterator[Member]) -> dict[Path, Member]:
+def _check_members(archive: Path, members: Iterator[Member], inside: str) -> dict[Path, Member]:
     """Check that all members of an archive are safe to unpack.
 
     Returns:
-        Path below the target folder -> member.
+        Path below the target folder -> member, for the members in the folder `inside`.
     """
     files: dict[Path, Member] = {}
     size, packed = 0, archive.stat().st_size
@@ -109,4 +117,8 @@ def _check_members(archive: Path, members: Iterator[Member]) -> dict[Path, Membe
     if not files or size > MAX_RATIO * packed:
         raise UserError(f"{archive} has {packed} bytes and would unpack to {size}; it is empty or a zip bomb")
     single = len({path.parts[0] for path in files}) == 1 and all(len(path.parts) > 1 for path in files)
-    return {Path(*path.parts[1:]) if single else path: member for path, member in files.items()}
+    below = {Path(*path.parts[1:]) if single else path: member for path, member in files.items()}
+    chosen = {path.relative_to(inside): member for path, member in below.items() if path.is_relative_to(inside)}
+    if not chosen:
+        raise UserError(f"{archive} has no folder {inside}; delete it and download it again")
+    return chosen

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.errors import MissingFileError, UserError, first_five
 
 IGNORE_INDEX = 255
 UNKNOWN = 254  # marks raw ids that are not in the table; used only if no class has this train id
@@ -47,6 +47,7 @@ class LabelSet:
         raw_to_train: Pairs (raw id, train id); train id 255 is ignored.
         ignore_index: The train id of ignored pixels.
         file: The user's CSV file that it was read from; None for a label set of this package or of a data set.
+        colors: The color of each raw id, in the order of `raw_to_train`, to read masks in colors; empty if unknown.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LabelSet:
     raw_to_train: tuple[tuple[int, int], ...]
     ignore_index: int = IGNORE_INDEX
     file: str | None = None
+    colors: tuple[Color, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -78,12 +80,11 @@ class LabelSet:
             fast = cv2.LUT(np.ascontiguousarray(raw), _lookup_table_8_bit(self.raw_to_train)).reshape(raw.shape)
             if not (fast == UNKNOWN).any():
                 return np.asarray(fast, np.uint8)
-        table = _lookup_table(self.raw_to_train)
         if raw.size and (int(raw.min()) < 0 or int(raw.max()) >= RAW_IDS):
-            raise self._unknown_id_error(int(raw.min() if raw.min() < 0 else raw.max()), file)
-        train = table[raw]
+            raise self._unknown_ids_error(raw, file)
+        train = _lookup_table(self.raw_to_train)[raw]
         if train.size and int(train.min()) < 0:
-            raise self._unknown_id_error(int(raw[train < 0][0]), file)
+            raise self._unknown_ids_error(raw, file)
         encoded: NDArray[np.uint8] = train.astype(np.uint8)
         return encoded
 
@@ -109,7 +110,7 @@ class LabelSet:
     def of_train_ids(self) -> "LabelSet":
         """Return a label set of the same classes for masks that contain train ids."""
         same = (*((i, i) for i in range(self.num_classes)), (self.ignore_index, self.ignore_index))
-        return replace(self, name=f"{self.name}_train_ids", raw_to_train=same)
+        return replace(self, name=f"{self.name}_train_ids", raw_to_train=same, colors=())
 
     def has_class(self, raw_ids: Iterable[int]) -> bool:
         """Return whether any of the raw ids belongs to a class, and is not ignored."""
@@ -144,6 +145,7 @@ class LabelSet:
         """
         raw_to_train: dict[int, int] = {}
         classes: dict[int, LabelRow] = {}
+        rows = list(rows)
         for row in rows:
             if row.raw_id in raw_to_train:
                 raise UserError(f"{where}: duplicate raw_id {row.raw_id}; give each raw_id one line")
@@ -159,15 +161,30 @@ class LabelSet:
         if len(set(names)) < len(names):
             duplicates = sorted({n for n in names if names.count(n) > 1})
             raise UserError(f"{where}: two train ids have the same name ({', '.join(duplicates)})")
-        return cls(name, tuple(names), tuple(row.color for row in ordered), tuple(raw_to_train.items()))
+        palette, colors = (tuple(row.color for row in some) for some in (ordered, rows))
+        return cls(name, tuple(names), palette, tuple(raw_to_train.items()), colors=colors)
 
-    def _unknown_id_error(self, raw_id: int, file: str | Path) -> UserError:
-        known = in_ranges(raw for raw, _ in self.raw_to_train)
-        found = f"{file} holds the label {raw_id}, which the label set '{self.name}' does not have (it has {known})"
+    def _unknown_ids_error(self, raw: NDArray[Any], file: str | Path) -> UserError:
+        ids, counts = np.unique(raw, return_counts=True)
+        known = dict(self.raw_to_train)
+        pixels = {i: n for i, n in zip(ids.tolist(), counts.tolist(), strict=True) if i not in known}
+        if len(pixels) == 1:
+            ((raw_id, count),) = pixels.items()
+            which = f"the label {raw_id}, which the label set '{self.name}' does not have, in {count} pixel(s)"
+        else:
+            listed = first_five(f"{raw_id} in {count} pixel(s)" for raw_id, count in pixels.items())
+            which = f"{len(pixels)} labels that the label set '{self.name}' does not have: {listed}"
+        found = f"{file} holds {which} (it has {in_ranges(known)})"
+        if wrong := [raw_id for raw_id in pixels if not 0 <= raw_id < RAW_IDS]:
+            return UserError(
+                f"{found}. A label is a number 0..{RAW_IDS - 1}: if {wrong[0]} is the number of an object or a "
+                "color, convert the mask to numbers of classes."
+            )
         if self.file is None:
             return UserError(found)
-        line = f"{raw_id},255,void,#000000"
-        return UserError(f"{found}. Correct the mask, or add the line '{line}' to {self.file} to ignore it.")
+        line = f"{min(pixels)},{self.ignore_index},void,#000000"
+        advice = f"the line '{line}'" if len(pixels) == 1 else f"a line such as '{line}' for each"
+        return UserError(f"{found}. Correct the mask, or add {advice} to {self.file} to ignore its pixels.")
 
 
 def in_ranges(numbers: Iterable[int]) -> str:

@@ -83,7 +83,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     data = SyntheticDataModule(SIZE, 32 * BATCH_SIZE)
     scenes = data.dataset("train")
-    loader = DataLoader([scenes[i] for i in range(len(scenes))], BATCH_SIZE)
+    loader = DataLoader([scenes[0, i] for i in range(len(scenes))], BATCH_SIZE)
     settings = {"class_names": data.class_names, "encoder": "resnet18", "encoder_weights": "random", "blocks": 1}
     real, empty = ReverseHRNetSeg(**settings), EmptySteps(**settings)
     seconds = {True: [], False: [], "real": train(real, loader, options.steps, False)}

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -17,16 +18,17 @@ from early_fusion_seg.cli.doctor.advice import how_to_fix, masks_without_images
 from early_fusion_seg.cli.doctor.layouts import known_layouts, suggestions
 from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.data import FileSource, Item, SegmentationDataModule, Split
+from early_fusion_seg.data.dataset import listed
 from early_fusion_seg.data.frequencies import Weighting
 from early_fusion_seg.data.listing import File
-from early_fusion_seg.errors import UserError
+from early_fusion_seg.data.mask_check import absent_classes, describe_absent, unknown_labels
+from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.io.images import read_image, size_text
 from early_fusion_seg.io.terminal import plain
 from early_fusion_seg.labels import LabelSet, in_ranges
 
 SAMPLE = 20  # images read per split without --full
 SHOWN = 10  # problems printed per split
-NAMED = 5  # absent classes that are named
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 EXPECTED = " Expected there:"  # end of the first line of an error that shows a tree of files
 
@@ -48,6 +50,7 @@ class Findings:
         problems: The problems, each with its file.
         sizes: (height, width) -> images.
         raw_ids: Raw id -> pixels.
+        unknown: Raw id that the label set does not have -> masks that hold it.
     """
 
     images: int
@@ -55,6 +58,7 @@ class Findings:
     problems: list[Problem] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     raw_ids: Counter[int] = field(default_factory=Counter)
+    unknown: dict[int, list[File]] = field(default_factory=dict)
 
 
 def main(args: list[str]) -> int:
@@ -88,15 +92,17 @@ def main(args: list[str]) -> int:
     echo(f"{data.root}: {', '.join(layout.name for layout in known_layouts(data.root, kind)) or 'no known layout'}")
     print_split_errors(errors)
     listed = not errors.keys() & {"train", "val"}
-    usable = listed
+    usable, doubtful = listed, False
     for split, source in sources.items():
         found = examine(data, source, len(source) if options.full else SAMPLE, split)
-        good = print_split(data, split, source, found, options.full)
+        good, hinted = print_split(data, split, source, found, options.full)
         usable &= good or split == "test"
+        doubtful |= hinted and not data.published_sizes  # a part of a benchmark may lack classes
     if not listed:
         for line in suggestions(kind, options.data.as_dict(), data.root):
             echo(line)
-    echo("usable: fit can start" if usable else "not usable: fix the problems above")
+    verdict = "fit can start, but see above: classes have no pixel" if doubtful else "usable: fit can start"
+    echo(verdict if usable else "not usable: fix the problems above")
     return 0 if usable else 1
 
 
@@ -148,12 +154,16 @@ def examine(data: SegmentationDataModule, source: FileSource, count: int, split:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases Python's lock
         pairs = pool.map(lambda i: examine_one(data, source, i), positions)
         results = track(pairs, split, len(positions), console=rich.get_console(), transient=True)
-        for problems, size, raw_ids in results:
+        for position, (problems, size, raw_ids) in zip(positions, results, strict=True):
+            mask = source.items[position].mask or ""
             found.read += 1
             found.problems += problems
             if size is not None:
                 found.sizes[size] += 1
             found.raw_ids.update(raw_ids)
+            if source.label_set is not None:
+                for raw_id in source.label_set.unknown_ids(raw_ids):
+                    found.unknown.setdefault(raw_id, []).append(mask)
     return found
 
 
@@ -164,6 +174,8 @@ def examine_one(
     item = source.items[index]
     try:
         image = read_image(item.image)
+    except MissingFileError:  # all missing files are listed together
+        return [], None, {}
     except UserError as error:
         return [Problem(str(error), item.image)], None, {}
     size = (image.shape[0], image.shape[1])
@@ -178,14 +190,17 @@ def examine_one(
             texts.append(f"{item.mask} is {size_text(raw)} pixels (width x height); its image is {size_text(image)}")
         if (problem := data.diagnose_mask(raw_ids, item.mask)) is not None:
             texts.append(problem)
-        source.label_set.encode(raw, str(item.mask))
+    except MissingFileError:
+        pass
     except UserError as error:
         texts.append(str(error))
     return [Problem(text, item.mask) for text in texts], size, raw_ids
 
 
-def print_split(data: SegmentationDataModule, split: Split, source: FileSource, found: Findings, full: bool) -> bool:
-    """Print the findings of a split, and return whether it can be used."""
+def print_split(
+    data: SegmentationDataModule, split: Split, source: FileSource, found: Findings, full: bool
+) -> tuple[bool, bool]:
+    """Print the findings of a split; return whether it can be used, and whether it lacks classes."""
     published = data.published_sizes.get(split)
     expected = "" if published in (None, found.images) else f" ({published} are published)"
     labeled = "labeled" if source.labeled else "without labels"
@@ -193,18 +208,24 @@ def print_split(data: SegmentationDataModule, split: Split, source: FileSource, 
     more = f" and {len(found.sizes) - 3} other sizes" if len(found.sizes) > 3 else ""
     echo(f"{split}: {found.images} images{expected}, {labeled}; {found.read} read" + (sizes and f": {sizes}{more}"))
     wrong = split_problems(data, split, source, found)
-    for line in [*wrong, *missing_parts(data, split, source.items, source.label_set)]:
+    hint = None if wrong or source.label_set is None else absent_hint(source.label_set, split, found)
+    for line in [*wrong, *([hint] if hint else []), *missing_parts(data, split, source.items, source.label_set)]:
         echo(f"  {line}")
     if source.label_set is not None and split == "train" and found.raw_ids:
         weights = class_weights(data) if full and not wrong else {}
-        table, absent = frequencies(source.label_set, found.raw_ids, weights)
-        if absent and not wrong and found.read == found.images:
-            rest = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
-            echo(f"  classes without pixels: {', '.join(absent[:NAMED])}{rest}")
+        table = frequencies(source.label_set, found.raw_ids, weights)
         columns = f"; class weights of fit's --class_weights {' and '.join(weights)}" if weights else ""
         echo(f"classes in train, % of all pixels read{columns}")
         rich.get_console().print(table)
-    return not wrong
+    return not wrong, hint is not None
+
+
+def absent_hint(labels: LabelSet, split: Split, found: Findings) -> str | None:
+    """Describe the classes without a pixel, as `fit` does."""
+    if not found.raw_ids:
+        return None
+    absent = absent_classes(labels, found.raw_ids)
+    return describe_absent(labels, absent, found.raw_ids, split, found.read, found.images)
 
 
 def split_problems(data: SegmentationDataModule, split: Split, source: FileSource, found: Findings) -> list[str]:
@@ -214,8 +235,13 @@ def split_problems(data: SegmentationDataModule, split: Split, source: FileSourc
     lines = [problem.text for problem in found.problems[:SHOWN]]
     if len(found.problems) > SHOWN:
         lines.append(f"and {len(found.problems) - SHOWN} more")
-    if found.problems:
-        lines.append(f"to fix: {how_to_fix(data, split, [problem.file for problem in found.problems])}")
+    if missing := source.missing_files():
+        lines.append(f"{len(missing)} file(s) do not exist: {listed(missing)}")
+    if found.unknown and source.label_set is not None:
+        lines.append(unknown_labels(source.label_set, found.unknown, found.read))
+    if lines:
+        files = [*(problem.file for problem in found.problems), *missing, *chain.from_iterable(found.unknown.values())]
+        lines.append(f"to fix: {how_to_fix(data, split, files)}")
     mask = source.items[0].mask
     if source.label_set is None or mask is None or not found.raw_ids:
         return lines
@@ -248,8 +274,8 @@ def class_weights(data: SegmentationDataModule) -> dict[str, list[float]]:
     return {kind: data.class_weights(kind) for kind in get_args(Weighting)}
 
 
-def frequencies(labels: LabelSet, raw_ids: Counter[int], weights: dict[str, list[float]]) -> tuple[Table, list[str]]:
-    """Return a table of the classes with raw ids and percentages of the pixels read, and the classes without pixels.
+def frequencies(labels: LabelSet, raw_ids: Counter[int], weights: dict[str, list[float]]) -> Table:
+    """Return a table of the classes with raw ids and percentages of the pixels read.
 
     Args:
         labels: The classes.
@@ -274,4 +300,4 @@ def frequencies(labels: LabelSet, raw_ids: Counter[int], weights: dict[str, list
                 [f"{column[train_id]:.2f}" for column in weights.values()] if 0 <= train_id < labels.num_classes else []
             )
             table.add_row(plain(name), ", ".join(shown) or "none", percent, *columns)
-    return table, [name for train_id, name in enumerate(labels.class_names) if train_id not in ids]
+    return table

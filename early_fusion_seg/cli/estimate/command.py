@@ -37,6 +37,7 @@ from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.cli.training_cli import TrainingCLI
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.io.run_folder import RunFolder
 
 STEP_SETTINGS = (  # trainer settings that a step depends on; the others set the length of a run and what it writes
     "accelerator", "precision", "plugins", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
@@ -83,6 +84,11 @@ class EstimateCLI(TrainingCLI):
             if self.config[name] < least:
                 raise UserError(f"--{name} is {self.config[name]}; expected at least {least}")
         self.config["trainer"]["logger"] = False
+
+    def make_folder(self) -> RunFolder:
+        """Use the temporary folder: nothing is saved."""
+        self.folder = Path(self.config["trainer"]["default_root_dir"])
+        return RunFolder(self.folder, self.folder, writes=False)
 
     def instantiate_classes(self) -> None:
         """Make what fit makes; the trainer of fit gives the length of the run and never runs."""

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
 from early_fusion_seg.data.coco.panoptic import PANOPTIC, PanopticSegments
@@ -28,7 +28,7 @@ from early_fusion_seg.data.matlab import read_mat
 from early_fusion_seg.data.replica import Replica
 from early_fusion_seg.data.submission import SubmissionFormat
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.io.download import download as fetch
+from early_fusion_seg.io.download import Archive, download_and_unpack
 from early_fusion_seg.io.unpack import unpack
 from early_fusion_seg.labels import IGNORE_INDEX, LabelSet, in_ranges, load_label_set
 
@@ -136,12 +136,22 @@ class COCODataModule(SegmentationDataModule):
         """Download and unpack missing files if `download` is set."""
         if not self.download:
             return
-        for folder, url in ARCHIVES[self.labels].items():
-            if not (self.root / folder).is_dir() and not (folder == PANOPTIC and self._panoptic_folder("val2017")):
-                unpack(fetch(url, self.root), self.root / folder)
+        archives = {self.root / f: Archive(url) for f, url in ARCHIVES[self.labels].items() if not self._holds(f)}
+        download_and_unpack(archives, self.root)
         for archive in (self.root / PANOPTIC).glob("panoptic_*2017.zip"):  # zip files inside the zip file
             if not archive.with_suffix("").is_dir():
                 unpack(archive, archive.with_suffix(""))
+
+    def _holds(self, folder: str) -> bool:
+        """Return whether the root has the contents of an archive, in this folder or in another place that is read."""
+        if folder in IMAGE_ARCHIVES:
+            return any(_has_file(self.root / place, ".jpg") for place in (folder, folder.removeprefix("images/")))
+        if folder == "stuffthingmaps":
+            places = [[self.root / f / f"{split}2017" for split in ("train", "val")] for f in MASK_FOLDERS]
+            return any(all(_has_file(place, ".png") for place in both) for both in places)
+        if folder == PANOPTIC:
+            return all(self._panoptic_folder(f"{split}2017") for split in ("train", "val"))
+        return self._folder_10k() is not None
 
     @property
     def submission(self) -> SubmissionFormat:
@@ -222,8 +232,11 @@ class COCODataModule(SegmentationDataModule):
                 return found, f"{self.root / folder}/*{suffix}; unpack or download {archive} again"
         raise self._missing_error(f"masks ({', '.join(folders)})")
 
+    def _folder_10k(self) -> Path | None:
+        return next((r for r in (self.root, self.root / "cocostuff-10k-v1.1") if (r / "imageLists").is_dir()), None)
+
     def _source_10k(self, split: Split) -> Source:
-        root = next((r for r in (self.root, self.root / "cocostuff-10k-v1.1") if (r / "imageLists").is_dir()), None)
+        root = self._folder_10k()
         if root is None:
             raise self._missing_error("imageLists")
         listing = root / "imageLists" / ("train.txt" if split == "train" else "test.txt")
@@ -244,6 +257,10 @@ class COCODataModule(SegmentationDataModule):
         )
 
 
+def _has_file(folder: Path, suffix: str) -> bool:
+    return any(path.suffix == suffix for path in folder.glob("*"))
+
+
 def _read_10k(file: File) -> NDArray[Any]:
     """Read the label map of a .mat file of COCO-Stuff 10k."""
-    return np.asarray(read_mat(file, "S"))
+    return read_mat(file, "S")
