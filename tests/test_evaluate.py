@@ -2,6 +2,7 @@ import glob
 import importlib
 import json
 import math
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,6 +231,13 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
+def test_predictions_are_found_in_any_unicode_form_and_case_of_the_suffix(tmp_path: Path) -> None:
+    plain, apart = "caf\u00e9", "cafe\u0301"  # they look the same
+    folder = touch(tmp_path, f"{apart}.PNG", f"b_{plain}.png")
+    found = {plain: folder / f"{apart}.PNG", f"b_{apart}": folder / f"b_{plain}.png"}
+    assert find_predictions(folder, [plain, f"b_{apart}"]) == found
+
+
 def test_an_exact_name_is_preferred_and_belongs_to_its_own_image_alone(tmp_path: Path) -> None:
     folder = touch(tmp_path / "a", "shot_1.png", "shot_1_overlay.png", "shot_1_2.png", "shot_1_2_overlay.png")
     assert find_predictions(folder, ["shot_1"], ["shot_1_2"]) == {"shot_1": folder / "shot_1.png"}
@@ -257,7 +265,7 @@ def test_predictions_of_all_splits_may_lie_in_one_folder(tmp_path: Path) -> None
 SWAPPED = "0,1,ground,#404040\n1,0,plant,#dc3c3c"  # raw ids that are other train ids
 
 
-@pytest.mark.parametrize("layout", ["run", "run/masks", "copy", "plain"])
+@pytest.mark.parametrize("layout", ["run", "run/masks", "marked", "copy", "plain"])
 def test_what_predict_wrote_is_read_as_train_ids(
     layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,10 +280,11 @@ def test_what_predict_wrote_is_read_as_train_ids(
             {"prediction": torch.from_numpy(truth)[None]},
             {"key": [f"{source.key(i)}.png"], "image": torch.from_numpy(image).permute(2, 0, 1)[None]},
         )
+    shutil.copytree(tmp_path / "run/masks", tmp_path / "marked")
     copies = {"copy": lambda image: image, "plain": lambda image: Image.fromarray(np.asarray(image))}
     if layout in copies:
         (tmp_path / layout).mkdir()
-        for path in (tmp_path / "run/masks").iterdir():
+        for path in (tmp_path / "run/masks").glob("*.png"):
             copies[layout](Image.open(path)).save(tmp_path / layout / path.name)
     args = ["evaluate", "folder", f"--data.root={data.root}", f"--predictions={tmp_path / layout}"]
     assert main(args) == 0
