@@ -1,6 +1,7 @@
 """The command line: `early-fusion-seg COMMAND`, or `python -m early_fusion_seg COMMAND`."""
 
 import errno
+import io
 import re
 import signal
 import sys
@@ -23,6 +24,9 @@ def main(args: list[str] | None = None) -> int:
         Exit code: 0 on success; 1 if a part of the work failed; 2 on a user error, explained in one line on stderr; 128
         plus its number after a signal: 130 after Ctrl-C, 143 after SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a character shows its number instead
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(sys.argv[1:] if args is None else args)
     except UserError as error:

@@ -4,10 +4,12 @@ Scores are fractions 0..1 in the dictionary and in JSON, and percentages in the 
 score (of a class that never occurs) is None, `null` in JSON. docs/results-schema.md explains every key.
 """
 
+import html
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, SupportsFloat, TypedDict
@@ -15,6 +17,7 @@ from typing import Any, SupportsFloat, TypedDict
 from rich.table import Table
 
 from early_fusion_seg.io.atomic import replace_file
+from early_fusion_seg.io.terminal import plain
 
 SCHEMA = 1
 HEADLINES = {
@@ -160,21 +163,24 @@ def caption(results: Results) -> str:
 
 def markdown(results: Results) -> str:
     """Return the scores as a Markdown table below a caption."""
-    rows = [*table_rows(results), *((f"**{name}**", f"**{value}**") for name, value in headline_rows(results))]
-    return "\n".join([caption(results), "", "| class | IoU % |", "|---|---:|", *_markdown_rows(rows)]) + "\n"
+    rows = [(_markdown_text(name), value) for name, value in table_rows(results)]
+    rows += [(f"**{name}**", f"**{value}**") for name, value in headline_rows(results)]
+    table = ["| class | IoU % |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join([_markdown_text(caption(results)), "", *table]) + "\n"
 
 
-def _markdown_rows(rows: Iterable[tuple[str, str]]) -> list[str]:
-    return [f"| {name.replace('|', chr(92) + '|')} | {value} |" for name, value in rows]
+def _markdown_text(text: str) -> str:
+    """Escape what Markdown reads as markup: characters of its own, and tags of HTML."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(text, quote=False))
 
 
 def score_table(results: Results) -> Table:
     """Return the scores as a rich table for the terminal."""
-    table = Table(title=caption(results), title_justify="left")
+    table = Table(title=plain(caption(results)), title_justify="left")
     table.add_column("class")
     table.add_column("IoU %", justify="right")
-    for row in table_rows(results):
-        table.add_row(*row)
+    for name, value in table_rows(results):
+        table.add_row(plain(name), value)
     table.add_section()
     for name, value in headline_rows(results):
         table.add_row(name, value, style="bold")

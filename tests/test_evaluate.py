@@ -2,6 +2,7 @@ import glob
 import importlib
 import json
 import math
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
+from toy_folder import folder_data
 
 from early_fusion_seg import (
     CityscapesDataModule,
@@ -229,6 +231,13 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
+def test_predictions_are_found_in_any_unicode_form_and_case_of_the_suffix(tmp_path: Path) -> None:
+    plain, apart = "caf\u00e9", "cafe\u0301"  # they look the same
+    folder = touch(tmp_path, f"{apart}.PNG", f"b_{plain}.png")
+    found = {plain: folder / f"{apart}.PNG", f"b_{apart}": folder / f"b_{plain}.png"}
+    assert find_predictions(folder, [plain, f"b_{apart}"]) == found
+
+
 def test_an_exact_name_is_preferred_and_belongs_to_its_own_image_alone(tmp_path: Path) -> None:
     folder = touch(tmp_path / "a", "shot_1.png", "shot_1_overlay.png", "shot_1_2.png", "shot_1_2_overlay.png")
     assert find_predictions(folder, ["shot_1"], ["shot_1_2"]) == {"shot_1": folder / "shot_1.png"}
@@ -237,17 +246,6 @@ def test_an_exact_name_is_preferred_and_belongs_to_its_own_image_alone(tmp_path:
     (folder / "shot_1_overlay.png").unlink()
     with pytest.raises(MissingFileError, match="no prediction for 1 of 1 images"):
         find_predictions(folder, ["shot_1"], ["shot_1_2.jpg"])
-
-
-def folder_data(root: Path, splits: dict[str, list[str]], csv: str = "0,0,ground,#000000\n1,1,plant,#00a000") -> Path:
-    """Write a folder data set of random masks of two classes."""
-    rng = np.random.default_rng(0)
-    for split, names in splits.items():
-        for name in names:
-            write({f"{name}.png": rng.integers(0, 256, (12, 16, 3), np.uint8)}, root / "images" / split)
-            write({f"{name}.png": rng.integers(0, 2, (12, 16), np.uint8)}, root / "masks" / split)
-    (root / "labels.csv").write_text(f"raw_id,train_id,name,color\n{csv}\n")
-    return root
 
 
 def test_predictions_of_all_splits_may_lie_in_one_folder(tmp_path: Path) -> None:
@@ -267,7 +265,7 @@ def test_predictions_of_all_splits_may_lie_in_one_folder(tmp_path: Path) -> None
 SWAPPED = "0,1,ground,#404040\n1,0,plant,#dc3c3c"  # raw ids that are other train ids
 
 
-@pytest.mark.parametrize("layout", ["run", "run/masks", "copy", "plain"])
+@pytest.mark.parametrize("layout", ["run", "run/masks", "marked", "copy", "plain"])
 def test_what_predict_wrote_is_read_as_train_ids(
     layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,10 +280,11 @@ def test_what_predict_wrote_is_read_as_train_ids(
             {"prediction": torch.from_numpy(truth)[None]},
             {"key": [f"{source.key(i)}.png"], "image": torch.from_numpy(image).permute(2, 0, 1)[None]},
         )
+    shutil.copytree(tmp_path / "run/masks", tmp_path / "marked")
     copies = {"copy": lambda image: image, "plain": lambda image: Image.fromarray(np.asarray(image))}
     if layout in copies:
         (tmp_path / layout).mkdir()
-        for path in (tmp_path / "run/masks").iterdir():
+        for path in (tmp_path / "run/masks").glob("*.png"):
             copies[layout](Image.open(path)).save(tmp_path / layout / path.name)
     args = ["evaluate", "folder", f"--data.root={data.root}", f"--predictions={tmp_path / layout}"]
     assert main(args) == 0
@@ -359,3 +358,26 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="0"):
             main(["evaluate", *args])
         assert "--predictions" in capsys.readouterr().out
+
+
+def test_one_class_is_scored_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folder_data(tmp_path / "data", {"val": ["x"]}, "0,255,background,#000000\n1,0,cat,#dc3c3c")
+    args = ["evaluate", "folder", f"--data.root={data}", f"--predictions={data / 'masks/val'}", "--output"]
+    assert main([*args, str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/results.json").read_text())["per_class"] == {"cat": 1.0}
+    assert "cat" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("absent", ["nan-skip", "zero"])
+def test_a_split_without_a_labeled_pixel_has_no_score_and_says_so(
+    absent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FolderDataModule, "absent", absent)
+    data = folder_data(tmp_path / "data", {"val": ["x", "y"]}, "0,255,a,#000000\n1,255,b,#000000\n2,0,cat,#dc3c3c")
+    args = ["evaluate", "folder", f"--data.root={data}", f"--predictions={data / 'masks/val'}", "--output"]
+    with pytest.warns(UserWarning, match="the 2 images scored have no labeled pixel"):
+        assert main([*args, str(tmp_path / "out")]) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text(), parse_constant=pytest.fail)
+    assert [results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")] == [None] * 4
+    assert results["per_class"] == {"cat": None}
+    assert not {"inf", "nan"} & set(capsys.readouterr().out.split())

@@ -1,3 +1,4 @@
+import html
 import io
 import json
 import math
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from early_fusion_seg.report import (
@@ -127,3 +129,17 @@ def test_the_terminal_table_has_every_class_and_score() -> None:
     console.print(score_table(results()))
     text = console.export_text()
     assert all(word in text for word in ("road", "a|b", "sky", "50.0", "mIoU", "pixel accuracy"))
+
+
+NAMES = ["sign [back]", "left/right [/both]", ":car:", "<void>", "a*b*_c_", r"back\slash"]
+
+
+def test_class_names_are_no_markup_in_the_table_and_in_markdown() -> None:
+    scores = {"miou": 0.5, "pixel_accuracy": 0.5, "mean_accuracy": 0.5, "fw_iou": 0.5, "per_class": [0.5] * len(NAMES)}
+    named = build_results(scores, NAMES, facts(data="My[Data]"))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(score_table(named))
+    text = console.export_text()
+    assert all(name in text for name in [*NAMES, "My[Data] val: 3 images"])
+    shown = MarkdownIt().enable("table").render(markdown(named))
+    assert all(f"<td>{html.escape(name)}</td>" in shown for name in NAMES)

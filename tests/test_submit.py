@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lightning.pytorch import Trainer
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as coder
 
 from early_fusion_seg import (
@@ -273,3 +273,26 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path, capsys) -> Non
     ckpt = checkpoint(tmp_path / "model.ckpt", ["a", "b"])
     assert run("cityscapes", root, ckpt, tmp_path / "out") == 2
     assert "class 0 is 'road' in the data, but 'a'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_rotated_test_images_can_be_submitted(name: str, tmp_path: Path, capsys) -> None:
+    data = make(name, tmp_path / "data")
+    turned = data.source("predict").items[0].image
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(turned) as image:
+        image.save(turned, exif=exif)
+    ckpt, output = checkpoint(tmp_path / "model.ckpt", data.class_names), tmp_path / "out"
+    assert run(name, data.root, ckpt, output) == 0, capsys.readouterr().out
+    assert check(name, data.root, output) == 0
+
+
+def test_predictions_of_other_splits_may_lie_beside_those_to_check(tmp_path: Path) -> None:
+    data = make("mapillary", tmp_path / "data")
+    write_truth("mapillary", data, tmp_path / "out")
+    (tmp_path / "data/training/images" / f"{data.source('val').key(0)}_2.jpg").write_bytes(b"")
+    (tmp_path / "data/training/v2.0/labels" / f"{data.source('val').key(0)}_2.png").write_bytes(b"")
+    place = tmp_path / "out/labels"
+    gray((8, 8), 0).save(place / f"{data.source('val').key(0)}_2.png")
+    assert check("mapillary", data.root, place, "--split", "val") == 0

@@ -1,5 +1,6 @@
 """ClassIoU: log the IoU of each class."""
 
+import locale
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -33,11 +34,14 @@ def names_for_loggers(class_names: Sequence[str]) -> list[str]:
 
     Returns:
         K different names of letters, digits, single `_` and `-`. If several would be equal, `__` and the train id are
-        appended to each.
+        appended to each. Letters are replaced by their number if the system's encoding, in which Lightning writes
+        metrics.csv, does not have them.
 
     Example:
         >>> names_for_loggers(["Road", "Traffic Sign (Back)", "a.b", "a/b"])
         ['Road', 'Traffic_Sign_Back', 'a_b__2', 'a_b__3']
     """
-    cleaned = [re.sub(r"(?:[^\w-]|_)+", "_", name).strip("_") for name in class_names]
+    encoding = locale.getpreferredencoding(False)
+    encodable = [name.encode(encoding, "backslashreplace").decode(encoding) for name in class_names]
+    cleaned = [re.sub(r"(?:[^\w-]|_)+", "_", name).strip("_") for name in encodable]
     return [f"{name}__{i}" if cleaned.count(name) > 1 or not name else name for i, name in enumerate(cleaned)]

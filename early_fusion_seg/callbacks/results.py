@@ -12,6 +12,7 @@ from PIL import Image
 from early_fusion_seg.callbacks.loggers import log_images, log_results
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.atomic import replace_file
+from early_fusion_seg.io.terminal import plain
 from early_fusion_seg.report import EncoderFacts, Results, RunFacts, build_results, score_table, write_json
 from early_fusion_seg.visualize import Pixels, confusion_picture
 
@@ -109,12 +110,10 @@ def show_results(results: Results, path: Path | str | None) -> None:
     console.print(score_table(results))
     if encoder := results["encoder"]:
         license = encoder["license"] or "not stated"
-        console.print(
-            f"encoder {encoder['name']}, weights: {encoder['weights']}, license of the weights: {license}",
-            soft_wrap=True,
-        )
+        text = f"encoder {encoder['name']}, weights: {encoder['weights']}, license of the weights: {license}"
+        console.print(plain(text), soft_wrap=True)
     if path is not None:
-        console.print(f"written: {path}", soft_wrap=True)
+        console.print(plain(f"written: {path}"), soft_wrap=True)
 
 
 def check_images(trainer: Trainer, split: Split, images: int) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from early_fusion_seg.callbacks import ResultsWriter, to_pixels
 from early_fusion_seg.callbacks.narrow_progress_bar import NarrowProgressBar
 from early_fusion_seg.cli import example
+from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.cli.output import RUNS, output_folder
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.data.synthetic import SyntheticDataModule
@@ -76,11 +77,9 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     )
     seed_everything(options.seed)
     model = build_model(data)
-    console = rich.get_console()
     precision = faster_precision()
-    console.print(
-        INTRODUCTION.format(scenes=options.scenes, height=SIZE[0], width=SIZE[1], precision=precision), highlight=False
-    )
+    introduction = INTRODUCTION.format(scenes=options.scenes, height=SIZE[0], width=SIZE[1], precision=precision)
+    rich.get_console().print(introduction, highlight=False)
     checkpoint = folder / "model.ckpt"
     trainer = Trainer(
         max_epochs=options.epochs,
@@ -97,7 +96,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     trainer.save_checkpoint(checkpoint)
     trainer.test(model, datamodule=data, verbose=False)
     write_panels(model, data, folder / "panels")
-    console.print(_conclusion(model, folder, time.monotonic() - start), highlight=False, soft_wrap=True)
+    echo(_conclusion(model, folder, time.monotonic() - start))
 
 
 def build_model(data: SyntheticDataModule) -> ReverseHRNetSeg:

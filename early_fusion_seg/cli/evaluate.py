@@ -18,10 +18,11 @@ from rich.progress import track
 from early_fusion_seg.callbacks import show_results
 from early_fusion_seg.cli.datasets import dataset_parser, parse
 from early_fusion_seg.cli.messages import echo
+from early_fusion_seg.cli.output import output_folder
 from early_fusion_seg.data import FileSource, SegmentationDataModule, Split
-from early_fusion_seg.data.listing import files_below
+from early_fusion_seg.data.listing import composed, files_below
 from early_fusion_seg.errors import MissingFileError, UserError
-from early_fusion_seg.io.images import read_mask, size_text
+from early_fusion_seg.io.images import OUTPUT_MARK, read_mask, size_text
 from early_fusion_seg.labels import LabelSet
 from early_fusion_seg.metrics import SegmentationMetrics
 from early_fusion_seg.report import RunFacts, build_results, write_json
@@ -87,8 +88,7 @@ def main(args: list[str]) -> int:
         config={},
     )
     results = build_results(metrics.compute(), data.class_names, facts)
-    path = Path(options.output) if options.output else None
-    if path is not None:
+    if (path := output_folder(options.output)) is not None:
         path = path if path.suffix == ".json" else path / "results.json"
         write_json(results, path)
     show_results(results, path)
@@ -157,8 +157,8 @@ def find_predictions(folder: Path, keys: list[str], others: Iterable[str] = ()) 
         raise MissingFileError(f"{folder} is not a folder; give the folder of the predictions")
     if _is_of_predict(folder / "masks"):
         folder = folder / "masks"
-    known: dict[str, str | None] = {form: None for name in others for form in (_without_suffix(name), name)}
-    known |= {_without_suffix(key): key for key in keys} | {key: key for key in keys}
+    known: dict[str, str | None] = {composed(form): None for name in others for form in (_without_suffix(name), name)}
+    known |= {composed(_without_suffix(key)): key for key in keys} | {composed(key): key for key in keys}
     exact: dict[str, list[Path]] = {key: [] for key in keys}
     extended: dict[str, list[Path]] = {key: [] for key in keys}
     for name, file in files_below(folder, ".", ".png").items():
@@ -215,7 +215,9 @@ def holds_train_ids(path: Path, labels: LabelSet) -> bool:
 
 
 def _is_of_predict(masks: Path) -> bool:
-    """Return whether `predict` wrote a folder: `masks`, with `overlays` beside it."""
+    """Return whether `predict` wrote a folder of masks: it is marked, or is `masks` with `overlays` beside it."""
+    if (masks / OUTPUT_MARK).is_file():
+        return True
     return masks.name == "masks" and masks.is_dir() and (masks.parent / "overlays").is_dir()
 
 

@@ -4,6 +4,8 @@ import re
 
 import rich
 
+from early_fusion_seg.io.terminal import plain
+
 SKIPPED_LINES = r"Does not validate|Subtypes:|Errors:|Expected a path|Given value type|Expected a <class 'NoneType'>"
 REWORDED = (  # the parser's phrase, and a plainer one
     (r"Problem with given class_path '(?:\w+\.)*(\w+)'", r"\1"),
@@ -16,7 +18,7 @@ REWORDED = (  # the parser's phrase, and a plainer one
 
 def echo(text: str) -> None:
     """Print a text unchanged: rich would read brackets in a path as markup."""
-    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+    rich.get_console().print(plain(text), soft_wrap=True)
 
 
 def one_sentence(message: str) -> str:

@@ -18,6 +18,7 @@ from early_fusion_seg.cli.datasets import dataset_name, dataset_parser, datasets
 from early_fusion_seg.cli.evaluate import find_predictions, other_images
 from early_fusion_seg.cli.load_model import check_classes_match, load_model
 from early_fusion_seg.cli.messages import echo
+from early_fusion_seg.cli.output import output_folder
 from early_fusion_seg.data import FileSource, SegmentationDataModule, SubmissionFormat
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.images import image_size, read_image, read_mask
@@ -56,13 +57,13 @@ def main(args: list[str]) -> int:
     if options.check is not None:
         others = other_images(data, options.split)
         return report(list(problems(form, data, source, Path(options.check), others)), options.check)
-    if options.ckpt_path is None or options.output is None:
+    output = output_folder(options.output)
+    if options.ckpt_path is None or output is None:
         raise UserError("submit needs --ckpt_path FILE and --output FOLDER, or --check FOLDER")
     given = {"encoder_weights": options.encoder_weights} if options.encoder_weights else {}
     model = load_model(options.ckpt_path, given)
     check_classes_match(data.class_names, model.class_names, options.ckpt_path)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    output = Path(options.output)
     record_checkpoint(output, Path(options.ckpt_path))
     keys = [item.key for item in source.items]
     kept = sum(form.path(output, key).exists() for key in keys)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.unpack import require_new, require_space, unpack
@@ -142,7 +142,8 @@ def _fetch_once(url: str, part: Path, size: int | None) -> bool:
 
 def _write_response(response: http.client.HTTPResponse, part: Path, start: int, total: int | None) -> None:
     """Write a response to a partial file, starting at byte `start`, with a progress bar."""
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with part.open("r+b" if start else "wb") as sink, Progress(*columns, console=Console(stderr=True)) as progress:
         sink.seek(start)
         task = progress.add_task(part.stem, total=total, completed=start)

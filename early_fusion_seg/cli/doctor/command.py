@@ -24,6 +24,7 @@ from early_fusion_seg.data.listing import File
 from early_fusion_seg.data.mask_check import absent_classes, describe_absent, unknown_labels, what_masks_hold
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.io.images import read_image, size_text
+from early_fusion_seg.io.terminal import plain
 from early_fusion_seg.labels import LabelSet
 
 SAMPLE = 20  # images read per split without --full
@@ -296,5 +297,5 @@ def frequencies(labels: LabelSet, raw_ids: Counter[int], weights: dict[str, list
             columns = (
                 [f"{column[train_id]:.2f}" for column in weights.values()] if 0 <= train_id < labels.num_classes else []
             )
-            table.add_row(name, ", ".join(shown) or "none", percent, *columns)
+            table.add_row(plain(name), ", ".join(shown) or "none", percent, *columns)
     return table
