@@ -224,7 +224,7 @@ def test_a_resume_that_is_refused_keeps_the_metrics(tmp_path: Path, capsys: pyte
     metrics = (run / "metrics.csv").read_bytes()
     (run / "metrics_2.csv").touch()
     assert main([*args, "--data.batch_size=2", f"--ckpt_path={last}"]) == 2
-    assert "Resume with the same numbers" in capsys.readouterr().err
+    assert "Resume with the same images, batch size, processes and seed" in capsys.readouterr().err
     assert (run / "metrics.csv").read_bytes() == metrics
     assert sorted(path.name for path in run.glob("metrics*")) == ["metrics.csv", "metrics_2.csv"]
     assert main([*args, f"--ckpt_path={last}"]) == 0
