@@ -334,7 +334,11 @@ def miou_mapillary(truth, prediction, classes):
 
 
 def miou_coco_stuff(truth, prediction, classes):
-    """The mean is over the classes in the ground truth."""
+    """The mean is over the classes in the ground truth.
+
+    Void predictions are false negatives by our choice: the official programs count them as the last class, refuse them
+    or leave them out.
+    """
     pairs, hit, in_truth = _sums(truth, prediction, classes)
     false_positive = [sum(p == c and t not in (c, V) for t, p in pairs) for c in range(classes)]
     return np.mean([hit[c] / (in_truth[c] + false_positive[c]) for c in range(classes) if in_truth[c]])
