@@ -2,15 +2,19 @@
 
 import errno
 import io
+import os
 import re
 import signal
 import sys
+import traceback
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 
 from early_fusion_seg.cli import COMMANDS, usage
 from early_fusion_seg.errors import UserError, is_ctrl_c
 
+TRACEBACK = "--traceback"
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a full or read-only disk
 
 
@@ -27,11 +31,15 @@ def main(args: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a character shows its number instead
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if args is None else args
+    shown = TRACEBACK in given or bool(os.environ.get("EARLY_FUSION_SEG_TRACEBACK"))
     try:
-        return _dispatch(sys.argv[1:] if args is None else args)
+        return _dispatch([arg for arg in given if arg != TRACEBACK])
     except UserError as error:
+        reported: Exception = error
         message = plain_message(error)
     except OSError as error:  # for example, an output folder that cannot be written
+        reported = error
         if isinstance(error.__context__, UserError):  # the first error; then a logger failed to write too
             message = plain_message(error.__context__)
         elif error.filename is None and error.errno not in WRITE_ERRORS:
@@ -40,6 +48,7 @@ def main(args: list[str] | None = None) -> int:
             file = error.filename or "an output file"
             message = f"{file}: {error.strerror}; check the path, the permissions and the free space"
     except RuntimeError as error:
+        reported = error
         lost = re.search(r"Connection (closed|reset) by peer[^\n]*", str(error))  # gloo's message
         if lost is None:
             raise
@@ -49,6 +58,8 @@ def main(args: list[str] | None = None) -> int:
             raise
         print("early-fusion-seg: stopped by SIGINT", file=sys.stderr)
         return 128 + signal.SIGINT
+    if shown:
+        traceback.print_exception(reported)
     print(f"early-fusion-seg: error: {message}", file=sys.stderr)
     return 2
 
@@ -63,6 +74,8 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; the commands are {', '.join(COMMANDS)}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for data modules and callbacks of the user, as `python -m` finds them
     module = import_module(f"early_fusion_seg.cli.{COMMANDS[command][0]}")
     return int(module.main(args[1:]))
 

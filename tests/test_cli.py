@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from cli_runs import QUICK, TINY_MODEL
+from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, Dataset
 
 from early_fusion_seg.__main__ import main, plain_message
@@ -118,6 +119,55 @@ def test_data_classes_have_short_and_full_names(name: str, capsys: pytest.Captur
     assert config["data"]["init_args"]["root"] == "x"
 
 
+@pytest.mark.parametrize("name", ["null", "true", "1e3", "[x]", "~", "/x/a: b", "{a: 1}", "# x", "2", "- a"])
+def test_a_root_that_looks_like_yaml_is_a_path(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["--data.root", name], [f"--data.root={name}"], ["--data.init_args.root", name]):
+        config = printed_config(["fit", "--data=FolderDataModule", *args, "--data.crop_size", "[32,64]"], capsys)
+        assert config["data"]["init_args"]["root"] == name
+        assert config["data"]["init_args"]["crop_size"] == [32, 64]
+        predict = printed_config(["predict", *args, "--ckpt_path=x", "--output=null"], capsys)
+        assert predict["data"]["init_args"]["root"] == name
+        assert predict["output"] == "./null"
+    assert main(["doctor", "folder", "--data.root", name]) != 0
+    assert f"{name} is not a folder" in capsys.readouterr().out
+
+
+def test_values_of_other_types_are_still_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--data.scale", "0.5", "--data.download=true", "--data.crop_size", "null", "--data.num_workers=3"]
+    config = printed_config(["fit", "--config=camvid", "--data.root=x", *more], capsys)["data"]["init_args"]
+    expected = {"scale": 0.5, "download": True, "crop_size": None, "num_workers": 3}
+    assert {key: config[key] for key in expected} == expected
+
+
+def test_a_data_module_in_the_current_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    text = "from early_fusion_seg import FolderDataModule\n\n\nclass Mine(FolderDataModule):\n    pass\n"
+    (tmp_path / "module_here.py").write_text(text, encoding="utf-8")
+    config = printed_config(["fit", "--data=module_here.Mine", "--data.root=x"], capsys)
+    assert config["data"]["class_path"] == "module_here.Mine"
+    assert main(["doctor", "--data=module_here.Mine", "--data.root=/none"]) != 0
+    assert "/none is not a folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["option", "environment", "none"])
+def test_the_traceback_of_a_reported_error_can_be_shown(
+    way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(args: list[str]) -> int:
+        assert args == ["--epochs", "3"]
+        raise UserError("no such thing")
+
+    monkeypatch.setattr("early_fusion_seg.cli.demo.main", broken)
+    if way == "environment":
+        monkeypatch.setenv("EARLY_FUSION_SEG_TRACEBACK", "1")
+    assert main(["demo", "--epochs", "3", *(["--traceback"] if way == "option" else [])]) == 2
+    message = capsys.readouterr().err
+    assert ("Traceback" in message and "in broken" in message) == (way != "none")
+    assert message.endswith("early-fusion-seg: error: no such thing\n")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(args: list[str]) -> int:
         raise ZeroDivisionError
@@ -188,6 +238,13 @@ ERRORS: list[tuple[str, list[str], str]] = [
     ("trainer key", ["fit", *CAMVID, "--trainer.nope=1"], "unrecognized arguments: --trainer.nope=1"),
     ("trainer value", ["fit", *CAMVID, "--trainer.max_epochs=x"], "trainer.max_epochs: expected int; Given"),
     ("trainer refuses", ["fit", *CAMVID, "--trainer.max_epochs=-5"], "`max_epochs` must be a non-negative integer"),
+    ("interval", ["fit", *CAMVID, *QUICK, "--trainer.val_check_interval=99"], "`val_check_interval` (99) must be less"),
+    ("package", ["fit", *CAMVID, *QUICK, "--trainer.callbacks+=test_cli.NoPackage"], "No module named 'not_there'"),
+    ("callback's metric", ["fit", *CAMVID, *QUICK, "--trainer.callbacks+=EarlyStopping",
+     "--trainer.callbacks.monitor=nope", "--trainer.max_epochs=1"], "Early stopping conditioned on metric `nope`"),
+    ("callback twice", ["fit", *CAMVID, *QUICK, "--trainer.callbacks+=Timer", "--trainer.callbacks+=Timer"],
+     "more than one stateful callback"),
+    ("strategy", ["fit", *CAMVID, *QUICK, "--trainer.strategy=fsdp"], "--trainer.strategy fsdp is not supported"),
     ("devices", ["fit", *CAMVID, *QUICK, "--trainer.devices=-7"], "the trainer does not accept its settings: "),
     ("logger", ["fit", *CAMVID, "--logger=nope"], "logger: expected one of ['csv', 'tensorboard', 'wandb']"),
     ("recipe", ["fit", "--config=nope"], "--config nope: no such file or recipe; the recipes are camvid"),
@@ -230,6 +287,11 @@ def test_a_user_error_is_one_line(
     assert sentence in captured.err.splitlines()[0]
     assert "Traceback" not in captured.err + captured.out
     assert (checkpoint.parents[1] / "metrics.csv").is_file()  # a refused run keeps the metrics of an earlier one
+
+
+class NoPackage(Callback):
+    def on_train_start(self, trainer: object, pl_module: object) -> None:
+        import not_there  # type: ignore[import-not-found]  # noqa: F401
 
 
 def test_data_with_fewer_classes_is_refused() -> None:

@@ -28,7 +28,12 @@ def start(run: Path, *more: str) -> subprocess.Popen[str]:
     resume = ["--ckpt_path", str(last)] if last.exists() else []
     command = [sys.executable, "-m", "early_fusion_seg", *ARGS, "--output", str(run), *resume, *more]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if the tests run in the background
     )
 
 

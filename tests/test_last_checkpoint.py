@@ -1,5 +1,6 @@
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def saved_steps(folder: Path, every: int, **options: object) -> list[int]:
 )
 def test_last_ckpt_is_written_where_training_can_resume(tmp_path, every, options, expected):
     assert saved_steps(tmp_path, every, **options) == expected
+
+
+@pytest.fixture(autouse=True)
+def _handled_signals() -> Iterator[None]:
+    """Give the signals Python's handlers: a process in the background ignores SIGINT, and one under nohup SIGHUP."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    handlers = {number: signal.signal(number, default) for number, default in defaults.items()}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 class SendSignal(Callback):
@@ -140,11 +151,8 @@ def test_a_second_ctrl_c_ends_training_at_once(tmp_path):
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path):
-    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
-    try:
-        run(tmp_path, SendSignal(batch=3, number=signal.SIGHUP), enable_checkpointing=True)
-    finally:
-        signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    run(tmp_path, SendSignal(batch=3, number=signal.SIGHUP), enable_checkpointing=True)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 16
 
 

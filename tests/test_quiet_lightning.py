@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_runs import fit_args
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from early_fusion_seg.__main__ import main
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
@@ -55,6 +55,38 @@ def test_filters_and_levels_are_set_inside_the_block_only() -> None:
         assert levels == [logging.WARNING] * 2
         warnings.warn("The 'train_dataloader' does not have many workers", stacklevel=1)  # else an error
     assert process_state() == before
+
+
+class Broken(Callback):
+    """A callback with programming errors."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def on_train_start(self, trainer: Trainer) -> None:  # type: ignore[override]  # lacks an argument
+        raise AssertionError
+
+    def on_fit_start(self, trainer: Trainer, pl_module: object) -> None:
+        if self.error is not TypeError:
+            raise self.error("a bug")
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, RuntimeError, AttributeError])
+def test_a_programming_error_keeps_its_type(error: type[Exception], tmp_path: Path) -> None:
+    data = SyntheticDataModule((32, 48), 2, 1, batch_size=2, num_workers=0, crop_size=32)
+    model = ReverseHRNetSeg(class_names=data.class_names, encoder="resnet18", encoder_weights="random", width=4)
+    options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        max_steps=1,
+        callbacks=[Broken(error)],
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        **options,
+    )
+    with pytest.raises(error) as caught, quiet_lightning():
+        trainer.fit(model, datamodule=data)
+    assert type(caught.value) is error
 
 
 def test_a_misconfiguration_is_a_user_error_and_the_state_is_restored() -> None:

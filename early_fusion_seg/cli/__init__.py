@@ -43,6 +43,7 @@ commands:
 {commands}
 
 options:
-  -h, --help  print this help; after a command: print its options
-  --version   print the version
+  -h, --help   print this help; after a command: print its options
+  --version    print the version
+  --traceback  after a command: print where an error was raised
 """

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from early_fusion_seg.errors import UserError
 
@@ -24,10 +24,11 @@ def distributed_settings(trainer: Mapping[str, Any]) -> dict[str, Any]:
         the user chose another strategy.
 
     Raises:
-        UserError: torchrun or srun started another number of processes than devices times machines.
+        UserError: The strategy is not supported, or torchrun or srun started another number of processes than devices
+            times machines.
     """
     on_cuda = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if trainer["strategy"] not in ("auto", "ddp"):
+    if not _is_ddp(trainer["strategy"]):
         return {}
     count, launched = process_count(trainer, on_cuda), launched_count()
     if launched not in (1, count):  # with a count of 1, each process would train alone and write the same files
@@ -40,6 +41,21 @@ def distributed_settings(trainer: Mapping[str, Any]) -> dict[str, Any]:
     accumulates = trainer["accumulate_grad_batches"] > 1
     strategy = DDPStrategy(gradient_as_bucket_view=True, static_graph=not accumulates)
     return {"strategy": strategy, "sync_batchnorm": trainer["sync_batchnorm"] or on_cuda}
+
+
+def _is_ddp(strategy: str | Mapping[str, Any]) -> bool:
+    """Return whether a strategy, by name or class path, is the one for which `distributed_settings` has settings."""
+    name = strategy if isinstance(strategy, str) else str(strategy["class_path"]).rpartition(".")[2]
+    if name in ("auto", "ddp"):
+        return True
+    if not name.lower().startswith(("ddp", "single")):
+        raise UserError(
+            f"--trainer.strategy {name} is not supported: checkpoints and scores are tested with ddp only; the frozen "
+            "encoder needs little memory, so that ddp is enough"
+        )
+    if name != "single_device":
+        rank_zero_warn(f"--trainer.strategy {name} is not tested; use ddp if something is wrong")
+    return False
 
 
 def process_count(trainer: Mapping[str, Any], on_cuda: bool) -> int:

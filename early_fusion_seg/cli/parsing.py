@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Mapping, Sequence
@@ -120,7 +121,7 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
     Raises:
         UserError: An argument is wrong; the message is one sentence.
     """
-    args = with_recipes(args)
+    args = with_plain_strings(with_recipes(args))
     printing = any(arg.startswith("--print_config") for arg in args)
     printed = io.StringIO()
     try:
@@ -161,6 +162,41 @@ def with_recipes(args: Sequence[str]) -> list[str]:
         elif arg.startswith("--config="):
             resolved[i] = "--config=" + recipe_path(arg.removeprefix("--config="))
     return resolved
+
+
+def with_plain_strings(args: Sequence[str]) -> list[str]:
+    """Keep paths that look like YAML, such as a folder called `null` or `a: b`, from being read as YAML.
+
+    The parser reads `--data.NAME VALUE` as YAML before it knows the type of the option. As part of a configuration,
+    the value is a string until the type is known.
+    """
+    words = iter(args)
+    plain: list[str] = []
+    for word in words:
+        name, equals, after = word.partition("=")
+        data = re.fullmatch(r"--data\.(?:init_args\.)?(\w+)", name)
+        if not (data or name in ("--output", "--ckpt_path")) or word == "--data.help":
+            plain.append(word)
+            continue
+        value = after if equals else next(words, None)  # None: the value is missing
+        if value is None or _is_yaml_string(value):
+            plain += [word] if equals or value is None else [word, value]
+        elif data:
+            plain += ["--config", json.dumps({"data": {"init_args": {data[1]: value}}})]
+        else:
+            plain += [name, f"./{value}" if value != "~" else str(Path.home())]
+    return plain
+
+
+def _is_yaml_string(value: str) -> bool:
+    """Return whether the parser reads a value as a string; unlike PyYAML it reads 1e3 as a number."""
+    with contextlib.suppress(ValueError):
+        float(value)
+        return False
+    try:
+        return isinstance(yaml.safe_load(value), str)
+    except yaml.YAMLError:
+        return True
 
 
 def without_defaults(text: str, trainer: Mapping[str, Any]) -> str:

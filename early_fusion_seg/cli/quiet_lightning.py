@@ -1,14 +1,18 @@
 """quiet_lightning: hide the messages of Lightning that no user needs to act on."""
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from early_fusion_seg.errors import UserError
 
+LIGHTNING = Path(lightning.__file__).parent
 LOGGERS = ("lightning.pytorch", "lightning.fabric")
 UNHELPFUL = (
     r"Experiment logs directory .* exists and is not empty",  # metrics of earlier runs are kept
@@ -22,7 +26,7 @@ UNHELPFUL = (
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advice within the block, and raise its MisconfigurationException as UserError.
+    """Hide Lightning's advice within the block, and raise what it refuses as UserError.
 
     Log levels and warning filters are restored at the end.
     """
@@ -35,8 +39,29 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(logging.WARNING)  # hides the seed, the devices found, and advertisements
         try:
             yield
-        except MisconfigurationException as error:
-            raise UserError(str(error)) from error
+        except Exception as error:
+            if not _is_about_settings(error):
+                raise
+            raise UserError(" ".join(str(error).split())) from error
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _is_about_settings(error: Exception) -> bool:
+    """Return whether an error is about settings of the user: Lightning refuses them, or a module is not installed.
+
+    Lightning has many types for what it refuses. Errors that it does not raise by a statement of its own, such as a
+    TypeError in a call, are programming errors.
+    """
+    if isinstance(error, MisconfigurationException):
+        return True
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return not error.name.startswith("early_fusion_seg")
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        isinstance(error, ValueError | RuntimeError | ImportError | NotImplementedError)
+        and not isinstance(error, UserError)
+        and Path(frames[-1].filename).is_relative_to(LIGHTNING)
+        and str(frames[-1].line).startswith("raise ")
+    )

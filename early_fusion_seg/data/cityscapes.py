@@ -3,7 +3,6 @@
 Layout, classes and evaluation rules are those of github.com/mcordts/cityscapesScripts.
 """
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Set
@@ -72,7 +71,7 @@ class CityscapesDataModule(SegmentationDataModule):
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | Path,
         labels: Labels = "labelIds",
         train_split: TrainSplit = "train",
         **kwargs: Any,

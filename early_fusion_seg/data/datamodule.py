@@ -95,7 +95,7 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | Path,
         batch_size: int = 8,
         eval_batch_size: int = 1,
         num_workers: int | None = None,

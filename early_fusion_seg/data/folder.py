@@ -1,7 +1,6 @@
 """FolderDataModule: a user's own images, as a folder to predict, or with masks and a label CSV to train on."""
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -68,8 +67,8 @@ class FolderDataModule(SegmentationDataModule):
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
-        labels: str | os.PathLike[str] | None = None,
+        root: str | Path,
+        labels: str | Path | None = None,
         val_fraction: float = 0.2,
         **kwargs: Any,
     ) -> None:

@@ -5,7 +5,6 @@ are those of github.com/mapillary/mapillary_vistas.
 """
 
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -76,7 +75,7 @@ class MapillaryVistasDataModule(SegmentationDataModule):
     fixes: ClassVar[Mapping[str, str]] = {"": "unpack or download the zip file of Mapillary Vistas again"}
     masks_match_images = True
 
-    def __init__(self, root: str | os.PathLike[str], version: Version | None = None, **kwargs: Any) -> None:
+    def __init__(self, root: str | Path, version: Version | None = None, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
         if version is not None and version not in get_args(Version):
             raise UserError(f"version is {version!r}; expected one of {', '.join(get_args(Version))}")

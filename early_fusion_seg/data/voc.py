@@ -4,7 +4,6 @@ The usual training set, "trainaug", has 10,582 images: VOC's train and all image
 that are not in VOC's val. SBD's own train list is not used, because it contains images of VOC's val.
 """
 
-import os
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -82,7 +81,7 @@ class VOCDataModule(SegmentationDataModule):
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | Path,
         augmented: bool = True,
         train_split: TrainSplit = "train",
         download: bool = False,

@@ -7,7 +7,6 @@ Numbers in the mask files:
     panoptic PNG                segment id = R + 256 G + 65536 B, whose category is in the JSON; 0 is void
 """
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -104,9 +103,7 @@ class COCODataModule(SegmentationDataModule):
         }.items()
     }
 
-    def __init__(
-        self, root: str | os.PathLike[str], labels: Labels = "stuff", download: bool = False, **kwargs: Any
-    ) -> None:
+    def __init__(self, root: str | Path, labels: Labels = "stuff", download: bool = False, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
         if labels not in get_args(Labels):
             raise UserError(f"labels is {labels!r}; expected one of {', '.join(get_args(Labels))}")
