@@ -7,11 +7,13 @@ import re
 import signal
 import sys
 import traceback
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 from early_fusion_seg.cli import COMMANDS, usage
+from early_fusion_seg.cli.arguments import help_text
 from early_fusion_seg.errors import UserError, is_ctrl_c
 
 TRACEBACK = "--traceback"
@@ -73,7 +75,12 @@ def _dispatch(args: list[str]) -> int:
         print(f"early-fusion-seg {version('early-fusion-seg')}")
         return 0
     if command not in COMMANDS:
-        raise UserError(f"unknown command {command!r}; the commands are {', '.join(COMMANDS)}")
+        similar = get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {similar[0]}? " if similar else ""
+        raise UserError(f"unknown command {command!r}; {hint}The commands are {', '.join(COMMANDS)}")
+    if args[1:] in (["-h"], ["--help"]) and (text := help_text(command)):
+        print(text, end="")
+        return 0
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for data modules and callbacks of the user, as `python -m` finds them
     module = import_module(f"early_fusion_seg.cli.{COMMANDS[command][0]}")

@@ -16,7 +16,8 @@ from early_fusion_seg.cli import example
 from early_fusion_seg.cli.devices import distributed_settings, is_first_process
 from early_fusion_seg.cli.load_model import find_checkpoint
 from early_fusion_seg.cli.output import RUNS, LoggerName, make_loggers, output_folder, run_folder
-from early_fusion_seg.cli.parsing import HINTS, ShortHelp, parse, recipe_names
+from early_fusion_seg.cli.parsing import HINTS, parse, recipe_names
+from early_fusion_seg.cli.short_help import ShortHelp
 from early_fusion_seg.data import SegmentationDataModule
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.atomic import AtomicCheckpointIO

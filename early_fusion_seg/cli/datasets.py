@@ -9,9 +9,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 import early_fusion_seg
-from early_fusion_seg.cli import example
+from early_fusion_seg.cli.arguments import dataset_command_parser, dataset_usage
 from early_fusion_seg.cli.messages import one_sentence
-from early_fusion_seg.cli.parsing import ShortHelp
 from early_fusion_seg.data import SegmentationDataModule, built_in_datasets
 from early_fusion_seg.errors import UserError
 
@@ -23,32 +22,21 @@ def datasets() -> dict[str, DataClass]:
     return {name: kind for name, kind in built_in_datasets().items() if kind.layouts}
 
 
-def dataset_parser(command: str, description: str, args: Sequence[str]) -> tuple[DataClass, ArgumentParser, list[str]]:
+def dataset_parser(command: str, args: Sequence[str]) -> tuple[DataClass, ArgumentParser, list[str]]:
     """Make the parser of a command that reads a data set.
 
     Args:
         command: Name of the command.
-        description: What the command does, for `--help`.
         args: Arguments after the command: the name of a data set or `--data CLASS`, then options.
 
     Returns:
-        The data module class, a parser to which the command adds its own arguments, and the arguments to parse.
+        The data module class, the parser, and the arguments to parse.
 
     Raises:
         UserError: The data set or class is unknown.
     """
-    names = ", ".join(datasets())
-    usage = f"early-fusion-seg {command} DATASET --data.root ROOT [options]"
-    kind, rest = _data_class(args, usage)
-    parser = ArgumentParser(
-        prog=f"early-fusion-seg {command}",
-        usage=f"{usage}\nexample: {example(command)}",
-        description=f"{description} DATASET is one of {names}; for a data module of your own, give --data CLASS "
-        f"instead, such as --data my_package.MyDataModule. `{command} voc --help` lists the --data options of VOC.",
-        formatter_class=ShortHelp,
-        exit_on_error=False,
-        default_env=False,
-    )
+    kind, rest = _data_class(args, dataset_usage(command))
+    parser = dataset_command_parser(command)
     training_options = inspect.signature(SegmentationDataModule.__init__).parameters.keys() - {"self", "root"}
     parser.add_class_arguments(kind, "data", skip=set(training_options))
     return kind, parser, rest
@@ -84,8 +72,6 @@ def _data_class(args: Sequence[str], usage: str) -> tuple[DataClass, list[str]]:
         if arg.startswith("--data="):
             return _import_data_class(arg.removeprefix("--data=")), [*args[:i], *args[i + 1 :]]
     name, rest = (args[0], list(args[1:])) if args else ("", [])
-    if name in ("-h", "--help"):
-        name, rest = "folder", ["--help"]
     if name not in known:
         raise UserError(f"{usage}: DATASET is {name!r}; expected one of {', '.join(known)}, or --data CLASS")
     return known[name], rest

@@ -5,7 +5,6 @@ The encoder is a frozen ResNet-18 with random weights, so only the head is train
 
 import argparse
 import time
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from early_fusion_seg.callbacks import ResultsWriter, to_pixels
 from early_fusion_seg.callbacks.narrow_progress_bar import NarrowProgressBar
-from early_fusion_seg.cli import example
+from early_fusion_seg.cli.arguments import demo_parser
 from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.cli.output import RUNS, output_folder
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
@@ -31,7 +30,6 @@ from early_fusion_seg.segmenter import ReverseHRNetSeg
 from early_fusion_seg.visualize import panel
 
 SIZE = (96, 128)
-TRAIN_SCENES = 800
 TEST_SCENES = 100
 BATCH_SIZE = 8
 PANELS = 4
@@ -53,7 +51,7 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: A number is out of range.
     """
-    options = _parser().parse_args(args)
+    options = demo_parser().parse_args(args)
     if options.epochs < 1 or options.scenes < BATCH_SIZE:
         raise UserError(
             f"--epochs is {options.epochs} and --scenes {options.scenes}; expected at least 1 and at least {BATCH_SIZE}"
@@ -178,17 +176,3 @@ def _conclusion(model: ReverseHRNetSeg, folder: Path, seconds: float) -> str:
             "  or: early-fusion-seg fit --config camvid --data.root PATH   (pretrained encoder, real images)",
         ]
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "early-fusion-seg demo",
-        usage=f"%(prog)s [options]\nexample: {example('demo')} --epochs 2",
-        description="Train on synthetic street scenes, test on others, and draw panels. Nothing is downloaded.",
-        formatter_class=partial(argparse.ArgumentDefaultsHelpFormatter, max_help_position=30),
-    )
-    parser.add_argument("--output", default="runs/demo", help="folder for the results; earlier results are replaced")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of scenes and training, 0 or more")
-    parser.add_argument("--epochs", type=int, default=8, help="training epochs")
-    parser.add_argument("--scenes", type=int, default=TRAIN_SCENES, help="number of training scenes")
-    return parser

@@ -6,7 +6,7 @@ The rules are those of the official evaluator, so the score is what the benchmar
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import rich
@@ -16,6 +16,7 @@ from PIL import Image
 from rich.progress import track
 
 from early_fusion_seg.callbacks import show_results
+from early_fusion_seg.cli.arguments import Ids
 from early_fusion_seg.cli.datasets import dataset_parser, parse
 from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.cli.output import output_folder
@@ -26,8 +27,6 @@ from early_fusion_seg.io.images import OUTPUT_MARK, read_mask, size_text
 from early_fusion_seg.labels import LabelSet
 from early_fusion_seg.metrics import SegmentationMetrics
 from early_fusion_seg.report import RunFacts, build_results, write_json
-
-Ids = Literal["auto", "raw", "train"]
 
 
 def main(args: list[str]) -> int:
@@ -42,29 +41,7 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: A file is missing, or its labels or size are wrong.
     """
-    description = "Score a folder of predictions (PNGs) by the rules of the official evaluator."
-    kind, parser, rest = dataset_parser("evaluate", description, args)
-    parser.add_argument(
-        "--predictions", type=str, required=True, help="folder of PNGs, named IMAGE.png or IMAGE_ANYTHING.png"
-    )
-    parser.add_argument(
-        "--split",
-        type=Literal["train", "val", "test"],
-        default="val",
-        help="split to score",
-    )
-    parser.add_argument(
-        "--ids",
-        type=Ids,
-        default="auto",
-        help="class ids in the PNGs; raw: those of the data set's masks, which test servers take; train: those that "
-        "predict writes; auto: train for what predict wrote, else raw",
-    )
-    parser.add_argument(
-        "--output",
-        type=str | None,
-        help="folder for results.json, or a file of another name that ends with .json; default: none is written",
-    )
+    kind, parser, rest = dataset_parser("evaluate", args)
     data, options = parse(kind, parser, rest)
     metrics = score_folder(data, options.split, Path(options.predictions), options.ids)
     void = metrics.confusion[:, -1].sum() / max(1, int(metrics.confusion.sum()))

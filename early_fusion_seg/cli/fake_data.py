@@ -1,10 +1,8 @@
 """`early-fusion-seg fake-data KIND ROOT`: write a tiny synthetic copy of a data set in its official layout."""
 
-import argparse
 import shlex
-from pathlib import Path
 
-from early_fusion_seg.cli import example
+from early_fusion_seg.cli.arguments import fake_data_parser
 from early_fusion_seg.cli.datasets import datasets
 from early_fusion_seg.cli.parsing import recipe_names
 from early_fusion_seg.data import Replica
@@ -21,26 +19,12 @@ def main(args: list[str]) -> int:
         0.
 
     Raises:
-        UserError: ROOT is not empty, or a number is out of range.
+        UserError: KIND is unknown, ROOT is not empty, or a number is out of range.
     """
+    options = fake_data_parser().parse_args(args)
     kinds = replicas()
-    parser = argparse.ArgumentParser(
-        "early-fusion-seg fake-data",
-        usage=f"%(prog)s KIND ROOT [options]\nexample: {example('fake-data')}",
-        description="Write a tiny synthetic copy of a data set in its official layout, to try commands without data.",
-    )
-    parser.add_argument("kind", choices=sorted(kinds), metavar="KIND", help=f"one of {', '.join(sorted(kinds))}")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="new or empty folder to write to")
-    parser.add_argument("--images", type=int, default=8, help="images in each split (default: %(default)s)")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        default=(128, 256),
-        help="height and width of the images in pixels (default: 128 256)",
-    )
-    options = parser.parse_args(args)
+    if options.kind not in kinds:
+        raise UserError(f"KIND is {options.kind!r}; expected one of {', '.join(sorted(kinds))}")
     if options.images < 1 or min(options.size) < 8:
         raise UserError(
             f"--images is {options.images} and --size {options.size}; expected at least 1 and at least 8 pixels"

@@ -4,14 +4,14 @@ import contextlib
 import io
 import json
 import re
-from argparse import SUPPRESS, Action, ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # PyYAML comes without types
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -26,22 +26,6 @@ HINTS = (
     "--trainer.NAME sets an argument of Lightning's Trainer, such as --trainer.precision bf16-mixed or "
     "--trainer.devices 2."
 )
-
-
-class ShortHelp(DefaultHelpFormatter):
-    """Show the options of this project with their defaults, without types and without Lightning's Trainer."""
-
-    def add_argument(self, action: Action) -> None:
-        """Leave out the options of the trainer, and model options whose values come from the data."""
-        linked = any(" --> " in option for option in action.option_strings)
-        if not linked and action.dest.split(".")[0] != "trainer":
-            super().add_argument(action)
-
-    def _get_help_string(self, action: Action) -> str:
-        """Return the help with the default, but no type; a default of None is left out, as the text explains it."""
-        text = super()._get_help_string(action)
-        text = re.sub(r"(?<=\()type: %\(type\)s, |, type: %\(type\)s| \(type: %\(type\)s\)", "", text)
-        return text.replace(" (default: %(default)s)", "") if action.default is None else text
 
 
 def add_trainer(parser: LightningArgumentParser) -> None:

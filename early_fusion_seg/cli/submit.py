@@ -6,7 +6,6 @@ The format of each server is the attribute `submission` of its data module.
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import rich
@@ -36,17 +35,7 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: The data set has no test server, or data or checkpoint are wrong.
     """
-    description = "Write the upload for the benchmark's test server, or check it."
-    kind, parser, rest = dataset_parser("submit", description, args)
-    parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of the model to submit")
-    parser.add_argument(
-        "--encoder_weights", type=str | None, help="new place of an encoder weights file if it has moved"
-    )
-    parser.add_argument("--output", type=str | None, help="folder for the PNGs and the archive; a rerun keeps its PNGs")
-    parser.add_argument("--check", type=str | None, help="check this folder or archive instead; needs no checkpoint")
-    parser.add_argument(
-        "--split", type=Literal["train", "val", "test"], default="test", help="split to segment or check"
-    )
+    kind, parser, rest = dataset_parser("submit", args)
     data, options = parse(kind, parser, rest)
     form = data.submission
     if form is None:

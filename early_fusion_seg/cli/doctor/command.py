@@ -13,6 +13,7 @@ import rich
 from rich.progress import track
 from rich.table import Table
 
+from early_fusion_seg.cli.arguments import SAMPLE
 from early_fusion_seg.cli.datasets import dataset_parser, parse
 from early_fusion_seg.cli.doctor.advice import how_to_fix, masks_without_images
 from early_fusion_seg.cli.doctor.layouts import known_layouts, suggestions
@@ -27,7 +28,6 @@ from early_fusion_seg.io.images import read_image, size_text
 from early_fusion_seg.io.terminal import plain
 from early_fusion_seg.labels import LabelSet
 
-SAMPLE = 20  # images read per split without --full
 SHOWN = 10  # problems printed per split
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 EXPECTED = " Expected there:"  # end of the first line of an error that shows a tree of files
@@ -73,16 +73,7 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: The arguments are wrong.
     """
-    description = "Check the files of a data set and print how to fix them."
-    kind, parser, rest = dataset_parser("doctor", description, args)
-    parser.add_argument(
-        "--full",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help=f"read all files instead of a sample of {SAMPLE} images per split; also prints class weights",
-    )
+    kind, parser, rest = dataset_parser("doctor", args)
     data, options = parse(kind, parser, rest)
     sources, errors = open_splits(data)
     if not data.root.is_dir():
