@@ -81,7 +81,7 @@ def _check_palette(label_set: LabelSet, values: NDArray[Any], palette: NDArray[n
         color = "#{:02x}{:02x}{:02x}".format(*palette[number])
         raise UserError(
             f"{file} holds the number {number} in the color {color}, which {label_set.file or label_set.name} gives to "
-            f"the raw_id {by_color[number]}: a program may have renumbered its colors. Save it as RGB if the colors are "
+            f"the raw_id {by_color[number]}: a program may have renumbered its colors. Save it as RGB if colors are "
             "right, or as gray if the numbers are."
         )
 
