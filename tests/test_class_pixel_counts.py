@@ -81,7 +81,7 @@ def test_counts_are_cached_until_a_mask_changes(tmp_path: Path, cache: Path, cou
     class_pixel_counts.class_pixel_counts(train(root), 3)
     assert len(counted) == 3
     labels = (root / "labels.csv").read_text()
-    (root / "labels.csv").write_text(labels.replace("1,0,", "9,0,").replace("2,1,", "1,0,").replace("9,0,", "2,1,"))
+    (root / "labels.csv").write_text(labels.replace("1,0,", "1,9,").replace("2,1,", "2,0,").replace("1,9,", "1,1,"))
     class_pixel_counts.class_pixel_counts(train(root), 3)
     assert len(counted) == 4
 

@@ -6,7 +6,9 @@ from PIL import Image
 
 from early_fusion_seg.data.folder import FolderDataModule, fake_folder
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.labels import LabelSet, raw_ids_of_colors
+from early_fusion_seg.io.images import write_indexed_png
+from early_fusion_seg.labels import LabelSet, read_mask_or_colors
+from early_fusion_seg.labels.mask_colors import raw_ids_of_colors
 
 HEAD = "raw_id,train_id,name,color\n"
 README = HEAD + "0,0,background,#404040\n1,1,cat,#dc3c3c\n255,255,unlabeled,#000000\n"
@@ -84,3 +86,26 @@ def test_a_label_set_without_colors_refuses_colors() -> None:
     labels = LabelSet("small", ("a",), ((1, 2, 3),), ((0, 0),))
     with pytest.raises(UserError, match="small has no class"):
         raw_ids_of_colors(labels, rgb((1, 2, 3)), "a.png")
+
+
+def test_a_palette_that_was_renumbered_is_refused(tmp_path: Path) -> None:
+    labels = table(tmp_path, HEAD + "0,0,ground,#404040\n1,1,cat,#dc3c3c\n2,2,dog,#00a000\n255,255,void,#000000\n")
+    drawn = np.random.default_rng(0).integers(0, 3, (9, 11)).astype(np.uint8)
+    colors = np.array([(0x40, 0x40, 0x40), (0xDC, 0x3C, 0x3C), (0, 0xA0, 0)], np.uint8)
+    Image.fromarray(colors[drawn]).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask_or_colors(labels, tmp_path / "a.png"), drawn)
+    write_indexed_png(tmp_path / "a.png", drawn, colors)
+    np.testing.assert_array_equal(read_mask_or_colors(labels, tmp_path / "a.png"), drawn)
+    write_indexed_png(tmp_path / "a.png", 2 - drawn, colors[::-1])  # the same picture in other numbers
+    with pytest.raises(UserError, match=r"a\.png holds the number 0 in the color #00a000, .*csv gives to the raw_id 2"):
+        read_mask_or_colors(labels, tmp_path / "a.png")
+
+
+def test_a_palette_of_other_colors_is_ignored(tmp_path: Path) -> None:
+    labels = table(tmp_path, README)
+    palette = [(0, 0, 0), (128, 0, 0), (0, 128, 0)]  # of VOC: black is a color of README's table, for another raw id
+    for numbers in ([[0, 1, 1]], [[0, 0, 0]]):
+        write_indexed_png(tmp_path / "a.png", np.array(numbers, np.uint8), palette)
+        np.testing.assert_array_equal(read_mask_or_colors(labels, tmp_path / "a.png"), numbers)
+    write_indexed_png(tmp_path / "a.png", np.array([[7]], np.uint8), palette)  # LabelSet.encode refuses it
+    np.testing.assert_array_equal(read_mask_or_colors(labels, tmp_path / "a.png"), [[7]])

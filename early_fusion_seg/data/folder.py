@@ -17,8 +17,8 @@ from early_fusion_seg.data.listing import composed, files_below, require_folder,
 from early_fusion_seg.data.replica import Replica, Size, block_scene, save_lines, save_pixels
 from early_fusion_seg.errors import MissingFileError, UserError, first_five
 from early_fusion_seg.io.image_files import is_image
-from early_fusion_seg.io.images import read_mask, write_indexed_png
-from early_fusion_seg.labels import LabelSet, raw_ids_of_colors
+from early_fusion_seg.io.images import write_indexed_png
+from early_fusion_seg.labels import LabelSet, read_mask_or_colors
 
 TREE = """  labels.csv              one line per class: raw_id,train_id,name,color
   images/train/a.jpg      any format; the same for images/val, and optionally images/test
@@ -95,7 +95,7 @@ class FolderDataModule(SegmentationDataModule):
             return FileSource([Item(key, path) for key, path in visible_files(self.root, written=False).items()])
         for folder in (self.root / "images", self.root / "masks"):
             require_folder(folder, TREE, WHERE)
-        read_raw = partial(read_mask, from_colors=partial(raw_ids_of_colors, self.label_set))
+        read_raw = partial(read_mask_or_colors, self.label_set)
         return FileSource(self._labeled_items(split), self.label_set, read_raw)
 
     def _labeled_items(self, split: Split) -> list[Item]:

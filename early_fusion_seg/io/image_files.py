@@ -75,6 +75,7 @@ def is_image(path: str | Path | Openable) -> bool:
     Raises:
         UserError: The file is missing or cannot be opened.
     """
+    _pixel_limit()
     with open_file(path) as file:
         try:
             Image.open(file).close()
@@ -94,8 +95,6 @@ def open_image(path: str | Path | Openable, content: bytes) -> Iterator[Image.Im
         content: Bytes of the file.
     """
     limit = _pixel_limit()
-    if Image.MAX_IMAGE_PIXELS == PILLOW_LIMIT:  # the user has not set another one
-        Image.MAX_IMAGE_PIXELS = max(limit, PILLOW_LIMIT)
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > limit:
@@ -115,10 +114,12 @@ def open_image(path: str | Path | Openable, content: bytes) -> Iterator[Image.Im
 
 
 def _pixel_limit() -> int:
-    """Return the number of pixels above which no image is read."""
+    """Return the number of pixels above which no image is read, and raise Pillow's limit to it."""
     text = os.environ.get(LIMIT_VARIABLE, str(MAX_PIXELS))
     if not text.isdecimal():
         raise UserError(f"{LIMIT_VARIABLE} is '{text}'; expected a number of pixels, such as 1000000000")
+    if Image.MAX_IMAGE_PIXELS == PILLOW_LIMIT:  # the user has not set another one
+        Image.MAX_IMAGE_PIXELS = max(int(text), PILLOW_LIMIT)
     return int(text)
 
 

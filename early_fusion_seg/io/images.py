@@ -1,7 +1,6 @@
 """Read images and masks, and write masks that image viewers show in color."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ Picture = np.ndarray | Image.Image | Path | str
 
 OUTPUT_MARK = ".early_fusion_seg"
 """Name of the empty file that marks a folder of images written by this package; `predict` does not read them again."""
-
-ColorReader = Callable[[NDArray[np.uint8], str], NDArray[Any]]
-"""A function of RGB pixels (h, w, 3) and a file name that returns numbers (h, w)."""
 
 NEARLY_BLACK = 16  # of 256 levels; what 12 bits in 16 become
 MULTI_CHANNEL_MODES = ("LA", "RGB", "RGBA")
@@ -116,22 +112,37 @@ def to_rgb_array(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
     return image
 
 
-def read_mask(path: str | Path | Openable, from_colors: ColorReader | None = None) -> NDArray[Any]:
+def read_mask(path: str | Path | Openable) -> NDArray[Any]:
     """Read the numbers stored in a mask file, without any conversion.
 
     Args:
         path: An image in a lossless format, usually a PNG: gray (1 to 16 bits), or indexed, whose palette is ignored.
             Three equal channels of 8 bits count as one, and an alpha channel of one value is dropped.
-        from_colors: Function that converts the RGB pixels of a mask with three channels to numbers. Default (None):
-            three channels that differ are refused.
 
     Returns:
         The numbers, integers of shape (h, w); the array may be read-only.
 
     Raises:
         MissingFileError: The file does not exist.
-        UserError: The file is not an image, is damaged, has a lossy compression or an orientation tag, or has channels
-            that cannot be read as numbers.
+        UserError: The file is not an image, is damaged, is in colors, has a lossy compression or an orientation tag, or
+            has channels that cannot be read as numbers.
+    """
+    values, _ = read_mask_pixels(path)
+    if values.ndim == 2:
+        return values
+    if not has_equal_channels(values):
+        raise UserError(
+            f"{path} is in colors; expected one channel, in which each pixel is the number of its class: "
+            "convert the colors to numbers"
+        )
+    return values[..., 0]
+
+
+def read_mask_pixels(path: str | Path | Openable) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+    """Read what a mask file stores, as `read_mask` does, but also colors.
+
+    Returns:
+        The numbers (h, w), or RGB pixels (h, w, 3); and the palette of an indexed image, RGB of shape (colors, 3).
     """
     content = _read_bytes(path)
     with open_image(path, content) as image:
@@ -139,16 +150,17 @@ def read_mask(path: str | Path | Openable, from_colors: ColorReader | None = Non
         _check_mask_file(path, image, content)
         image.load()  # raises for damaged files; np.asarray may hide it
         mode, values = image.mode, np.asarray(image)
+        palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3) if mode == "P" else None
     if mode in MULTI_CHANNEL_MODES:
-        return _read_channels(path, values, raw_mode, from_colors)
+        return _without_alpha(path, values, raw_mode), None
     if mode not in ("1", "L", "P", "I", *GRAY_16_BIT_MODES):
         raise UserError(
             f"{path} has the mode {mode}; expected a gray or indexed image, in which each pixel is the number of its "
             "class"
         )
     if mode == "1":
-        return values.astype(np.uint8)
-    return values // GRAY_STEP[raw_mode] if raw_mode in GRAY_STEP else values
+        return values.astype(np.uint8), None
+    return values // GRAY_STEP[raw_mode] if raw_mode in GRAY_STEP else values, palette
 
 
 def write_indexed_png(path: str | Path, labels: NDArray[np.uint8], palette: Any) -> None:
@@ -205,26 +217,15 @@ def _check_mask_file(path: str | Path | Openable, image: Image.Image, content: b
         )
 
 
-def _read_channels(
-    path: str | Path | Openable, values: NDArray[Any], raw_mode: str, from_colors: ColorReader | None
-) -> NDArray[Any]:
-    """Return the numbers (h, w) of a mask with several channels (h, w, c): gray and alpha, RGB, or RGB and alpha."""
+def _without_alpha(path: str | Path | Openable, values: NDArray[Any], raw_mode: str) -> NDArray[Any]:
+    """Return the gray levels (h, w) or RGB pixels (h, w, 3) of a mask with several channels (h, w, c)."""
     if _has_16_bits(raw_mode):
         raise UserError(f"{path} has {values.shape[2]} channels of 16 bits; expected one channel")
     if values.shape[2] != 3:
         values, alpha = values[..., :-1], values[..., -1]
         if alpha.min(initial=255) != alpha.max(initial=0):
             raise UserError(f"{path} has transparent pixels, whose class is unclear; save it without an alpha channel")
-    if values.shape[2] == 1:
-        return values[..., 0]
-    if from_colors is not None:
-        return from_colors(values, str(path))
-    if not has_equal_channels(values):
-        raise UserError(
-            f"{path} is in colors; expected one channel, in which each pixel is the number of its class: "
-            "convert the colors to numbers"
-        )
-    return values[..., 0]
+    return values[..., 0] if values.shape[2] == 1 else values
 
 
 def has_equal_channels(pixels: NDArray[Any]) -> bool:

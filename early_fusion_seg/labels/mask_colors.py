@@ -11,8 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from early_fusion_seg.errors import UserError, first_five
-from early_fusion_seg.io.images import has_equal_channels
+from early_fusion_seg.io.image_files import Openable
+from early_fusion_seg.io.images import has_equal_channels, read_mask_pixels
 from early_fusion_seg.labels.label_set import Color, LabelSet
+
+
+def read_mask_or_colors(label_set: LabelSet, file: str | Path | Openable) -> NDArray[Any]:
+    """Read a mask as raw ids (h, w): numbers, as `read_mask` reads them, or the colors of a label set.
+
+    Raises:
+        UserError: The file cannot be read as a mask, or its numbers and its colors mean different classes.
+    """
+    values, palette = read_mask_pixels(file)
+    if values.ndim == 3:
+        return raw_ids_of_colors(label_set, values, str(file))
+    if palette is not None:
+        _check_palette(label_set, values, palette, str(file))
+    return values
 
 
 def raw_ids_of_colors(label_set: LabelSet, pixels: NDArray[np.uint8], file: str | Path) -> NDArray[Any]:
@@ -30,18 +45,45 @@ def raw_ids_of_colors(label_set: LabelSet, pixels: NDArray[np.uint8], file: str 
         UserError: A color is not in the table, or gray pixels mean other classes as colors than as raw ids.
     """
     codes = _color_codes(pixels)
-    known, raw_ids = _color_table(label_set.raw_to_train, label_set.colors)
-    places = np.searchsorted(known[:-1], codes)
-    in_table = known[places] == codes
+    by_color, in_table = _look_up(label_set, codes)
     gray = has_equal_channels(pixels)
     if not in_table.all():
         if gray:
             return pixels[..., 0]
         raise _unknown_colors_error(label_set, codes[~in_table], file)
-    by_color = raw_ids[places]
     if gray and not label_set.unknown_ids(np.unique(pixels).tolist()):
         _check_same_classes(label_set, pixels[..., 0], by_color, file)
     return by_color
+
+
+def _look_up(label_set: LabelSet, codes: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Return the raw id of each color, and whether the label set has the color for one class."""
+    known, raw_ids = _color_table(label_set.raw_to_train, label_set.colors)
+    places = np.searchsorted(known[:-1], codes)
+    return raw_ids[places], known[places] == codes
+
+
+def _check_palette(label_set: LabelSet, values: NDArray[Any], palette: NDArray[np.uint8], file: str) -> None:
+    """Check that the palette of an indexed mask was not renumbered, as by a program that stores colors as a palette.
+
+    If all of its colors, at least two, are in the label set, they must mean the same classes as the numbers.
+    """
+    by_color, in_table = _look_up(label_set, _color_codes(palette))
+    to_train = dict(label_set.raw_to_train)
+    of_number = np.array([to_train.get(number, -1) for number in range(len(palette))])
+    of_color = np.array([to_train.get(raw_id, -1) for raw_id in by_color.tolist()])
+    differs = in_table & (of_number >= 0) & (of_number != of_color)
+    if not differs.any():
+        return
+    used = np.flatnonzero(np.bincount(values.ravel(), minlength=len(palette))[: len(palette)])
+    if len(used) > 1 and in_table[used].all() and differs[used].any():
+        number = int(used[differs[used]][0])
+        color = "#{:02x}{:02x}{:02x}".format(*palette[number])
+        raise UserError(
+            f"{file} holds the number {number} in the color {color}, which {label_set.file or label_set.name} gives to "
+            f"the raw_id {by_color[number]}: a program may have renumbered its colors. Save it as RGB if colors are "
+            "right, or as gray if the numbers are."
+        )
 
 
 def _color_codes(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
