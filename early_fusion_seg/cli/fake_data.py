@@ -1,6 +1,7 @@
 """`early-fusion-seg fake-data KIND ROOT`: write a tiny synthetic copy of a data set in its official layout."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from early_fusion_seg.cli import example
@@ -49,7 +50,8 @@ def main(args: list[str]) -> int:
     replica, use = kinds[options.kind]
     replica.write(options.root, images=options.images, size=tuple(options.size))
     print(
-        f"written: {options.root} (synthetic data). Try it:\n  early-fusion-seg fit {use} --data.root {options.root} "
+        f"written: {options.root} (synthetic data). Try it:\n  early-fusion-seg fit {use} --data.root "
+        f"{shlex.quote(str(options.root))} "
         "--data.crop_size 64 --trainer.fast_dev_run true --model.encoder_weights random"
     )
     return 0
