@@ -134,7 +134,34 @@ def pngs(folder: Path) -> list[str]:
 def test_each_validation_draws_panels_of_the_first_images(tmp_path: Path) -> None:
     data = Pictures([sample(f"deep/{i}.jpg", i) for i in range(4)], batch_size=3)
     trainer(tmp_path, PanelLogger(2)).fit(Brightness(), datamodule=data)
-    assert pngs(tmp_path / "panels") == [f"step-00000{step}/deep/{i}.jpg.png" for step in (2, 4) for i in (0, 1)]
+    assert pngs(tmp_path / "panels") == [f"last/deep/{i}.jpg.png" for i in (0, 1)]  # of both validations
+
+
+class Scores(Brightness):
+    """Logs given scores, one in each validation."""
+
+    def __init__(self, *scores: float) -> None:
+        super().__init__()
+        self.scores = list(scores)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/mIoU", self.scores.pop(0))
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty")  # the second run's
+def test_the_panels_of_the_best_validation_are_kept(tmp_path: Path) -> None:
+    data = Pictures([sample(f"{i}", i) for i in range(2)])
+    drawn = PanelLogger(1)
+    options: dict[str, Any] = {"num_sanity_val_steps": 0, "max_epochs": 1}
+    best: list[int] = []
+    for score in (0.2, 0.1, 0.3):
+        callback = PanelLogger(1)
+        callback.load_state_dict(drawn.state_dict())  # as a resumed run does
+        trainer(tmp_path, callback, **options).fit(Scores(score), datamodule=data)
+        best.append((tmp_path / "panels" / "best" / "0.png").stat().st_mtime_ns)
+        drawn = callback
+    assert pngs(tmp_path / "panels") == ["best/0.png", "last/0.png"]
+    assert best[0] == best[1] < best[2]
 
 
 def test_a_panel_shows_truth_and_prediction_in_the_colors_of_the_classes(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 
 from early_fusion_seg import FrozenEncoder, ReverseHRNetSeg
 from early_fusion_seg.__main__ import main
-from early_fusion_seg.cli.output import best_and_last, output_folder, report_checkpoint
+from early_fusion_seg.cli.metrics_csv import continue_metrics_csv
+from early_fusion_seg.cli.output import best_and_last, make_loggers, output_folder, report_checkpoint
 from early_fusion_seg.data.camvid import fake_camvid_segnet
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -32,15 +33,15 @@ def test_fit_writes_config_metrics_checkpoints_and_panels(trained: Path) -> None
     assert {"config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= found
     assert not (trained / "checkpoints" / "last.ckpt").is_symlink()
     panels = [path for path in found if path.startswith("panels/")]
-    assert len(panels) == 2 * 3  # epochs, images
+    assert len(panels) == 2 * 3  # the best and the last validation, images
     config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"]["width"] == 4
     assert config["trainer"]["max_epochs"] == 2
     assert config.get("output") is None  # a rerun must not overwrite this run
     with (trained / "metrics.csv").open(encoding="utf-8") as file:
         columns = set(csv.DictReader(file).fieldnames or ())
-    assert {"train/loss", "val/mIoU", "val/pixel_accuracy", "val/loss"} <= columns
-    assert any(column.startswith("lr-") for column in columns)
+    assert {"train/loss", "train/lr", "val/mIoU", "val/pixel_accuracy", "val/loss"} <= columns
+    assert [column for column in columns if "lr" in column] == ["train/lr"]
 
 
 @pytest.mark.parametrize(("more", "steps"), [
@@ -113,15 +114,14 @@ def test_class_weights_are_stored_as_numbers(tmp_path: Path) -> None:
 def test_a_run_resumes_in_its_own_folder(camvid: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(fit_args(camvid, run, "--trainer.max_epochs=1")) == 0
-    first = (run / "metrics.csv").read_bytes()
     last = run / "checkpoints" / "last.ckpt"
     before = torch.load(last, weights_only=True)
     assert main(without_output(fit_args(camvid, run, "--trainer.max_epochs=3", f"--ckpt_path={last}"))) == 0
     after = torch.load(last, weights_only=True)
     assert (before["epoch"], after["epoch"]) == (0, 2)
     assert after["global_step"] == 3 * before["global_step"]
-    assert epochs_logged(run) == [1, 2]
-    assert (run / "metrics_1.csv").read_bytes() == first
+    assert epochs_logged(run) == [0, 1, 2]
+    assert sorted(path.name for path in run.glob("metrics*")) == ["metrics.csv"]
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
@@ -200,6 +200,40 @@ def test_best_and_last_are_those_of_the_newest_run(
     assert torch_epoch(newest / "last.ckpt") == 2
 
 
+@pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty")  # the command line hides it
+def test_a_row_that_is_logged_again_is_in_metrics_csv_once(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.csv"
+    before = "epoch,step,train/loss,val/mIoU\n0,9,0.5,\n0,9,,0.1\n1,19,0.4,\n"
+    metrics.write_text(before, encoding="utf-8")
+    with continue_metrics_csv(tmp_path, loggers := make_loggers("csv", tmp_path)):
+        assert metrics.read_text(encoding="utf-8") == before
+        loggers[0].log_metrics({"epoch": 1, "train/loss": 0.4, "train/new": 1}, 19)
+        loggers[0].log_metrics({"epoch": 1, "train/loss": 0.3}, 29)
+        loggers[0].save()
+    with metrics.open(encoding="utf-8") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    assert rows == [
+        {"epoch": "0", "step": "9", "train/loss": "0.5"},
+        {"epoch": "0", "step": "9", "val/mIoU": "0.1"},
+        {"epoch": "1", "step": "19", "train/loss": "0.4"},
+        {"epoch": "1", "step": "19", "train/loss": "0.4", "train/new": "1"},
+        {"epoch": "1", "step": "29", "train/loss": "0.3"},
+    ]
+
+
+def test_fit_ends_with_the_iou_of_each_class_and_the_next_commands(
+    camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    args = ["--trainer.max_epochs=1", "--trainer.profiler=simple", "--data.batch_size=3"]
+    assert main([arg for arg in fit_args(camvid, tmp_path / "a run", *args) if "log_every" not in arg]) == 0
+    captured = capsys.readouterr()
+    assert "Bicyclist" in captured.out
+    assert "validate --config 'a run/config.yaml' --ckpt_path 'a run/checkpoints/best.ckpt'" in captured.out
+    assert "FIT Profiler Report" in caplog.text
+    with (tmp_path / "a run" / "metrics.csv").open(encoding="utf-8") as file:
+        assert sum(bool(row["train/loss"]) for row in csv.DictReader(file)) == 1  # the epoch has one step
+
+
 def test_home_is_expanded_and_a_remote_output_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +262,7 @@ def test_a_resume_that_is_refused_keeps_the_metrics(tmp_path: Path, capsys: pyte
     assert (run / "metrics.csv").read_bytes() == metrics
     assert sorted(path.name for path in run.glob("metrics*")) == ["metrics.csv", "metrics_2.csv"]
     assert main([*args, f"--ckpt_path={last}"]) == 0
-    assert (run / "metrics_3.csv").read_bytes() == metrics  # none is overwritten
+    assert (run / "metrics.csv").read_bytes().startswith(metrics)
 
 
 class DecreasingScore(BoringModel):
@@ -269,10 +303,13 @@ def test_best_ckpt_is_replaced_by_a_better_one_only(tmp_path: Path, capsys: pyte
         model.first = first
         own = ModelCheckpoint(best.parent, "{epoch}", monitor="val/mIoU", mode="max", save_top_k=2)
         callbacks = [own, *best_and_last(best.parents[1], 200)]
+        options["default_root_dir"] = best.parents[1]
         trainer = Trainer(callbacks=callbacks, enable_model_summary=False, **options)
         trainer.fit(model)
         report_checkpoint(trainer)
-        assert capsys.readouterr().out == f"best val/mIoU {100 * expected:.1f} %: {best}\n"
+        *hints, line = capsys.readouterr().out.splitlines()
+        assert line == f"best val/mIoU {100 * expected:.1f} %: {best}"
+        assert "validate --config moved/config.yaml --ckpt_path moved/checkpoints/best.ckpt" in hints[0]
         state = torch.load(best, weights_only=True)["callbacks"]
         (score,) = (value["best_model_score"] for name, value in state.items() if name.startswith("BestCheckpoint"))
         assert score == pytest.approx(expected)

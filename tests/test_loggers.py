@@ -93,6 +93,8 @@ class WandbRun:
         self.config: dict[str, Any] = {}
         for content in records(path.read_bytes()):
             record = Record.FromString(content)
+            if record.WhichOneof("record_type") == "run":
+                self.run = record.run
             for update in (record.run.config.update, record.config.update):
                 self.config |= {item.key: json.loads(item.value_json) for item in update}
             if record.WhichOneof("record_type") == "history":
@@ -119,8 +121,11 @@ def test_records_are_joined_across_blocks() -> None:
 @pytest.mark.usefixtures("offline")
 def test_fit_logs_scores_panels_and_config_to_all_three_loggers(camvid: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert main(fit_args(camvid, run, "--logger=[tensorboard, wandb]", "--trainer.max_epochs=1")) == 0
+    options = ["--wandb.project=mine", "--wandb.name=a run", "--wandb.tags=[x, y]", "--wandb.entity=us"]
+    assert main(fit_args(camvid, run, "--logger=[tensorboard, wandb]", "--trainer.max_epochs=1", *options)) == 0
     wandb = WandbRun(run)
+    assert (wandb.run.project, wandb.run.display_name, list(wandb.run.tags)) == ("mine", "a run", ["x", "y"])
+    assert wandb.run.entity == "us"
     assert csv_columns(run) >= SCORES
     events = tensorboard(run)
     assert set(events.Tags()["scalars"]) >= SCORES
@@ -130,7 +135,7 @@ def test_fit_logs_scores_panels_and_config_to_all_three_loggers(camvid: Path, tm
     assert wandb.values("val/IoU/Road") == pytest.approx([written])
     assert events.Scalars("val/IoU/Road")[0].value == pytest.approx(written)
 
-    assert len(list((run / "panels").rglob("*.png"))) == len(events.Tags()["images"]) == 3
+    assert len(list((run / "panels" / "last").rglob("*.png"))) == len(events.Tags()["images"]) == 3
     (panels,) = wandb.values("panels/val")
     assert (panels["_type"], panels["count"]) == ("images/separated", 3)
     with Image.open(wandb.files / panels["filenames"][0]) as picture:

@@ -1,5 +1,6 @@
 """PanelLogger: log images with their ground truth, prediction and errors."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -20,7 +21,8 @@ class PanelLogger(Callback):
     """Draw the first images of a split as panels of image, ground truth, prediction and errors.
 
     The images are the same at each evaluation, for any number of processes. The panels are logged to TensorBoard and
-    W&B; for a CSV logger they are written as PNG files to `panels/` in its folder.
+    W&B; for a CSV logger they are written as PNG files to `panels/` in its folder: to `last` and, if the validation has
+    the highest `val/mIoU` so far, to `best`; of `validate` and `test` to `val` and `test`.
 
     Args:
         count: Panels per evaluation.
@@ -29,6 +31,15 @@ class PanelLogger(Callback):
     def __init__(self, count: int = 4) -> None:
         self.count = count
         self.panels: dict[str, Pixels] = {}
+        self.best = -math.inf  # highest val/mIoU so far
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the highest score so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the highest score so far."""
+        self.best = state_dict["best"]
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
@@ -70,14 +81,25 @@ class PanelLogger(Callback):
         # rank r has the images r, r + world_size, ...: interleaved, they are in the order of the split
         panels = dict(entry for entries in zip_longest(*per_rank) for entry in entries if entry)
         self.panels = {}
+        folders = [] if trainer.sanity_checking else self._folders(trainer, split)
         step = trainer.global_step
         for logger in trainer.loggers if panels and trainer.is_global_zero else []:  # the sanity check draws none
-            if isinstance(logger, CSVLogger):
-                name = f"step-{step:06d}" if split == "val" and step else split
-                write_images(panels, Path(logger.log_dir) / "panels" / name)
-            else:
+            if not isinstance(logger, CSVLogger):
                 printable = {key.encode(errors="backslashreplace").decode(): image for key, image in panels.items()}
                 log_images(logger, printable, f"panels/{split}", step)
+                continue
+            for name in folders:
+                write_images(panels, Path(logger.log_dir) / "panels" / name)
+
+    def _folders(self, trainer: Trainer, split: str) -> list[str]:
+        """Return the names of the folders for the panels of an evaluation."""
+        if trainer.state.fn != "fit":
+            return [split]
+        score = float(trainer.callback_metrics.get("val/mIoU", -math.inf))
+        if not score > self.best:
+            return ["last"]
+        self.best = score
+        return ["last", "best"]
 
 
 def write_images(images: Mapping[str, Pixels], folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Throughput: log images per second, time spent waiting for data, and GPU memory."""
 
+import math
 import time
 from typing import Any, cast
 
@@ -17,9 +18,13 @@ class Throughput(Callback):
 
     The device is not synchronized: over many steps the times are right without it. Lightning's ThroughputMonitor
     synchronizes at each step and does not measure waiting.
+
+    Args:
+        each_epoch: Log at least once per epoch: lower the trainer's `log_every_n_steps` if an epoch has fewer steps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, each_epoch: bool = False) -> None:
+        self.each_epoch = each_epoch
         self._ended: float | None = None  # time at the end of the last step or at the start of the epoch
         self._started = 0.0
         self._logged_step = 0
@@ -31,6 +36,10 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Discard the measurements of an earlier training."""
+        engine = cast(Any, trainer)  # its type does not declare log_every_n_steps
+        if self.each_epoch and math.isfinite(trainer.num_training_batches):
+            steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+            engine.log_every_n_steps = max(1, min(engine.log_every_n_steps, steps))
         self._logged_step = trainer.global_step
         self._reset()
 

@@ -9,7 +9,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from early_fusion_seg.callbacks import ClassIoU, PanelLogger, ResultsWriter
 from early_fusion_seg.cli.command_cli import CommandCLI
 from early_fusion_seg.cli.load_model import check_classes_match, is_plain_folder, load_model
-from early_fusion_seg.cli.output import preserve_metrics_csv, start_wandb
+from early_fusion_seg.cli.metrics_csv import preserve_metrics_csv
+from early_fusion_seg.cli.output import start_wandb
 from early_fusion_seg.cli.parsing import add_data, add_trainer, add_training_options
 from early_fusion_seg.errors import UserError
 
@@ -17,6 +18,7 @@ from early_fusion_seg.errors import UserError
 class CheckpointCLI(CommandCLI, abc.ABC):
     """Base of the commands that use a trained model; model and classes come from the checkpoint."""
 
+    ckpt_help = "checkpoint of a trained model; best or last: that of the newest run"
     output_help = "folder for the results; default: runs/COMMAND/version_N with the next free N"
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

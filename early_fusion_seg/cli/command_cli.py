@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # not listed in its __all__
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from early_fusion_seg import __version__
+from early_fusion_seg.callbacks.narrow_progress_bar import NarrowProgressBar
 from early_fusion_seg.callbacks.run_config import RunConfig
 from early_fusion_seg.callbacks.slow_bfloat16 import SlowBfloat16Warning
 from early_fusion_seg.cli import example
@@ -34,6 +36,7 @@ class CommandCLI(LightningCLI, ABC):
     """
 
     output_help: ClassVar[str]  # help of `--output`; COMMAND stands for the name of the command
+    ckpt_help: ClassVar[str]  # help of `--ckpt_path`
 
     def __init__(self, command: str, args: list[str]) -> None:
         self.command = command
@@ -100,7 +103,14 @@ class CommandCLI(LightningCLI, ABC):
             help="where metrics are logged besides metrics.csv in the output folder; several: --logger "
             "'[tensorboard, wandb]'",
         )
-        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint to resume from (fit) or to evaluate")
+        parser.add_argument(
+            "--wandb",
+            type=dict[str, object],
+            default={},
+            help="options of W&B's run: --wandb.project NAME, --wandb.name NAME, --wandb.tags '[a, b]', --wandb.entity "
+            "NAME; default: the project early-fusion-seg, or W&B's environment variables",
+        )
+        parser.add_argument("--ckpt_path", type=str | None, help=self.ckpt_help)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; an error is one sentence."""
@@ -127,7 +137,10 @@ class CommandCLI(LightningCLI, ABC):
         if options["default_root_dir"] is None:
             kwargs["default_root_dir"] = str(self.folder)
         if options["logger"] in (None, True):
-            kwargs["logger"] = make_loggers(self.config["logger"], self.folder)
+            kwargs["logger"] = make_loggers(self.config["logger"], self.folder, self.config["wandb"])
+        bars = [c for c in self.config_init["trainer"]["callbacks"] or [] if isinstance(c, ProgressBar)]
+        if options["enable_progress_bar"] is not False and not bars:
+            self.run_callbacks.append(NarrowProgressBar())
         self.trainer_defaults["callbacks"] = [*self.run_callbacks, SlowBfloat16Warning()]
         kwargs |= distributed_settings(options)
         plugins = self.config_init["trainer"]["plugins"] or []

@@ -4,6 +4,7 @@ The encoder is a frozen ResNet-18 with random weights, so only the head is train
 """
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 from typing import Literal
@@ -167,12 +168,13 @@ def _seconds(conv: nn.Module, images: Tensor) -> float:
 def _conclusion(model: ReverseHRNetSeg, folder: Path, seconds: float) -> str:
     metrics = model.metrics["test"]
     most_frequent, miou, accuracy = constant_scores(metrics.confusion)  # type: ignore[arg-type]  # a Module's attribute
+    checkpoint = shlex.quote(str(folder / "model.ckpt"))
     constant = f"mIoU {100 * miou:.1f} %, pixel accuracy {100 * accuracy:.1f} %"
     return "\n".join(
         [
             f"for comparison, {model.class_names[most_frequent]} at every pixel: {constant}",
             f"{seconds:.0f} s; model.ckpt, results.json, confusion.png and panels/ are in {folder}",
-            f"next: early-fusion-seg predict --ckpt_path {folder / 'model.ckpt'} --data.root FOLDER_OF_IMAGES",
+            f"next: early-fusion-seg predict --ckpt_path {checkpoint} --data.root FOLDER_OF_IMAGES",
             "  or: early-fusion-seg fit --config camvid --data.root PATH   (pretrained encoder, real images)",
         ]
     )

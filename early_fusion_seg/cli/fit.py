@@ -3,11 +3,13 @@
 import signal
 import warnings
 
+from early_fusion_seg.cli.metrics_csv import continue_metrics_csv, preserve_metrics_csv
 from early_fusion_seg.cli.output import (
     check_no_other_run,
-    preserve_metrics_csv,
     report_checkpoint,
+    report_classes,
     report_stop,
+    run_folder,
     start_wandb,
     stop_signal,
 )
@@ -65,6 +67,12 @@ class FitCLI(TrainingCLI):
                     raise
                 report_stop(self.trainer, number)
                 return 128 + number
+            if self.trainer.global_step == self.steps_before:
+                raise UserError(
+                    "nothing was trained: the limits of the trainer (max_epochs, max_steps, max_time, "
+                    "limit_train_batches) are reached before the first step; raise them"
+                )
+            report_classes(self.trainer, self.model.class_names)
             report_checkpoint(self.trainer)
         return 0
 
@@ -72,5 +80,9 @@ class FitCLI(TrainingCLI):
         path = self.config["ckpt_path"]
         if path is not None:  # a resumed run continues in its folder; `quiet_lightning` restores the filters
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-        with preserve_metrics_csv(self.folder):
+        own = run_folder(path)
+        continues = own is not None and own.resolve() == self.folder.resolve()
+        with (
+            continue_metrics_csv(self.folder, self.trainer.loggers) if continues else preserve_metrics_csv(self.folder)
+        ):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True)

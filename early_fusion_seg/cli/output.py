@@ -2,24 +2,28 @@
 
 import contextlib
 import math
+import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import rich
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from rich.table import Table
+from rich.text import Text
 
 from early_fusion_seg.callbacks import PredictionWriter
 from early_fusion_seg.callbacks.best_checkpoint import BestCheckpoint
+from early_fusion_seg.callbacks.class_iou import names_for_loggers
 from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.io.run_folder import last_number
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 INSTALL = {"tensorboard": "pip install 'early-fusion-seg[tensorboard]'", "wandb": "pip install wandb"}
@@ -69,26 +73,10 @@ def check_no_other_run(folder: Path, resumed: str | None) -> None:
         )
 
 
-@contextlib.contextmanager
-def preserve_metrics_csv(folder: Path) -> Iterator[None]:
-    """Rename the metrics.csv of an earlier run in the same folder, which the CSV logger would delete.
-
-    The file gets its name back if no new one was written: after an early error, or by `predict`.
-    """
-    metrics = folder / "metrics.csv"
-    if getattr(rank_zero_only, "rank", 0) or not metrics.is_file():
-        yield
-        return
-    earlier = metrics.replace(folder / f"metrics_{max(0, last_number(folder, 'metrics_')) + 1}.csv")
-    try:
-        yield
-    finally:
-        if not metrics.exists():
-            earlier.replace(metrics)
-
-
-def make_loggers(names: LoggerName | list[LoggerName], folder: Path) -> list[Logger]:
-    """Return the CSV logger, then the other loggers by name.
+def make_loggers(
+    names: LoggerName | list[LoggerName], folder: Path, wandb: Mapping[str, Any] | None = None
+) -> list[Logger]:
+    """Return the CSV logger, then the other loggers by name; `wandb` are options of W&B's run.
 
     Raises:
         UserError: The package of a logger is not installed.
@@ -101,7 +89,8 @@ def make_loggers(names: LoggerName | list[LoggerName], folder: Path) -> list[Log
     if "tensorboard" in requested:
         loggers.append(TensorBoardLogger(folder, name="", version=""))
     if "wandb" in requested:
-        loggers.append(WandbLogger(project="early-fusion-seg", save_dir=folder))
+        project = {"project": os.environ.get("WANDB_PROJECT", "early-fusion-seg")}
+        loggers.append(WandbLogger(save_dir=folder, **(project | dict(wandb or {}))))
     return loggers
 
 
@@ -126,12 +115,29 @@ def start_wandb(loggers: list[Logger]) -> None:
 
 
 @rank_zero_only
+def report_classes(trainer: Trainer, class_names: Sequence[str]) -> None:
+    """Print the IoU of each class in the last validation."""
+    table = Table(title=Text("last validation"), title_justify="left")
+    table.add_column("class")
+    table.add_column("IoU %", justify="right")
+    for name, key in zip(class_names, names_for_loggers(class_names), strict=True):
+        iou = trainer.callback_metrics.get(f"val/IoU/{key}")
+        table.add_row(Text(name), "-" if iou is None else f"{100 * float(iou):.1f}")
+    if any(name.startswith("val/IoU/") for name in trainer.callback_metrics):
+        rich.get_console().print(table)
+
+
+@rank_zero_only
 def report_checkpoint(trainer: Trainer) -> None:
-    """Print score and path of the best checkpoint."""
+    """Print score and path of the best checkpoint, and the commands that use it."""
     for best in trainer.checkpoint_callbacks:
         if isinstance(best, BestCheckpoint) and best.best_model_score is not None:
             score = float(best.best_model_score)
             words = f"best val/mIoU {100 * score:.1f} %" if math.isfinite(score) else NO_SCORE
+            path = shlex.quote(os.path.relpath(best.best_model_path))
+            config = shlex.quote(os.path.relpath(Path(trainer.default_root_dir, "config.yaml")))
+            print(f"next: early-fusion-seg validate --config {config} --ckpt_path {path}")
+            print(f"  or: early-fusion-seg predict --ckpt_path {path} --data.root FOLDER_OF_IMAGES")
             print(f"{words}: {best.best_model_path}")
 
 

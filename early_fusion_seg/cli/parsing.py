@@ -21,6 +21,7 @@ from early_fusion_seg.data import SegmentationDataModule, built_in_datasets
 from early_fusion_seg.data.frequencies import Weighting
 from early_fusion_seg.errors import UserError
 
+LOG_STEPS = 10  # the default of log_every_n_steps; epochs that are shorter lower it
 HINTS = (
     "--data.NAME sets an option of the data module, such as --data.num_workers 4; --data.help CLASS lists them all. "
     "--trainer.NAME sets an argument of Lightning's Trainer, such as --trainer.precision bf16-mixed or "
@@ -31,7 +32,12 @@ HINTS = (
 def add_trainer(parser: LightningArgumentParser) -> None:
     """Add the arguments of Lightning's Trainer."""
     parser.add_lightning_class_args(Trainer, "trainer")
-    parser.set_defaults({"trainer.log_every_n_steps": 10})  # small data sets have fewer batches than the default of 50
+    parser.set_defaults(
+        {
+            "trainer.log_every_n_steps": LOG_STEPS,
+            "trainer.enable_model_summary": False,  # Lightning's table calls the frozen encoder a module of 0 FLOPs
+        }
+    )
 
 
 def add_data(parser: LightningArgumentParser, default: dict[str, str] | None = None) -> None:

@@ -19,6 +19,7 @@ UNHELPFUL = (
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
     r"Found \d+ module\(s\) in eval mode",  # the frozen encoder
     r".*does not have many workers",  # the number of workers is the user's choice
+    r"The number of training batches .* is smaller than the logging interval",  # `Throughput` lowers the interval
     r"predict returned None",  # an unreadable file, which is reported at the end
     r"\s*Dump of a value that does not round-trip: a tuple",  # albumentations takes the list that is read back
 )
@@ -32,11 +33,13 @@ def quiet_lightning() -> Iterator[None]:
     """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
+    profilers = logging.getLogger("lightning.pytorch.profilers.profiler")  # their reports are what the user asked for
     with warnings.catch_warnings():
         for message in UNHELPFUL:
             warnings.filterwarnings("ignore", message)
         for logger in loggers:
             logger.setLevel(logging.WARNING)  # hides the seed, the devices found, and advertisements
+        profilers.setLevel(logging.INFO)
         try:
             yield
         except Exception as error:
@@ -44,6 +47,7 @@ def quiet_lightning() -> Iterator[None]:
                 raise
             raise UserError(" ".join(str(error).split())) from error
         finally:
+            profilers.setLevel(logging.NOTSET)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 

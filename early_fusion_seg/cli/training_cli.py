@@ -4,7 +4,6 @@ from abc import ABC
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser
 
 from early_fusion_seg.callbacks import ClassIoU, PanelLogger, Throughput
@@ -13,7 +12,7 @@ from early_fusion_seg.callbacks.validate_at_end import ValidateAtEnd
 from early_fusion_seg.cli.command_cli import CommandCLI
 from early_fusion_seg.cli.load_model import check_classes_match, check_hparams_match, check_not_finished
 from early_fusion_seg.cli.output import best_and_last
-from early_fusion_seg.cli.parsing import add_data, add_trainer, add_training_options, fill_class_weights
+from early_fusion_seg.cli.parsing import LOG_STEPS, add_data, add_trainer, add_training_options, fill_class_weights
 from early_fusion_seg.encoder.encoder_checkpoint import read_checkpoint
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.segmenter import ReverseHRNetSeg
@@ -24,9 +23,12 @@ LINKED = ("class_names", "num_classes", "palette", "ignore_index", "absent", "pr
 class TrainingCLI(CommandCLI, ABC):
     """Base of the commands that take the options of `fit` and make its trainer."""
 
+    ckpt_help = "checkpoint to resume from; last: that of the newest run"
+
     def __init__(self, command: str, args: list[str]) -> None:
         self.stored: dict[str, Any] | None = None  # hyperparameters of the checkpoint to resume from
         self.stored_encoder: dict[str, Any] = {}  # its entry of the encoder
+        self.steps_before = 0  # optimizer steps of that checkpoint
         super().__init__(command, args)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -49,7 +51,7 @@ class TrainingCLI(CommandCLI, ABC):
         if path is None:
             return
         checkpoint = read_checkpoint(path)
-        self.stored = checkpoint["hyper_parameters"]
+        self.stored, self.steps_before = checkpoint["hyper_parameters"], checkpoint["global_step"]
         if (KEY in checkpoint) != (self.config["ema_decay"] is not None):
             word = "with" if KEY in checkpoint else "without"
             raise UserError(f"{path} was saved {word} --ema_decay; resume {word} it")
@@ -69,11 +71,10 @@ class TrainingCLI(CommandCLI, ABC):
         """Make the trainer with the callbacks of training."""
         self.make_folder()
         trainer = self.config["trainer"]
-        self.run_callbacks = [Throughput(), ClassIoU(), PanelLogger(), ValidateAtEnd()]
+        throughput = Throughput(each_epoch=trainer["log_every_n_steps"] == LOG_STEPS)
+        self.run_callbacks = [throughput, ClassIoU(), PanelLogger(), ValidateAtEnd()]
         if self.config["ema_decay"] is not None:
             self.run_callbacks.insert(0, HeadEMA(self.config["ema_decay"]))
-        if trainer["logger"] is not False:
-            self.run_callbacks.append(LearningRateMonitor("step"))
         if trainer["enable_checkpointing"] is not False:
             self.run_callbacks += best_and_last(self.folder, self.config["save_every_n_steps"])
         return super().instantiate_trainer(**kwargs)
