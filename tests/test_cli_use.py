@@ -85,8 +85,10 @@ def test_the_new_place_of_an_encoder_file_can_be_given(camvid: Path, tmp_path: P
     moved = weights.rename(tmp_path / "moved.pth")
     best = run / "checkpoints" / "best.ckpt"
     data = ["--config=camvid", f"--data.root={camvid}", f"--ckpt_path={best}", *QUICK]
-    assert main(["validate", *data]) == 2
     assert main(["validate", *data, f"--model.encoder_weights={moved}"]) == 0
+    assert main(["validate", *data, f"--model.encoder_weights={weights}"]) == 0  # the checkpoint holds the weights
+    torch.save(timm.create_model("resnet18").state_dict(), moved)
+    assert main(["validate", *data, f"--model.encoder_weights={moved}"]) == 2
 
 
 # --- predict

@@ -38,13 +38,13 @@ def test_colors_are_read_as_the_raw_ids_of_their_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("colored", [True, False])
 def test_masks_of_a_folder_may_have_colors_or_equal_channels(tmp_path: Path, colored: bool, mode: str) -> None:
     root = fake_folder(tmp_path, images=2)
-    before = FolderDataModule(root).dataset("train")[0]["mask"]
+    before = FolderDataModule(root).dataset("val")[0]["mask"]
     palette = {1: (0x80, 0x40, 0), 2: (0, 0xA0, 0), 5: (0x60, 0xA0, 0xFF), 9: (0, 0, 0)}  # of fake_folder's labels.csv
     for path in (root / "masks").rglob("*.png"):
         numbers = np.asarray(Image.open(path))
         pixels = np.array([[palette[n] for n in row] for row in numbers.tolist()], np.uint8)
         Image.fromarray(pixels if colored else np.dstack([numbers] * 3)).convert(mode).save(path)
-    np.testing.assert_array_equal(FolderDataModule(root).dataset("train")[0]["mask"], before)
+    np.testing.assert_array_equal(FolderDataModule(root).dataset("val")[0]["mask"], before)
 
 
 def test_gray_pixels_that_are_no_colors_of_the_table_are_raw_ids(tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ class CommandCLI(LightningCLI, ABC):
             kwargs["default_root_dir"] = str(self.folder)
         if options["logger"] in (None, True):
             kwargs["logger"] = make_loggers(self.config["logger"], self.folder, self.config["wandb"])
-        bars = [c for c in self.config_init["trainer"]["callbacks"] or [] if isinstance(c, ProgressBar)]
+        given = self.config_init["trainer"]["callbacks"] or []  # one callback, or several
+        bars = [c for c in (given if isinstance(given, list) else [given]) if isinstance(c, ProgressBar)]
         if options["enable_progress_bar"] is not False and not bars:
             self.run_callbacks.append(NarrowProgressBar())
         self.trainer_defaults["callbacks"] = [*self.run_callbacks, SlowBfloat16Warning()]

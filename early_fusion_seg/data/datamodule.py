@@ -130,8 +130,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self._checked: set[str] = set()  # splits whose masks were checked
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle or copy contains: all but the loader of a run, whose workers cannot be copied."""
-        return self.__dict__ | {"_train_loader": None}
+        """Return what a pickle or copy contains: all but the loaders of a run, whose workers cannot be copied."""
+        ended = self.trainer is None or self.trainer.state.finished  # a run that starts is copied to its processes
+        return self.__dict__ | {"_train_loader": None} | ({"trainer": None} if ended else {})
 
     @property
     @abc.abstractmethod

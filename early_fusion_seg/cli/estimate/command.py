@@ -87,7 +87,7 @@ class EstimateCLI(TrainingCLI):
 
     def make_folder(self) -> RunFolder:
         """Use the temporary folder: nothing is saved."""
-        self.folder = Path(self.config["trainer"]["default_root_dir"])
+        self.folder = Path(self.config["trainer"]["default_root_dir"] or ".")
         return RunFolder(self.folder, self.folder, writes=False)
 
     def instantiate_classes(self) -> None:
