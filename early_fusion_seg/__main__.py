@@ -19,6 +19,12 @@ from early_fusion_seg.errors import UserError, is_ctrl_c
 TRACEBACK = "--traceback"
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a full or read-only disk
 
+OPENMP = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+"""Settings of the OpenMP libraries of GNU and Intel: a thread that waits for others sleeps soon instead of spinning.
+
+Spinning threads take the time of those that compute when another process uses one of the cores.
+"""
+
 
 def main(args: list[str] | None = None) -> int:
     """Run a command.
@@ -33,6 +39,9 @@ def main(args: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a character shows its number instead
             stream.reconfigure(errors="backslashreplace")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in OPENMP.items():  # read when PyTorch is imported
+            os.environ.setdefault(name, value)
     given = sys.argv[1:] if args is None else args
     shown = TRACEBACK in given or bool(os.environ.get("EARLY_FUSION_SEG_TRACEBACK"))
     try:

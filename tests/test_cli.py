@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +42,19 @@ def test_main_passes_arguments_to_the_command(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "early_fusion_seg.cli.demo", demo)
     assert main(["demo", "--output", "x"]) == 7
     assert given == [["--output", "x"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_waiting_threads_sleep_soon_unless_the_user_chooses(given: dict[str, str], expected: str) -> None:
+    code = (
+        "import os; from early_fusion_seg.__main__ import main\n"
+        "main(['--help']); print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == expected
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
@@ -219,7 +234,7 @@ ERRORS: list[tuple[str, list[str], str]] = [
     ("unknown data", ["fit", "--data=Nope"], "data: unknown data module Nope; the data modules are "),
     ("no root", ["fit", "--config=camvid"], "data: CamVidDataModule: the following arguments are required: root"),
     ("wrong root", ["fit", "--config=camvid", "--data.root=/none", *TINY_MODEL], "/none is not a folder"),
-    ("root 1e3", ["fit", "--data=FolderDataModule", "--data.root=1e3", *TINY_MODEL], "there is no label CSV 1e3/labels.csv"),
+    ("root 1e3", ["fit", "--data=FolderDataModule", "--data.root=1e3", *TINY_MODEL], "there is no label CSV 1e3/"),
     ("data key", ["fit", *CAMVID, "--data.rooot=x"], "CamVidDataModule: Option 'rooot' is not accepted"),
     ("data value", ["fit", *CAMVID, "--data.scale=abc"], "data.scale: CamVidDataModule: expected float. Got value"),
     ("data union", ["fit", *CAMVID, "--data.crop_size=abc"], "data.crop_size: CamVidDataModule: expected int; "),

@@ -32,7 +32,7 @@ def test_fit_writes_config_metrics_checkpoints_and_panels(trained: Path) -> None
     found = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= found
     assert not (trained / "checkpoints" / "last.ckpt").is_symlink()
-    panels = [path for path in found if path.startswith("panels/")]
+    panels = [path for path in found if path.startswith("panels/") and path.endswith(".png")]
     assert len(panels) == 2 * 3  # the best and the last validation, images
     config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"]["width"] == 4
