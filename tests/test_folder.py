@@ -165,7 +165,13 @@ def test_images_of_a_test_folder_are_in_no_other_split(tmp_path: Path, test: str
     assert keys(dm, "test") == ["000.jpg", "001.jpg", "002.jpg"]
 
 
-@pytest.mark.parametrize("name", ["train2017", "val_2", "test-set", "dev", "my.test", "street/test", "street/Valid/1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("train2017", "val_2", "test-set", "dev", "my.test", "street/test", "street/Valid/1"),
+        *("trainset", "TestImages", "val_data", "hold-out", "hold_out", "holdout", "tst"),
+    ],
+)
 def test_folders_that_look_like_splits_are_not_mixed(tmp_path: Path, name: str) -> None:
     fake_folder(tmp_path, images=2, splits=False)
     fake_folder(tmp_path / "more", images=2, splits=False)
@@ -178,12 +184,12 @@ def test_folders_that_look_like_splits_are_not_mixed(tmp_path: Path, name: str) 
 
 def test_folders_with_other_names_are_no_splits(tmp_path: Path) -> None:
     fake_folder(tmp_path, images=1, splits=False)
-    for name in ("valley", "trains", "contest", "evaluated"):
+    for name in ("valley", "trains", "contest", "evaluated", "testudo"):
         for kind in ("images", "masks"):
             for path in (tmp_path / kind).glob("*.*"):
                 (tmp_path / kind / name).mkdir()
                 (tmp_path / kind / name / path.name).write_bytes(path.read_bytes())
-    assert len(keys(FolderDataModule(tmp_path), "train") + keys(FolderDataModule(tmp_path), "val")) == 5
+    assert len(keys(FolderDataModule(tmp_path), "train") + keys(FolderDataModule(tmp_path), "val")) == 6
 
 
 @pytest.mark.parametrize("beside", ["images/a.jpg", "images/street/a.jpg"])

@@ -31,7 +31,9 @@ SPLIT_NAMES = {  # names of the folder of each split, in lower case
     "test": ("test", "testing"),
 }
 LIKE_A_SPLIT = re.compile(
-    r"(^|[\W_\d])(train(ing)?|val|valid(ation)?|dev|eval(uation)?|test(ing)?|holdout)([\W_\d]|$)", re.IGNORECASE
+    r"(^|[\W_\d])(train(ing)?|trn|val|valid(ation)?|dev|eval(uation)?|test(ing)?|tst|hold[\W_]?out)"
+    r"([\W_]?(set|split|data|images?|imgs?|files))?([\W_\d]|$)",
+    re.IGNORECASE,
 )
 IN_A_RUN = re.compile(r"(^|/)(runs/[a-z]+|lightning_logs)/version_\d+/")  # below the default output folders
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
