@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_listing import refuse_folder
 
@@ -70,6 +71,15 @@ def test_splits_in_folders(tmp_path: Path) -> None:
     assert len(dm.dataset("test")) == 3
     with pytest.raises(MissingFileError, match="images/val is not a folder"):
         dm.dataset("val")
+
+
+def test_numbers_from_torch_are_taken(tmp_path: Path) -> None:
+    fake_folder(tmp_path, images=10, splits=False)
+    numbers = {"val_fraction": 0.3, "short_side": 20, "random_scale": [0.5, 1.0]}
+    tensors = {name: torch.tensor(value) for name, value in numbers.items()}
+    plain, given = (FolderDataModule(tmp_path, crop_size=16, **options) for options in (numbers, tensors))
+    assert keys(given, "val") == keys(plain, "val")
+    assert next(iter(given.train_dataloader()))["image"].shape[2:] == (16, 16)
 
 
 def test_splits_by_fraction_are_disjoint_complete_and_stable(tmp_path: Path) -> None:

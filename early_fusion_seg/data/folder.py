@@ -79,7 +79,7 @@ class FolderDataModule(SegmentationDataModule):
         if not 0 < val_fraction < 1:
             raise UserError(f"val_fraction is {val_fraction}; expected a number above 0 and below 1")
         self.labels = self.root / "labels.csv" if labels is None else Path(labels)
-        self.val_fraction = val_fraction
+        self.val_fraction = float(val_fraction)
 
     @cached_property
     def label_set(self) -> LabelSet:
