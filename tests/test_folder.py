@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_listing import refuse_folder
 
@@ -70,6 +71,15 @@ def test_splits_in_folders(tmp_path: Path) -> None:
     assert len(dm.dataset("test")) == 3
     with pytest.raises(MissingFileError, match="images/val is not a folder"):
         dm.dataset("val")
+
+
+def test_numbers_from_torch_are_taken(tmp_path: Path) -> None:
+    fake_folder(tmp_path, images=10, splits=False)
+    numbers = {"val_fraction": 0.3, "short_side": 20, "random_scale": [0.5, 1.0]}
+    tensors = {name: torch.tensor(value) for name, value in numbers.items()}
+    plain, given = (FolderDataModule(tmp_path, crop_size=16, **options) for options in (numbers, tensors))
+    assert keys(given, "val") == keys(plain, "val")
+    assert next(iter(given.train_dataloader()))["image"].shape[2:] == (16, 16)
 
 
 def test_splits_by_fraction_are_disjoint_complete_and_stable(tmp_path: Path) -> None:
@@ -165,7 +175,13 @@ def test_images_of_a_test_folder_are_in_no_other_split(tmp_path: Path, test: str
     assert keys(dm, "test") == ["000.jpg", "001.jpg", "002.jpg"]
 
 
-@pytest.mark.parametrize("name", ["train2017", "val_2", "test-set", "dev", "my.test", "street/test", "street/Valid/1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("train2017", "val_2", "test-set", "dev", "my.test", "street/test", "street/Valid/1"),
+        *("trainset", "TestImages", "val_data", "hold-out", "hold_out", "holdout", "tst"),
+    ],
+)
 def test_folders_that_look_like_splits_are_not_mixed(tmp_path: Path, name: str) -> None:
     fake_folder(tmp_path, images=2, splits=False)
     fake_folder(tmp_path / "more", images=2, splits=False)
@@ -178,12 +194,12 @@ def test_folders_that_look_like_splits_are_not_mixed(tmp_path: Path, name: str) 
 
 def test_folders_with_other_names_are_no_splits(tmp_path: Path) -> None:
     fake_folder(tmp_path, images=1, splits=False)
-    for name in ("valley", "trains", "contest", "evaluated"):
+    for name in ("valley", "trains", "contest", "evaluated", "testudo"):
         for kind in ("images", "masks"):
             for path in (tmp_path / kind).glob("*.*"):
                 (tmp_path / kind / name).mkdir()
                 (tmp_path / kind / name / path.name).write_bytes(path.read_bytes())
-    assert len(keys(FolderDataModule(tmp_path), "train") + keys(FolderDataModule(tmp_path), "val")) == 5
+    assert len(keys(FolderDataModule(tmp_path), "train") + keys(FolderDataModule(tmp_path), "val")) == 6
 
 
 @pytest.mark.parametrize("beside", ["images/a.jpg", "images/street/a.jpg"])

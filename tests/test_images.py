@@ -292,6 +292,11 @@ def test_mask_in_a_lossy_format_is_refused_whatever_its_name(tmp_path: Path, kin
         read_mask(tmp_path / "a.png")
 
 
+def test_mask_in_lossless_webp_is_read(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([GRAY] * 3)).save(tmp_path / "a.png", format="WEBP", lossless=True)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), GRAY)
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "BMP", "PPM", "TGA", "PCX"])
 def test_mask_in_a_lossless_format_is_read(tmp_path: Path, kind: str) -> None:
     Image.fromarray(GRAY).save(tmp_path / "a.png", format=kind)

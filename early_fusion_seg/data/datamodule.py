@@ -122,7 +122,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self.crop_size = _pair(crop_size)
         self.scale = float(scale)
         self.rare_class_share = float(rare_class_share)
-        self.train_transform = train_transform or TrainAugmentation(self.crop_size, random_scale, short_side)
+        factors = float(random_scale[0]), float(random_scale[1])
+        side = None if short_side is None else int(short_side)
+        self.train_transform = train_transform or TrainAugmentation(self.crop_size, factors, side)
         self.eval_transform = eval_transform
         self._train_loader: TrainLoader | None = None
         self._restored: dict[str, int] | None = None

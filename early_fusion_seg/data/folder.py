@@ -30,7 +30,9 @@ SPLIT_NAMES = {  # names of the folder of each split, in lower case
     "test": ("test", "testing"),
 }
 LIKE_A_SPLIT = re.compile(
-    r"(^|[\W_\d])(train(ing)?|val|valid(ation)?|dev|eval(uation)?|test(ing)?|holdout)([\W_\d]|$)", re.IGNORECASE
+    r"(^|[\W_\d])(train(ing)?|trn|val|valid(ation)?|dev|eval(uation)?|test(ing)?|tst|hold[\W_]?out)"
+    r"([\W_]?(set|split|data|images?|imgs?|files))?([\W_\d]|$)",
+    re.IGNORECASE,
 )
 IN_A_RUN = re.compile(r"(^|/)(runs/[a-z]+|lightning_logs)/version_\d+/")  # below the default output folders
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
@@ -76,7 +78,7 @@ class FolderDataModule(SegmentationDataModule):
         if not 0 < val_fraction < 1:
             raise UserError(f"val_fraction is {val_fraction}; expected a number above 0 and below 1")
         self.labels = self.root / "labels.csv" if labels is None else Path(labels)
-        self.val_fraction = val_fraction
+        self.val_fraction = float(val_fraction)
 
     @cached_property
     def label_set(self) -> LabelSet:

@@ -21,6 +21,7 @@ OUTPUT_MARK = ".early_fusion_seg"
 NEARLY_BLACK = 16  # of 256 levels; what 12 bits in 16 become
 MULTI_CHANNEL_MODES = ("LA", "RGB", "RGBA")
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF")  # some may be lossless; GIF renumbers its colors
+LOSSLESS_WEBP = b"VP8L"  # name of the first chunk of the file
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")  # Pillow's names of compressions
 GRAY_16_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 MIN_REDUCED_SIDE = 64  # pixels; smaller images are not reduced
@@ -204,7 +205,8 @@ def _read_bytes(path: str | Path | Openable) -> bytes:
 def _check_mask_file(path: str | Path | Openable, image: Image.Image, content: bytes) -> None:
     """Refuse masks whose numbers or directions are not those that were drawn."""
     compression = str(image.info.get("compression"))
-    if image.format in LOSSY_FORMATS or compression in LOSSY_TIFF:
+    lossy = image.format in LOSSY_FORMATS and content[12:16] != LOSSLESS_WEBP
+    if lossy or compression in LOSSY_TIFF:
         kind = f"{image.format} file" + (f" with {compression} compression" if compression in LOSSY_TIFF else "")
         raise UserError(
             f"{path} is a {kind}, which may change the numbers of classes when it is saved. Save masks as PNG, from "

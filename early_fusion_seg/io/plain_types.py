@@ -1,5 +1,6 @@
 """Plain types: what a checkpoint, a JSON file and a YAML file can hold without code of other packages."""
 
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
@@ -50,16 +51,24 @@ def to_plain(value: Any, name: str) -> Any:
 
 
 def without_numpy(value: Any) -> Any:
-    """Convert numbers and arrays of numpy, and paths, in nested dicts, lists and tuples; arrays become tensors.
+    """Convert numbers and arrays of numpy, and paths, in nested dicts, lists, tuples and sets; arrays become tensors.
 
-    All else is returned as it is. `torch.load(weights_only=True)` refuses what numpy and pathlib write.
+    All else is returned as it is. `torch.load(weights_only=True)` refuses what numpy and pathlib write. Of the
+    subclasses of dict it reads OrderedDict and Counter; others, such as defaultdict, become dicts.
 
     Example:
         >>> without_numpy({"patience": np.int64(3), "scores": [np.float64(0.5)], "net": "resnet18"})
         {'patience': 3, 'scores': [0.5], 'net': 'resnet18'}
     """
-    if type(value) is dict:
-        return {without_numpy(k): without_numpy(v) for k, v in value.items()}
+    if isinstance(value, dict):
+        plain = {without_numpy(k): without_numpy(v) for k, v in value.items()}
+        if type(value) not in (OrderedDict, Counter):
+            return plain
+        copy = type(value)(plain)
+        copy.__dict__.update(value.__dict__)  # the state of a module has versions of its parts there
+        return copy
+    if isinstance(value, set | frozenset):
+        return set(map(without_numpy, value))
     if type(value) in (list, tuple):
         return type(value)(map(without_numpy, value))
     if isinstance(value, np.ndarray):
