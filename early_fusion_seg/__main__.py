@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import traceback
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ def main(args: list[str] | None = None) -> int:
         Exit code: 0 on success; 1 if a part of the work failed; 2 on a user error, explained in one line on stderr; 128
         plus its number after a signal: 130 after Ctrl-C, 143 after SIGTERM.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin slow down busy machines
     given = sys.argv[1:] if args is None else args
     shown = TRACEBACK in given or bool(os.environ.get("EARLY_FUSION_SEG_TRACEBACK"))
     try:
@@ -69,7 +71,8 @@ def _dispatch(args: list[str]) -> int:
         print(f"early-fusion-seg {version('early-fusion-seg')}")
         return 0
     if command not in COMMANDS:
-        raise UserError(f"unknown command {command!r}; the commands are {', '.join(COMMANDS)}")
+        nearest = "".join(f"did you mean {name}? " for name in get_close_matches(command, COMMANDS, 1))
+        raise UserError(f"unknown command {command!r}; {nearest}the commands are {', '.join(COMMANDS)}")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for data modules and callbacks of the user, as `python -m` finds them
     module = import_module(f"early_fusion_seg.cli.{COMMANDS[command][0]}")
