@@ -219,7 +219,7 @@ ERRORS: list[tuple[str, list[str], str]] = [
     ("unknown data", ["fit", "--data=Nope"], "data: unknown data module Nope; the data modules are "),
     ("no root", ["fit", "--config=camvid"], "data: CamVidDataModule: the following arguments are required: root"),
     ("wrong root", ["fit", "--config=camvid", "--data.root=/none", *TINY_MODEL], "/none is not a folder"),
-    ("root 1e3", ["fit", "--data=FolderDataModule", "--data.root=1e3", *TINY_MODEL], "there is no label CSV 1e3/labels.csv"),
+    ("root 1e3", ["fit", "--data=FolderDataModule", "--data.root=1e3", *TINY_MODEL], "label CSV 1e3/labels.csv"),
     ("data key", ["fit", *CAMVID, "--data.rooot=x"], "'rooot' is not accepted; did you mean --data.root? "),
     ("data value", ["fit", *CAMVID, "--data.scale=abc"], "data.scale: CamVidDataModule: expected float. Got value"),
     ("data union", ["fit", *CAMVID, "--data.crop_size=abc"], "data.crop_size: CamVidDataModule: expected int; "),

@@ -234,8 +234,9 @@ def _nearest_option(message: str, options: list[str]) -> str:
         return ""
     option, group, in_group, of_data = found.groups()
     if of_data is not None:
-        kinds = [SegmentationDataModule, *(k for k in built_in_datasets().values() if f"{k.__name__}'" in message)]
-        parameters = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+        kinds = [kind for kind in built_in_datasets().values() if f"{kind.__name__}'" in message]
+        parameters = set(inspect.signature(SegmentationDataModule).parameters)
+        parameters.update(*(inspect.signature(kind).parameters for kind in kinds))
         option, options = f"data.{of_data}", [f"data.{name}" for name in sorted(parameters)]
     elif group is not None:
         option = f"{group}.{in_group}"
