@@ -107,8 +107,7 @@ class CommandCLI(LightningCLI, ABC):
             "--wandb",
             type=dict[str, object],
             default={},
-            help="options of W&B's run: --wandb.project NAME, --wandb.name NAME, --wandb.tags '[a, b]', --wandb.entity "
-            "NAME; default: the project early-fusion-seg, or W&B's environment variables",
+            help="--wandb.project NAME; also name, entity, tags",
         )
         parser.add_argument("--ckpt_path", type=str | None, help=self.ckpt_help)
 
@@ -138,9 +137,9 @@ class CommandCLI(LightningCLI, ABC):
             kwargs["default_root_dir"] = str(self.folder)
         if options["logger"] in (None, True):
             kwargs["logger"] = make_loggers(self.config["logger"], self.folder, self.config["wandb"])
-        given = self.config_init["trainer"]["callbacks"] or []  # one callback, or several
-        bars = [c for c in (given if isinstance(given, list) else [given]) if isinstance(c, ProgressBar)]
-        if options["enable_progress_bar"] is not False and not bars:
+        own = self.config_init["trainer"]["callbacks"] or []
+        has_bar = any(isinstance(callback, ProgressBar) for callback in (own if isinstance(own, list) else [own]))
+        if options["enable_progress_bar"] is not False and not has_bar:
             self.run_callbacks.append(NarrowProgressBar())
         self.trainer_defaults["callbacks"] = [*self.run_callbacks, SlowBfloat16Warning()]
         kwargs |= distributed_settings(options)

@@ -1,11 +1,13 @@
 """Options that several commands share, recipes by name, and parsing with short error messages."""
 
 import contextlib
+import inspect
 import io
 import json
 import re
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -118,7 +120,8 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
         with contextlib.redirect_stdout(printed) if printing else contextlib.nullcontext():
             return parser.parse_args(args)
     except ArgumentError as error:
-        raise UserError(f"{one_sentence(error.message)}; {_hint(parser.prog, error.message)}") from error
+        nearest = _nearest_option(error.message, list(parser.get_defaults().keys()))
+        raise UserError(f"{one_sentence(error.message)}; {nearest}{_hint(parser.prog, error.message)}") from error
     finally:
         print(without_defaults(printed.getvalue(), parser.get_defaults()["trainer"].as_dict()), end="")
 
@@ -201,6 +204,26 @@ def without_defaults(text: str, trainer: Mapping[str, Any]) -> str:
         return text
     config["trainer"] = {key: value for key, value in config["trainer"].items() if value != trainer[key]}
     return str(yaml.safe_dump(config, sort_keys=False))
+
+
+def _nearest_option(message: str, options: list[str]) -> str:
+    """Return "did you mean X? " for an unknown option that is close to one of the parser or of a data module."""
+    found = re.search(
+        r"unrecognized arguments: --([\w.]+)|Group '(\w+)' does not accept option '(\w+)'|"
+        r"Option '(\w+)' is not accepted",
+        message,
+    )
+    if found is None:
+        return ""
+    option, group, in_group, of_data = found.groups()
+    if of_data is not None:
+        kinds = [kind for kind in built_in_datasets().values() if f"{kind.__name__}'" in message]
+        parameters = set(inspect.signature(SegmentationDataModule).parameters)
+        parameters.update(*(inspect.signature(kind).parameters for kind in kinds))
+        option, options = f"data.{of_data}", [f"data.{name}" for name in sorted(parameters)]
+    elif group is not None:
+        option = f"{group}.{in_group}"
+    return "".join(f"did you mean --{name}? " for name in get_close_matches(option, options, 1))
 
 
 def _hint(prog: str, message: str) -> str:

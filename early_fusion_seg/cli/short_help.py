@@ -16,7 +16,7 @@ class ShortHelp(DefaultHelpFormatter):
             super().add_argument(action)
 
     def _get_help_string(self, action: Action) -> str:
-        """Return the help with the default, but no type; a default of None is left out, as the text explains it."""
+        """Return the help with the default, but no type; None and {} are left out, as the text explains them."""
         text = super()._get_help_string(action)
         text = re.sub(r"(?<=\()type: %\(type\)s, |, type: %\(type\)s| \(type: %\(type\)s\)", "", text)
-        return text.replace(" (default: %(default)s)", "") if action.default is None else text
+        return text.replace(" (default: %(default)s)", "") if action.default in (None, {}) else text

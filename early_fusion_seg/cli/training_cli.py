@@ -23,7 +23,7 @@ LINKED = ("class_names", "num_classes", "palette", "ignore_index", "absent", "pr
 class TrainingCLI(CommandCLI, ABC):
     """Base of the commands that take the options of `fit` and make its trainer."""
 
-    ckpt_help = "checkpoint to resume from; last: that of the newest run"
+    ckpt_help = "checkpoint to resume from; last: the newest run's"
 
     def __init__(self, command: str, args: list[str]) -> None:
         self.stored: dict[str, Any] | None = None  # hyperparameters of the checkpoint to resume from

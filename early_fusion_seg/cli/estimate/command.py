@@ -34,6 +34,7 @@ from early_fusion_seg.cli.estimate.figures import (
     validations,
 )
 from early_fusion_seg.cli.messages import echo
+from early_fusion_seg.cli.output import RUNS
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.cli.training_cli import TrainingCLI
 from early_fusion_seg.errors import UserError
@@ -86,9 +87,10 @@ class EstimateCLI(TrainingCLI):
         self.config["trainer"]["logger"] = False
 
     def make_folder(self) -> RunFolder:
-        """Use the temporary folder: nothing is saved."""
-        self.folder = Path(self.config["trainer"]["default_root_dir"] or ".")
-        return RunFolder(self.folder, self.folder, writes=False)
+        """Make none: nothing is saved."""
+        folder = RunFolder(self.output, RUNS / self.command, writes=False)
+        self.folder = folder.path
+        return folder
 
     def instantiate_classes(self) -> None:
         """Make what fit makes; the trainer of fit gives the length of the run and never runs."""
