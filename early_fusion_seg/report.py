@@ -175,8 +175,8 @@ def _markdown_text(text: str) -> str:
 
 
 def score_table(results: Results) -> Table:
-    """Return the scores as a rich table for the terminal."""
-    table = Table(title=plain(caption(results)), title_justify="left")
+    """Return the scores as a rich table for the terminal, without the caption."""
+    table = Table()
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     for name, value in table_rows(results):

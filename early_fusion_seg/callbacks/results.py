@@ -13,7 +13,7 @@ from early_fusion_seg.callbacks.loggers import log_images, log_results
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.io.terminal import plain
-from early_fusion_seg.report import EncoderFacts, Results, RunFacts, build_results, score_table, write_json
+from early_fusion_seg.report import EncoderFacts, Results, RunFacts, build_results, caption, score_table, write_json
 from early_fusion_seg.visualize import Pixels, confusion_picture
 
 Split = Literal["val", "test"]
@@ -107,6 +107,7 @@ class ResultsWriter(Callback):
 def show_results(results: Results, path: Path | str | None) -> None:
     """Print the score table, the encoder with the license of its weights, and the path of the results."""
     console = rich.get_console()  # shared with Lightning's progress bar, so that they do not overwrite each other
+    console.print(plain(caption(results)), style="italic", soft_wrap=True)  # the table's title would break at its width
     console.print(score_table(results))
     if encoder := results["encoder"]:
         license = encoder["license"] or "not stated"
