@@ -243,7 +243,17 @@ def test_what_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_files_of_systems_and_tools_are_passed_over(tmp_path: Path) -> None:
     fake_folder(tmp_path, images=5, splits=False)
-    names = ("Thumbs.db", "desktop.ini", ".DS_Store", "000.json", "001.txt", "002.XML", "classes.txt", "a.yaml")
+    names = (
+        "Thumbs.db",
+        "desktop.ini",
+        ".DS_Store",
+        "000.json",
+        "001.txt",
+        "002.XML",
+        "classes.txt",
+        "a.yaml",
+        "000.TFW",
+    )
     for name in names:
         (tmp_path / "images" / name).write_text("x")
         (tmp_path / "masks" / name).write_text("x")

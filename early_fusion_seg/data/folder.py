@@ -38,7 +38,7 @@ IN_A_RUN = re.compile(r"(^|/)(runs/[a-z]+|lightning_logs)/version_\d+/")  # belo
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 COMPANIONS = (  # ends of the names of files that tools put beside images, in lower case
     *(".json", ".txt", ".xml", ".csv", ".yaml", ".yml", ".xmp", ".aae", ".ini", ".db", ".md", ".log", ".cache"),
-    *(".html", ".lnk", ".url"),
+    *(".html", ".lnk", ".url", ":zone.identifier", ".jgw", ".pgw", ".tfw", ".wld", ".prj", ".geojson"),
 )
 WHERE = "To predict, any folder with images can be used."
 
