@@ -18,9 +18,9 @@ from early_fusion_seg.segmenter import ReverseHRNetSeg
 LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
-def process_state() -> tuple[list[object], list[int]]:
-    """Return the warning filters and the levels of Lightning's loggers."""
-    return list(warnings.filters), [logging.getLogger(name).level for name in LOGGERS]
+def process_state() -> tuple[list[object], list[int], object]:
+    """Return the warning filters, the levels of Lightning's loggers, and the format of warnings."""
+    return list(warnings.filters), [logging.getLogger(name).level for name in LOGGERS], warnings.formatwarning
 
 
 def test_training_in_python_changes_neither_filters_nor_log_levels(tmp_path: Path) -> None:
@@ -50,9 +50,12 @@ def test_the_command_line_restores_filters_and_log_levels(camvid: Path, tmp_path
 def test_filters_and_levels_are_set_inside_the_block_only() -> None:
     before = process_state()
     with quiet_lightning():
-        filters, levels = process_state()
+        filters, levels, _ = process_state()
         assert len(filters) > len(before[0])
         assert levels == [logging.WARNING] * 2
+        assert warnings.formatwarning("a crop is large", UserWarning, "a.py", 3) == "warning: a crop is large\n"
+        old = warnings.formatwarning("f is old", DeprecationWarning, "a.py", 3)
+        assert old == "warning: a.py:3: DeprecationWarning: f is old\n"
         warnings.warn("The 'train_dataloader' does not have many workers", stacklevel=1)  # else an error
     assert process_state() == before
 

@@ -29,16 +29,18 @@ UNHELPFUL = (
 def quiet_lightning() -> Iterator[None]:
     """Hide Lightning's advice within the block, and raise what it refuses as UserError.
 
-    Log levels and warning filters are restored at the end.
+    Log levels, warning filters and the format of warnings are restored at the end.
     """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     profilers = logging.getLogger("lightning.pytorch.profilers.profiler")  # their reports are what the user asked for
+    format_before = warnings.formatwarning
     with warnings.catch_warnings():
         for message in UNHELPFUL:
             warnings.filterwarnings("ignore", message)
         for logger in loggers:
             logger.setLevel(logging.WARNING)  # hides the seed, the devices found, and advertisements
+        warnings.formatwarning = _format_warning
         profilers.setLevel(logging.INFO)
         try:
             yield
@@ -47,9 +49,18 @@ def quiet_lightning() -> Iterator[None]:
                 raise
             raise UserError(" ".join(str(error).split())) from error
         finally:
+            warnings.formatwarning = format_before
             profilers.setLevel(logging.NOTSET)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format a warning for users without the line of code, and one for developers (deprecations) with its place."""
+    place = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    return f"warning: {place}{message}\n"
 
 
 def _is_about_settings(error: Exception) -> bool:
