@@ -65,10 +65,11 @@ def main(args: list[str] | None = None) -> int:
             raise
         message = f"lost the connection to another process ({lost[0]}); see the output of that process"
     except (KeyboardInterrupt, SystemExit) as error:
-        if not is_ctrl_c(error):
+        number = signal.SIGINT if is_ctrl_c(error) else signal.SIGTERM
+        if number == signal.SIGTERM and type(error).__name__ != "SIGTERMException":  # Lightning's, perhaps not imported
             raise
-        print("early-fusion-seg: stopped by SIGINT", file=sys.stderr)
-        return 128 + signal.SIGINT
+        print(f"early-fusion-seg: stopped by {number.name}", file=sys.stderr)
+        return 128 + number
     if shown:
         traceback.print_exception(reported)
     print(f"early-fusion-seg: error: {message}", file=sys.stderr)

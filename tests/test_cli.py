@@ -10,6 +10,7 @@ import torch
 import yaml
 from cli_runs import QUICK, TINY_MODEL
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset
 
 from early_fusion_seg.__main__ import main, plain_message
@@ -207,6 +208,17 @@ def test_ctrl_c_is_one_line(
     monkeypatch.setattr("early_fusion_seg.cli.demo.main", interrupted)
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "early-fusion-seg: stopped by SIGINT\n"
+
+
+def test_sigterm_in_any_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(args: list[str]) -> int:
+        raise SIGTERMException
+
+    monkeypatch.setattr("early_fusion_seg.cli.demo.main", stopped)
+    assert main(["demo"]) == 143
+    assert capsys.readouterr().err == "early-fusion-seg: stopped by SIGTERM\n"
 
 
 class Broken(Dataset[int]):

@@ -344,9 +344,9 @@ def test_a_run_killed_within_an_epoch_resumes(tmp_path: Path) -> None:
     epoch = torch_epoch(last)
     more = [f"--ckpt_path={last}", f"--trainer.max_epochs={epoch + 3}"]
     assert main(without_output(fit_args(camvid, run, *more))) == 0
-    *again, first, second = epochs_logged(run)
+    *before, first, second = epochs_logged(run)
     assert (first, second) == (epoch + 1, epoch + 2)
-    assert again in ([], [epoch])  # a validation during which it was killed is repeated
+    assert set(before) <= set(range(epoch + 1))  # those that were written when it was killed
     assert torch_epoch(last) == epoch + 2
 
 

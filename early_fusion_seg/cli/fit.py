@@ -1,6 +1,5 @@
 """`early-fusion-seg fit`: train a model, or resume from a checkpoint."""
 
-import signal
 import warnings
 
 from early_fusion_seg.cli.metrics_csv import continue_metrics_csv, preserve_metrics_csv
@@ -15,7 +14,7 @@ from early_fusion_seg.cli.output import (
 )
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.cli.training_cli import TrainingCLI
-from early_fusion_seg.errors import UserError, is_ctrl_c
+from early_fusion_seg.errors import UserError
 
 
 def main(args: list[str]) -> int:
@@ -62,7 +61,7 @@ class FitCLI(TrainingCLI):
             except UserError:
                 raise
             except BaseException as error:
-                number = signal.SIGINT if is_ctrl_c(error) else stop_signal(self.trainer)
+                number = stop_signal(self.trainer, error)
                 if number is None:
                     raise
                 report_stop(self.trainer, number)

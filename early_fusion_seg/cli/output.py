@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +24,7 @@ from early_fusion_seg.callbacks import PredictionWriter
 from early_fusion_seg.callbacks.best_checkpoint import BestCheckpoint
 from early_fusion_seg.callbacks.class_iou import names_for_loggers
 from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
-from early_fusion_seg.errors import UserError
+from early_fusion_seg.errors import UserError, is_ctrl_c
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 INSTALL = {"tensorboard": "pip install 'early-fusion-seg[tensorboard]'", "wandb": "pip install wandb"}
@@ -141,10 +142,13 @@ def report_checkpoint(trainer: Trainer) -> None:
             print(f"{words}: {best.best_model_path}")
 
 
-def stop_signal(trainer: Trainer) -> signal.Signals | None:
-    """Return the signal that asked a run to stop, None if there was none."""
+def stop_signal(trainer: Trainer, error: BaseException) -> signal.Signals | None:
+    """Return the signal that ended a run with an error, None if the error has another reason."""
+    if is_ctrl_c(error):
+        return signal.SIGINT
     received = [c.received for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
-    return next(filter(None, received), None)
+    lightnings = signal.SIGTERM if isinstance(error, SIGTERMException) else None  # without LastCheckpoint
+    return next(filter(None, received), lightnings)
 
 
 @rank_zero_only
