@@ -11,7 +11,7 @@ class MissingFileError(UserError, FileNotFoundError):
     """A required file or folder does not exist."""
 
 
-def first_five(texts: Iterable[object]) -> str:
+def first_five(texts: Iterable[object], separator: str = ", ") -> str:
     """List the first five of several things for a message, and count the others.
 
     Example:
@@ -19,7 +19,7 @@ def first_five(texts: Iterable[object]) -> str:
         'a, b, c, d, e and 2 more'
     """
     listed = [str(text) for text in texts]
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+    return separator.join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
 def is_ctrl_c(error: BaseException) -> bool:

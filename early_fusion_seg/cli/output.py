@@ -18,13 +18,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
-from rich.text import Text
 
 from early_fusion_seg.callbacks import PredictionWriter
 from early_fusion_seg.callbacks.best_checkpoint import BestCheckpoint
 from early_fusion_seg.callbacks.class_iou import names_for_loggers
 from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
 from early_fusion_seg.errors import UserError, is_ctrl_c
+from early_fusion_seg.io.terminal import plain
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 INSTALL = {"tensorboard": "pip install 'early-fusion-seg[tensorboard]'", "wandb": "pip install wandb"}
@@ -118,12 +118,12 @@ def start_wandb(loggers: list[Logger]) -> None:
 @rank_zero_only
 def report_classes(trainer: Trainer, class_names: Sequence[str]) -> None:
     """Print the IoU of each class in the last validation."""
-    table = Table(title=Text("last validation"), title_justify="left")
+    table = Table(title="last validation", title_justify="left")
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     for name, key in zip(class_names, names_for_loggers(class_names), strict=True):
         iou = trainer.callback_metrics.get(f"val/IoU/{key}")
-        table.add_row(Text(name), "-" if iou is None else f"{100 * float(iou):.1f}")
+        table.add_row(plain(name), "-" if iou is None else f"{100 * float(iou):.1f}")
     if any(name.startswith("val/IoU/") for name in trainer.callback_metrics):
         rich.get_console().print(table)
 

@@ -183,7 +183,7 @@ def with_plain_strings(args: Sequence[str]) -> list[str]:
 
 def _is_yaml_string(value: str) -> bool:
     """Return whether the parser reads a value as a string; unlike PyYAML it reads 1e3 as a number."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # not a number
         float(value)
         return False
     try:

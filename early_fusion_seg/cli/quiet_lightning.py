@@ -44,7 +44,7 @@ def quiet_lightning() -> Iterator[None]:
         profilers.setLevel(logging.INFO)
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # what is not about settings is raised again
             if not _is_about_settings(error):
                 raise
             raise UserError(" ".join(str(error).split())) from error

@@ -26,8 +26,6 @@ from early_fusion_seg.labels import LabelSet
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
 
-NAMED = 5  # files, labels and classes that a message names
-
 
 class Sample(TypedDict):
     """One image with its mask. A batch has tensors with a first axis n, and lists of n strings."""
@@ -223,12 +221,6 @@ class SegmentationDataset(Dataset[Sample]):
         except UserError as error:
             position = index[1] if isinstance(index, tuple) else index
             return {"key": self.source.key(position), "error": str(error)}
-
-
-def listed(texts: Sequence[Any], separator: str = ", ") -> str:
-    """Join texts; the first five are named and the others counted."""
-    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
-    return separator.join(map(str, texts[:NAMED])) + more
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -19,17 +19,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from early_fusion_seg.data.class_pixel_counts import cached_counts
-from early_fusion_seg.data.dataset import NAMED, FileSource, Source, listed
+from early_fusion_seg.data.dataset import FileSource, Source
 from early_fusion_seg.data.transforms import TrainAugmentation
-from early_fusion_seg.errors import UserError
+from early_fusion_seg.errors import UserError, first_five
 from early_fusion_seg.labels import LabelSet, in_ranges
+from early_fusion_seg.labels.label_set import RAW_IDS
 
 MAX_MASKS = 256
 MAX_PIXELS = 10**8  # one or two seconds on one core
 CHUNK = 8  # masks read at a time, so the fewest that are read
 SHOWN = 20  # different labels of masks that are shown
 MAX_FILLED = 0.5  # share of a crop that is filled at factor 1, without a warning
-MAX_RAW_ID = 65535  # that a label CSV can have
+MAX_MEANT = 5  # ignored labels that are suggested as absent classes
 
 
 @dataclass
@@ -112,7 +113,7 @@ def _read_in_chunks(source: Source, order: Sequence[int]) -> Iterator[tuple[int,
     """Yield the index and the raw ids (h, w) of each mask, or None for a mask that cannot be read."""
 
     def read(index: int) -> NDArray[Any] | None:
-        with suppress(UserError):
+        with suppress(UserError):  # the run reads the mask again and reports it
             if isinstance(source, FileSource):
                 mask = source.items[index].mask
                 return None if mask is None else source.read_raw(mask)
@@ -165,7 +166,7 @@ def describe_absent(
     if too_few_read or labels.num_classes - len(absent) >= needed_classes(labels, split):
         return None
     where = split if read >= total else f"the {read} masks read of {split}, which has {total},"
-    names = listed([labels.class_names[train_id] for train_id in absent])
+    names = first_five([labels.class_names[train_id] for train_id in absent])
     text = f"no pixel of {where} has the class{'es' if len(absent) > 1 else ''} {names}"
     return f"{text}. {what_masks_hold(labels, absent, raw_ids)}"
 
@@ -182,7 +183,7 @@ def what_masks_hold(labels: LabelSet, absent: Sequence[int], raw_ids: Iterable[i
     found, to_train = sorted(raw_ids), dict(labels.raw_to_train)
     ignored = [raw_id for raw_id in found if to_train.get(raw_id) == labels.ignore_index]
     text = f"The masks hold {in_ranges(found)}" if len(found) <= SHOWN else f"The masks hold {len(found)} labels"
-    if not 0 < len(ignored) <= NAMED:
+    if not 0 < len(ignored) <= MAX_MEANT:
         return text
     meant = in_ranges(ignored) if len(ignored) == 1 else "one of them"
     name = labels.class_names[absent[0]] if len(absent) == 1 else "one of these classes"
@@ -224,11 +225,13 @@ def unknown_labels(labels: LabelSet, holders: Mapping[int, Sequence[object]], re
         read: Masks that were read.
     """
     known = in_ranges(raw_id for raw_id, _ in labels.raw_to_train)
-    each = listed([f"{raw_id} ({len(masks)} of {read} masks, such as {masks[0]})" for raw_id, masks in holders.items()])
+    each = first_five(
+        [f"{raw_id} ({len(masks)} of {read} masks, such as {masks[0]})" for raw_id, masks in holders.items()]
+    )
     text = f"the masks hold labels that the label set '{labels.name}' does not have (it has {known}): {each}"
     if labels.file is None:
         return text
-    possible = [raw_id for raw_id in holders if 0 <= raw_id <= MAX_RAW_ID]
+    possible = [raw_id for raw_id in holders if 0 <= raw_id < RAW_IDS]
     if not possible:
         return f"{text}. Correct the masks"
     line = f"'{possible[0]},255,void,#000000'"

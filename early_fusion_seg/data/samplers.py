@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from early_fusion_seg.data.dataset import FileSource, Sample, SegmentationDataset, listed
-from early_fusion_seg.errors import UserError
+from early_fusion_seg.data.dataset import FileSource, Sample, SegmentationDataset
+from early_fusion_seg.errors import UserError, first_five
 
 ORDER = {  # what determines the order of an epoch, in the words of messages
     "batch_size": "batches of {}",
@@ -108,8 +108,8 @@ class BatchLoader(DataLoader[Sample]):
         missing = source.missing_files() if isinstance(source, FileSource) else []
         if missing:
             errors = [error for error in errors if not any(str(file) in error for file in missing)]
-            errors.append(f"{len(missing)} file(s) do not exist: {listed(missing)}")
-        return listed(errors, "; ")
+            errors.append(f"{len(missing)} file(s) do not exist: {first_five(missing)}")
+        return first_five(errors, "; ")
 
 
 class PredictLoader(BatchLoader):

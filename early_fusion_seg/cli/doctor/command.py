@@ -19,11 +19,10 @@ from early_fusion_seg.cli.doctor.advice import how_to_fix, masks_without_images
 from early_fusion_seg.cli.doctor.layouts import known_layouts, suggestions
 from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.data import FileSource, Item, SegmentationDataModule, Split
-from early_fusion_seg.data.dataset import listed
 from early_fusion_seg.data.frequencies import Weighting
 from early_fusion_seg.data.listing import File
 from early_fusion_seg.data.mask_check import absent_classes, describe_absent, unknown_labels, what_masks_hold
-from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.errors import MissingFileError, UserError, first_five
 from early_fusion_seg.io.images import read_image, size_text
 from early_fusion_seg.io.terminal import plain
 from early_fusion_seg.labels import LabelSet
@@ -227,7 +226,7 @@ def split_problems(data: SegmentationDataModule, split: Split, source: FileSourc
     if len(found.problems) > SHOWN:
         lines.append(f"and {len(found.problems) - SHOWN} more")
     if missing := source.missing_files():
-        lines.append(f"{len(missing)} file(s) do not exist: {listed(missing)}")
+        lines.append(f"{len(missing)} file(s) do not exist: {first_five(missing)}")
     if found.unknown and source.label_set is not None:
         lines.append(unknown_labels(source.label_set, found.unknown, found.read))
     if lines:
