@@ -29,10 +29,11 @@ HEADLINES = {
 
 
 class EncoderFacts(TypedDict):
-    """Name of the encoder, and source, fingerprint and license of its weights."""
+    """Name of the encoder, and source, package, fingerprint and license of its weights."""
 
     name: str
     weights: str
+    package: str | None
     fingerprint: str
     license: str | None
 

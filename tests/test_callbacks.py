@@ -43,6 +43,7 @@ PALETTE = [[200, 0, 0], [0, 0, 200]]
 class Encoder(nn.Module):
     name = "brightness"
     source = "hub"
+    package = None
     license = "CC0"
 
     def fingerprint(self) -> str:
@@ -387,7 +388,8 @@ def test_results_are_written_and_printed(tmp_path: Path, capsys: pytest.CaptureF
     assert results["pixel_accuracy"] == pytest.approx((truth == predicted).mean())
     assert (results["images"], results["partial"], results["scale"]) == (3, False, 0.5)
     assert (results["checkpoint"], results["config"], results["data"]) == ("x.ckpt", {"a": 1}, "Pictures")
-    assert results["encoder"] == {"name": "brightness", "weights": "hub", "fingerprint": "00" * 32, "license": "CC0"}
+    facts = {"name": "brightness", "weights": "hub", "package": None, "fingerprint": "00" * 32, "license": "CC0"}
+    assert results["encoder"] == facts
     printed = capsys.readouterr().out
     assert "bright" in printed
     assert "license of the weights: CC0" in " ".join(printed.split())

@@ -40,7 +40,7 @@ def facts(**changes: object) -> RunFacts:
         "scale": 1.0,
         "checkpoint": "runs/best.ckpt",
         "predictions": None,
-        "encoder": EncoderFacts(name="resnet18", weights="random", fingerprint="ab" * 32, license=None),
+        "encoder": EncoderFacts(name="resnet18", weights="random", package=None, fingerprint="ab" * 32, license=None),
         "seed": 0,
         "precision": "32-true",
         "config": {"trainer": {"max_epochs": 2}},

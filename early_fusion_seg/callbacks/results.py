@@ -94,6 +94,7 @@ class ResultsWriter(Callback):
             encoder=EncoderFacts(
                 name=encoder.name,
                 weights=encoder.source,
+                package=encoder.package,
                 fingerprint=encoder.fingerprint(),
                 license=encoder.license,
             ),
@@ -111,7 +112,8 @@ def show_results(results: Results, path: Path | str | None) -> None:
     console.print(score_table(results))
     if encoder := results["encoder"]:
         license = encoder["license"] or "not stated"
-        text = f"encoder {encoder['name']}, weights: {encoder['weights']}, license of the weights: {license}"
+        weights = encoder["weights"] + (f" ({encoder['package']})" if encoder["package"] else "")
+        text = f"encoder {encoder['name']}, weights: {weights}, license of the weights: {license}"
         console.print(plain(text), soft_wrap=True)
     if path is not None:
         console.print(plain(f"written: {path}"), soft_wrap=True)

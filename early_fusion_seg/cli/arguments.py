@@ -149,7 +149,9 @@ def _add_evaluate(parser: ArgumentParser) -> None:
 def _add_submit(parser: ArgumentParser) -> None:
     parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of the model to submit")
     parser.add_argument(
-        "--encoder_weights", type=str | None, help="new place of an encoder weights file if it has moved"
+        "--encoder_weights",
+        type=str | None,
+        help="hub, bundled, or the new place of an encoder weights file that has moved; default: as in training",
     )
     parser.add_argument("--output", type=str | None, help="folder for the PNGs and the archive; a rerun keeps its PNGs")
     parser.add_argument("--check", type=str | None, help="check this folder or archive instead; needs no checkpoint")

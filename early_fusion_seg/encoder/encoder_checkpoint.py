@@ -1,8 +1,8 @@
-"""Reading a checkpoint, and the encoder's entry in it: timm name and fingerprint, and the weights unless timm has them.
+"""Reading a checkpoint, and the encoder's entry in it: timm name and fingerprint, and any weights that nobody else has.
 
-The entry `encoder` is a dict of plain types: `name` (timm's), `weights` (their source), `fingerprint`, `license`, and
-`state_dict` (timm's own, unfolded keys) unless the weights can be loaded again from the hub. The entry `format` says
-how to read the checkpoint.
+The entry `encoder` is a dict of plain types: `name` (timm's), `weights` (their source), `package` (name and version of
+the package that carries bundled weights), `fingerprint`, `license`, and `state_dict` (timm's own, unfolded keys) unless
+the weights can be loaded again from the hub or a package. The entry `format` says how to read the checkpoint.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from early_fusion_seg.encoder.frozen_encoder import FrozenEncoder
+from early_fusion_seg.encoder.frozen_encoder import LOADABLE_AGAIN, FrozenEncoder
 from early_fusion_seg.errors import MissingFileError, UserError
 
 FORMAT = 1
@@ -73,17 +73,18 @@ def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, store_weights:
     Args:
         checkpoint: The checkpoint dict of Lightning; changed in place.
         encoder: The encoder of the model.
-        store_weights: Store the weights even if they can be loaded again from the hub.
+        store_weights: Store the weights even if they can be loaded again from the hub or a package.
     """
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(ENCODER_PREFIX)}
     fine_tuned = "" if encoder.frozen else "fine-tuned from "
     entry: dict[str, Any] = {
         "name": encoder.name,
         "weights": fine_tuned + encoder.source.removeprefix(fine_tuned),
+        "package": encoder.package,
         "fingerprint": encoder.fingerprint(),
         "license": encoder.license,
     }
-    can_be_loaded_again = encoder.frozen and encoder.weights == "hub"
+    can_be_loaded_again = encoder.frozen and encoder.weights in LOADABLE_AGAIN
     if store_weights or not can_be_loaded_again:
         entry["state_dict"] = encoder.timm_state_dict()
         checkpoint["hyper_parameters"]["encoder_weights"] = "checkpoint"
@@ -114,6 +115,7 @@ def restore_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder) -> None:
     if takes_weights and "state_dict" in entry and entry["name"] == encoder.name:
         encoder.load_timm_state_dict(entry["state_dict"])
         encoder.license, encoder.source = entry["license"], entry["weights"]
+        encoder.package = entry.get("package")  # older checkpoints have none
     if (entry["name"], entry["fingerprint"]) != (encoder.name, encoder.fingerprint()):
         raise UserError(
             f"the checkpoint belongs to the encoder {entry['name']} ({entry['weights']}, fingerprint "

