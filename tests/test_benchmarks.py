@@ -40,8 +40,9 @@ def quick(script: str, output: Path, *options: str, picture: bool = True) -> dic
 def test_the_page_is_made_of_the_records(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     page = importlib.import_module("page")
-    assert {path.stem for path in BENCHMARKS.glob("*.json")} <= set(page.SCRIPTS)
+    assert {path.stem for path in BENCHMARKS.glob("*.json")} <= {*page.SCRIPTS, "encoders"}
     assert page.page() == PAGE.read_text()
+    assert page.encoders_page() == page.ENCODERS.read_text()
 
 
 def test_the_page_shows_every_picture_and_each_is_small():
@@ -203,3 +204,33 @@ def test_live_bytes_are_those_of_the_storages_that_are_alive(monkeypatch):
         assert (live.alive(), live.peak) == (4000, 8000)
         del c
     assert live.alive() == 0
+
+
+def test_the_tables_of_encoders_are_what_timm_says(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    encoders, cells = importlib.import_module("encoders"), importlib.import_module("page").cells
+    rows = [encoders.facts(name) for name in encoders.ENCODERS]
+    shown = table_rows(PAGE.with_name("encoders.md"))
+    for row in rows:
+        name, *columns = cells(row)
+        assert shown[name][: len(columns)] == columns
+        assert (len(shown[name]) > len(columns)) == ("reason" not in row)  # the times follow
+    readme = table_rows(BENCHMARKS.parents[1] / "README.md")
+    named = [row for row in rows if row["encoder"] in readme]
+    assert len(named) >= 4
+    for row in named:
+        assert readme[row["encoder"]] == cells({key: row[key] for key in ("weights", "license", "parameters (M)")})
+
+
+def table_rows(page: Path) -> dict[str, list[str]]:
+    """Return the other cells of each table row of a page by the first cell."""
+    lines = [line.strip("|").split("|") for line in page.read_text().splitlines() if line.startswith("| ")]
+    return {name.strip(" `"): [cell.strip() for cell in row] for name, *row in lines}
+
+
+@pytest.mark.slow
+def test_encoders(tmp_path):
+    rows = quick("encoders", tmp_path, picture=False)["Encoders"]
+    (reference,) = [row for row in rows if row["encoder"] == "resnet50.a1_in1k"]
+    assert reference["time, float32"] == 1
+    assert all(row["time, float32"] > 0 for row in rows)

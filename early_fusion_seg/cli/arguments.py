@@ -84,7 +84,7 @@ def demo_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", default="runs/demo", help="folder for the results; earlier results are replaced")
     parser.add_argument("--seed", type=int, default=0, help="random seed of scenes and training, 0 or more")
-    parser.add_argument("--epochs", type=int, default=8, help="training epochs")
+    parser.add_argument("--epochs", type=int, default=6, help="training epochs")
     parser.add_argument("--scenes", type=int, default=SCENES, help="number of training scenes")
     return parser
 

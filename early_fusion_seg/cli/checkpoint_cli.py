@@ -28,8 +28,8 @@ class CheckpointCLI(CommandCLI, abc.ABC):
             "--model",
             type=dict[str, object],
             default={},
-            help="--model.encoder_weights FILE gives the new place of an encoder weights file that has moved; all "
-            "other model settings come from the checkpoint, and other values are refused",
+            help="--model.encoder_weights hub, bundled or FILE loads the encoder's weights from there, such as from a "
+            "file that has moved; all other model settings come from the checkpoint, and other values are refused",
         )
         add_data(parser, {"class_path": "early_fusion_seg.FolderDataModule"} if self.command == "predict" else None)
 

@@ -1,6 +1,7 @@
 """`early-fusion-seg demo`: train and test on synthetic scenes, in a few minutes on two cores; nothing is downloaded.
 
-The encoder is a frozen ResNet-18 with random weights, so only the head is trained.
+The encoder is a frozen EfficientNet-Lite0 with the pretrained weights of the extra `lite` or, where they are not
+installed, a frozen ResNet-18 with random weights. Only the head is trained.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.cli.output import RUNS, output_folder
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
 from early_fusion_seg.data.synthetic import SyntheticDataModule
+from early_fusion_seg.encoder import FrozenEncoder
+from early_fusion_seg.encoder.bundled_weights import find_bundled_weights
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.io.run_folder import RunFolder
@@ -34,9 +37,10 @@ SIZE = (96, 128)
 TEST_SCENES = 100
 BATCH_SIZE = 8
 PANELS = 4
+PRETRAINED = "tf_efficientnet_lite0"
 INTRODUCTION = (
-    "Training a reverse HRNet on {scenes} synthetic street scenes of {width}x{height} pixels, on the feature maps of a "
-    "frozen ResNet-18 with random weights ({precision}). Nothing is downloaded."
+    "Training a reverse HRNet on {scenes} synthetic street scenes of {width}x{height} pixels, on the feature maps of "
+    "the frozen encoder {encoder} ({precision}). Nothing is downloaded."
 )
 
 
@@ -77,7 +81,10 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     seed_everything(options.seed)
     model = build_model(data)
     precision = faster_precision()
-    introduction = INTRODUCTION.format(scenes=options.scenes, height=SIZE[0], width=SIZE[1], precision=precision)
+    encoder = describe_encoder(model.network.encoder)
+    introduction = INTRODUCTION.format(
+        scenes=options.scenes, height=SIZE[0], width=SIZE[1], encoder=encoder, precision=precision
+    )
     rich.get_console().print(introduction, highlight=False)
     checkpoint = folder / "model.ckpt"
     trainer = Trainer(
@@ -99,17 +106,35 @@ def run(options: argparse.Namespace, folder: Path) -> None:
 
 
 def build_model(data: SyntheticDataModule) -> ReverseHRNetSeg:
-    """Make the network of the demo: a frozen random encoder, and a head that trains in two minutes on two cores."""
+    """Make the network of the demo: a frozen encoder, and a head that trains in two minutes on two cores."""
+    encoder, weights = choose_encoder()
     return ReverseHRNetSeg(
         class_names=data.class_names,
         palette=data.palette,
         absent=data.absent,
-        encoder="resnet18",
-        encoder_weights="random",
+        encoder=encoder,
+        encoder_weights=weights,
         blocks=1,
         lr=6e-3,
         warmup_steps=20,
     )
+
+
+def choose_encoder() -> tuple[str, str]:
+    """Return name and weights of the encoder: the pretrained one if its package is installed, else a random one."""
+    try:
+        find_bundled_weights(PRETRAINED).version()
+    except UserError as error:
+        echo(f"{error}. A ResNet-18 with random weights is used instead.")
+        return "resnet18", "random"
+    return PRETRAINED, "bundled"
+
+
+def describe_encoder(encoder: FrozenEncoder) -> str:
+    """Return the name of the encoder and the source of its weights, with their package and license if bundled."""
+    if encoder.package is None:
+        return f"{encoder.name} with {encoder.source} weights"
+    return f"{encoder.name} with pretrained weights from {encoder.package}, license {encoder.license}"
 
 
 def write_panels(model: ReverseHRNetSeg, data: SyntheticDataModule, folder: Path) -> None:
@@ -168,6 +193,7 @@ def _seconds(conv: nn.Module, images: Tensor) -> float:
 def _conclusion(model: ReverseHRNetSeg, folder: Path, seconds: float) -> str:
     metrics = model.metrics["test"]
     most_frequent, miou, accuracy = constant_scores(metrics.confusion)  # type: ignore[arg-type]  # a Module's attribute
+    bundled = f" --model.encoder {PRETRAINED} --model.encoder_weights bundled" if model.network.encoder.package else ""
     checkpoint = shlex.quote(str(folder / "model.ckpt"))
     constant = f"mIoU {100 * miou:.1f} %, pixel accuracy {100 * accuracy:.1f} %"
     return "\n".join(
@@ -175,6 +201,6 @@ def _conclusion(model: ReverseHRNetSeg, folder: Path, seconds: float) -> str:
             f"for comparison, {model.class_names[most_frequent]} at every pixel: {constant}",
             f"{seconds:.0f} s; model.ckpt, results.json, confusion.png and panels/ are in {folder}",
             f"next: early-fusion-seg predict --ckpt_path {checkpoint} --data.root FOLDER_OF_IMAGES",
-            "  or: early-fusion-seg fit --config camvid --data.root PATH   (pretrained encoder, real images)",
+            f"  or: early-fusion-seg fit --config camvid --data.root PATH{bundled}   (pretrained encoder, real images)",
         ]
     )

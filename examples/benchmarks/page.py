@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md: one section for each script, made of the JSON that it has written.
+"""Write docs/benchmarks.md, one section for each script, and the table of docs/encoders.md, from the scripts' JSON.
 
 python examples/benchmarks/page.py
 """
@@ -10,6 +10,7 @@ from typing import Any
 Row = dict[str, Any]
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
+ENCODERS = PAGE.with_name("encoders.md")
 SCRIPTS = ("heads", "train_step", "memory", "inference", "evaluation", "data", "street_scenes", "from_scratch")
 """Those whose JSON, where there is one, is a section; in this order."""
 
@@ -24,15 +25,24 @@ installs what the scripts need.
 
 
 def write_page() -> None:
-    """Write the page from all records that are there."""
-    PAGE.write_text(page())
-    print(f"written: {PAGE}")
+    """Write the pages from all records that are there."""
+    for path, text in ((PAGE, page()), (ENCODERS, encoders_page())):
+        path.write_text(text)
+        print(f"written: {path}")
 
 
 def page() -> str:
-    """Return the page as Markdown."""
+    """Return the page of benchmarks as Markdown."""
     paths = [HERE / f"{script}.json" for script in SCRIPTS]
     return "\n".join([HEAD, *(section(path.stem, json.loads(path.read_text())) for path in paths if path.exists())])
+
+
+def encoders_page() -> str:
+    """Return the page of encoders with the section that encoders.py makes, from its title up to the next one."""
+    record = json.loads((HERE / "encoders.json").read_text())
+    before, old = ENCODERS.read_text().split(f"## {record['title']}\n")
+    after = old.partition("\n## ")[2]
+    return f"{before}{section('encoders', record)}\n## {after}"
 
 
 def section(script: str, record: dict[str, Any]) -> str:
