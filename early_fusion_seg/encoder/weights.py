@@ -122,9 +122,8 @@ def randomize(model: FeatureGetterNet, mean: tuple[float, ...], std: tuple[float
         std: RGB standard deviation of its normalization.
     """
     for key, parameter in model.named_parameters():
-        if "gamma" in key.rsplit(".", 1)[-1] or (
-            parameter.ndim == 1 and key.endswith("weight") and not parameter.any()
-        ):
+        last = key.rsplit(".", 1)[-1]
+        if "gamma" in last or (parameter.ndim == 1 and last == "weight" and not parameter.any()):
             parameter.fill_(1.0)
     norms = [m for m in model.eval().modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
