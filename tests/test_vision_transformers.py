@@ -73,7 +73,7 @@ def test_maps_are_the_normed_patch_tokens_of_four_blocks(name, size, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [TINY, DINOV2, DINOV3])
+@pytest.mark.parametrize("name", [TINY, DINOV2, DINOV3, "deit_tiny_distilled_patch16_224"])
 def test_a_random_vision_transformer_has_maps_that_differ_by_pixel_channel_image_and_depth(name):
     maps = FrozenEncoder(name, weights="random")(torch.rand(2, 3, 96, 96))
     for m in maps:
@@ -206,7 +206,7 @@ def test_all_parameters_of_the_head_get_a_gradient(plan):
     ("name", "message"),
     [
         ("sequencer2d_s", r"strides \(7, 14, 14\), expected strictly increasing strides, or a single one"),
-        ("deit_tiny_distilled_patch16_224", r"does not accept images of any size \(Input height .* match"),
+        ("vit_relpos_small_patch16_224", r"does not accept images of any size \(Input height .* match"),
     ],
 )
 def test_what_is_neither_a_pyramid_nor_a_plain_vision_transformer_is_refused(name, message):

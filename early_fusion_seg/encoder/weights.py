@@ -1,7 +1,6 @@
 """Weights of an encoder: from timm's hub, from a file, or random; and the hash that identifies them."""
 
 import hashlib
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,15 +35,13 @@ def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
         UserError: timm does not have the model, or the hub cannot be reached.
     """
     try:
-        with fixed_generator(), torch.device("meta"):  # no memory and no weights: only to know what the model is
+        with fixed_generator(), torch.device("meta"):  # without weights, to see what kind of model it is
             features = timm.create_model(name, features_only=True, feature_cls="getter")
-        if len(set(features.feature_info.reduction())) > 1:
-            with fixed_generator():
-                return timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
-        dynamic = "dynamic_img_size" in inspect.signature(type(features.model)).parameters
-        options = {"dynamic_img_size": True} if dynamic else {}
         with fixed_generator():
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+            if len(set(features.feature_info.reduction())) > 1:
+                return timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
+            any_size = {"dynamic_img_size": True} if "dynamic_img_size" in vars(features.model) else {}
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size)
         depth = len(features.feature_info.info)
         return FeatureGetterNet(model, out_indices=[(depth * i - 1) // 4 for i in range(1, 5)], norm=True)
     except (HTTPError, HfHubHTTPError, OSError) as error:
