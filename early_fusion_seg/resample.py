@@ -28,7 +28,8 @@ def resample(x: Tensor, source: int, target: int, image_size: Sequence[int]) -> 
 
     Example:
         >>> import torch
-        >>> resample(torch.tensor([[[[7.0, 21.0, 35.0]]]]), 14, 8, (14, 40))[0, 0, 0]  # values are the cell centers
+        >>> x = torch.tensor([[[[7.0, 21.0, 35.0]]]])  # each value is the center of its cell
+        >>> resample(x, 14, 8, (14, 40))[0, 0, 0].round()
         tensor([ 7., 12., 20., 28., 35.])
     """
     pooled = 1
