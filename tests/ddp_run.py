@@ -22,7 +22,7 @@ from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import Source
 from early_fusion_seg.labels import LabelSet
 
-BATCH, STEPS = 6, 20
+BATCH, STEPS, VIT_STEPS = 6, 20, 4
 
 
 class UnevenSource(Source):
@@ -97,10 +97,10 @@ class SigtermToLastRank(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def model(freeze_norms: bool) -> ReverseHRNetSeg:
+def model(freeze_norms: bool, encoder: str = "resnet18") -> ReverseHRNetSeg:
     seed_everything(0, verbose=False)
     made = ReverseHRNetSeg(
-        encoder="resnet18", encoder_weights="random", width=8, blocks=1, num_classes=3, class_weights=[0.5, 1.0, 3.0],
+        encoder=encoder, encoder_weights="random", width=8, blocks=1, num_classes=3, class_weights=[0.5, 1.0, 3.0],
         warmup_steps=1, optimizer="sgd", lr=0.05,
     )  # fmt: skip
     for module in made.modules():
@@ -116,10 +116,12 @@ def engine(devices: int, *callbacks: Callback, **options: Any) -> Trainer:
     return Trainer(accelerator="cpu", devices=devices, callbacks=list(callbacks), **options)
 
 
-def fit(devices: int, batch: int, freeze_norms: bool = True, **options: Any) -> dict[str, Any]:
-    made, recorder = model(freeze_norms), Recorder()
+def fit(
+    devices: int, batch: int, freeze_norms: bool = True, encoder: str = "resnet18", **options: Any
+) -> dict[str, Any]:
+    made, recorder = model(freeze_norms, encoder), Recorder()
     before = made.network.encoder.state_hash()
-    trainer = engine(devices, recorder, max_steps=STEPS, **options)
+    trainer = engine(devices, recorder, **({"max_steps": STEPS} | options))
     trainer.fit(made, Uneven("", batch_size=batch, num_workers=0, crop_size=48))
     assert made.network.encoder.state_hash() == before
     scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -167,6 +169,7 @@ if __name__ == "__main__":
     devices, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     results = {"fit": fit(devices, BATCH // devices), "five": test(devices, 5, folder), "two": test(devices, 2, folder)}
+    results["vit"] = fit(devices, BATCH // devices, encoder="vit_tiny_patch16_224", max_steps=VIT_STEPS)
     if devices == 1:
         results["accumulated"] = fit(1, BATCH // 3, accumulate_grad_batches=3)
     else:

@@ -179,6 +179,14 @@ def test_the_interval_of_a_mean(monkeypatch):
     assert interval([40.0, 42.0, 44.0]) == "42.0 ± 5.0"  # 4.303 * 2 / sqrt(3)
 
 
+def test_only_our_resampling_of_a_vision_transformers_maps_shifts_nothing(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    script = importlib.import_module("vision_transformers")
+    shifts = {way: script.shift(way, source=14, target=8) for way in script.WAYS}
+    assert shifts.pop("ours") < 1e-3
+    assert min(shifts.values()) > 5
+
+
 @pytest.mark.slow
 def test_observe():
     words = [sys.executable, str(BENCHMARKS / "observe.py"), "--steps", "31", "--repeats", "1"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ddp_run import STEPS
+from ddp_run import STEPS, VIT_STEPS
 
 from early_fusion_seg.distributed import check_equal_across_ranks
 from early_fusion_seg.errors import UserError
@@ -33,10 +33,11 @@ def run(processes: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_train_like_one_with_all_batches(processes):
     (one,), several = run(1), run(processes)
-    assert len(one["fit"]["losses"]) == STEPS
-    for rank in several:
-        np.testing.assert_allclose(rank["fit"]["losses"], one["fit"]["losses"], atol=1e-4)
-        assert rank["fit"]["scores"] == pytest.approx(one["fit"]["scores"], abs=1e-3)
+    for run_name, steps in (("fit", STEPS), ("vit", VIT_STEPS)):
+        assert len(one[run_name]["losses"]) == steps
+        for rank in several:
+            np.testing.assert_allclose(rank[run_name]["losses"], one[run_name]["losses"], atol=1e-4)
+            assert rank[run_name]["scores"] == pytest.approx(one[run_name]["scores"], abs=1e-3)
     for step, keys in enumerate(one["fit"]["keys"]):
         assert sorted(key for rank in several for key in rank["fit"]["keys"][step]) == sorted(keys)
     logged = [rank["fit"]["losses"][0] for rank in several]
@@ -70,8 +71,9 @@ def test_panels_show_the_first_images_for_any_number_of_processes(processes):
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_frozen_encoder_is_not_synchronized_and_each_gradient_once(processes):
     for rank in run(processes):
-        assert rank["fit"]["bytes"] == [rank["fit"]["gradients"]] * STEPS
-        assert rank["fit"]["synchronized"] == []
+        for run_name, steps in (("fit", STEPS), ("vit", VIT_STEPS)):
+            assert rank[run_name]["bytes"] == [rank[run_name]["gradients"]] * steps
+            assert rank[run_name]["synchronized"] == []
 
 
 def test_all_processes_have_equal_batch_norm_statistics_and_scores():

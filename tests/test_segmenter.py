@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from early_fusion_seg.cli.load_model import check_hparams_match
 from early_fusion_seg.data.camvid import CamVidDataModule
+from early_fusion_seg.encoder import FrozenEncoder
 from early_fusion_seg.encoder.encoder_checkpoint import ENCODER_PREFIX, FORMAT, read_checkpoint
 from early_fusion_seg.errors import MissingFileError, UserError
 from early_fusion_seg.optim import lr_factor
@@ -95,7 +96,7 @@ def same_output(a: ReverseHRNetSeg, b: ReverseHRNetSeg) -> bool:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 61), (64, 64)])
-@pytest.mark.parametrize("encoder", ["resnet18", "convnext_atto"])
+@pytest.mark.parametrize("encoder", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 def test_logits_have_the_size_of_the_image(size, encoder):
     model = ReverseHRNetSeg(**(SMALL | {"encoder": encoder})).eval()
     logits = model(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
@@ -269,6 +270,24 @@ def test_fit_learns_and_does_not_change_the_frozen_encoder(tmp_path):
     assert int(model.metrics["test"].images) == 4
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2", "vit_small_patch16_dinov3"])
+def test_a_head_on_a_frozen_vision_transformer_learns_and_its_checkpoint_is_loaded(tmp_path, encoder, precision):
+    torch.manual_seed(0)
+    model = ReverseHRNetSeg(**(SMALL | {"encoder": encoder, "lr": 5e-3, "warmup_steps": 2}))
+    frozen = model.network.encoder
+    before, losses = frozen.state_hash(), []
+    model.on_train_batch_end = lambda *_: losses.append(model.trainer.callback_metrics["train/loss"].item())
+    engine = trainer(tmp_path, max_epochs=8, limit_val_batches=0, precision=precision)
+    engine.fit(model, loader(), loader(2, 1))
+    assert np.mean(losses[-2:]) < 0.7 * np.mean(losses[:2])
+    assert frozen.state_hash() == before
+    engine.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = ReverseHRNetSeg.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert loaded.network.encoder.fingerprint() == frozen.fingerprint()
+    assert same_output(loaded, model)
+
+
 def test_an_unfrozen_encoder_is_fine_tuned(tmp_path):
     model = ReverseHRNetSeg(**(SMALL | {"freeze_encoder": False, "warmup_steps": 0}))
     before = model.network.encoder.fingerprint()
@@ -319,10 +338,11 @@ def test_a_loss_that_is_not_finite_raises_an_error_that_names_the_images(tmp_pat
         trainer(tmp_path).fit(model, loader(), loader(2, 1))
 
 
-def test_a_batch_with_one_value_at_the_coarsest_stride_is_refused(tmp_path):
+@pytest.mark.parametrize("encoder", ["resnet18", "vit_tiny_patch16_224"])
+def test_a_batch_with_one_value_at_the_coarsest_stride_is_refused(tmp_path, encoder):
+    model = ReverseHRNetSeg(**(SMALL | {"encoder": encoder}))
     with pytest.raises(UserError, match="raise crop_size or batch_size"):
-        trainer(tmp_path).fit(ReverseHRNetSeg(**SMALL), loader(8, 1), loader(2, 1))
-    model = ReverseHRNetSeg(**SMALL)
+        trainer(tmp_path).fit(model, loader(8, 1), loader(2, 1))
     image, mask = torch.zeros(1, 3, 32, 64, dtype=torch.uint8), torch.zeros(1, 32, 64, dtype=torch.uint8)
     longer = {"image": image, "mask": mask, "key": ["a"]}
     trainer(tmp_path, max_steps=1).fit(model, *[DataLoader([longer], batch_size=None)] * 2)
@@ -539,8 +559,10 @@ def test_a_checkpoint_without_a_setting_that_came_later_has_its_default(tmp_path
         check_hparams_match({"label_smoothing": 0.1}, stored["hyper_parameters"], "older.ckpt")
 
 
-def test_a_fine_tuned_encoder_is_stored_and_can_be_saved_again(tmp_path):
-    model, path = fitted(tmp_path, freeze_encoder=False)
+@pytest.mark.parametrize("encoder", ["resnet18", "vit_tiny_patch16_224"])
+def test_a_fine_tuned_encoder_is_stored_and_can_be_saved_again(tmp_path, encoder):
+    model, path = fitted(tmp_path, freeze_encoder=False, encoder=encoder)
+    assert model.network.encoder.fingerprint() != FrozenEncoder(encoder, "random").fingerprint()
     loaded = ReverseHRNetSeg.load_from_checkpoint(path)
     assert same_output(loaded, model)
     assert loaded.network.encoder.source == "fine-tuned from random"
@@ -699,9 +721,10 @@ def test_gradient_clipping_limits_the_step(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.filterwarnings("ignore")  # warnings of torch.compile
-def test_a_compiled_network_trains_the_same_and_its_checkpoint_loads_without_compiling(tmp_path):
-    plain, _ = fitted(tmp_path, optimizer="sgd")
-    compiled, path = fitted(tmp_path, optimizer="sgd", compile=True)
+@pytest.mark.parametrize("encoder", ["resnet18", "vit_tiny_patch16_224"])
+def test_a_compiled_network_trains_the_same_and_its_checkpoint_loads_without_compiling(tmp_path, encoder):
+    plain, _ = fitted(tmp_path, optimizer="sgd", encoder=encoder)
+    compiled, path = fitted(tmp_path, optimizer="sgd", encoder=encoder, compile=True)
     assert compiled.network.head._compiled_call_impl is not None
     assert compiled.network.encoder._compiled_call_impl is not None
     assert not [key for key in torch.load(path, weights_only=True)["state_dict"] if "_orig_mod" in key]

@@ -1,4 +1,4 @@
-"""FrozenEncoder: a timm classifier, used for its feature maps at every scale.
+"""FrozenEncoder: a timm classifier, used for its feature maps: of every scale, or of four depths of a plain ViT.
 
 Frozen means: no gradient, eval mode that `train()` cannot undo, and batch norms folded into the convolutions before
 them, so that no running statistic can move. Channels, strides, mean and std are read from timm.
@@ -37,10 +37,11 @@ DEFAULT_ENCODER = "resnet50.fb_ssl_yfcc100m_ft_in1k"
 
 
 class FrozenEncoder(nn.Module):
-    """Compute the feature maps of a timm classifier, finest first.
+    """Compute the feature maps of a timm classifier, finest or shallowest first.
 
     Args:
-        name: A timm model whose `features_only` maps have strictly increasing strides and which accepts any image size.
+        name: A timm model that accepts any image size and whose `features_only` maps have strictly increasing strides
+            (a pyramid), or all the same stride (a plain vision transformer; see `weights.create_timm_model`).
         weights: `"hub"` (timm's pretrained weights), `"bundled"` (pretrained weights that an installed package
             carries: `bundled_weights.csv`), `"random"` (a fixed random initialization), the path of a `.safetensors`
             or `.pth` file with timm's keys, or `"checkpoint"` (to be loaded later with `load_timm_state_dict`).
@@ -50,7 +51,7 @@ class FrozenEncoder(nn.Module):
 
     Attributes:
         channels: C_s of each map.
-        strides: Stride s of each map, in input pixels.
+        strides: Stride s of each map, in input pixels; that of a plain ViT is repeated for each of its maps.
         mean: RGB mean for the normalization of pixels in 0..1.
         std: RGB standard deviation for the normalization of pixels in 0..1.
         source: Where the weights come from: the argument `weights`, or the source stored in a checkpoint.
@@ -101,7 +102,7 @@ class FrozenEncoder(nn.Module):
             images: (n, 3, h, w) floats, normalized with `mean` and `std`.
 
         Returns:
-            One (n, C_s, ceil(h / s), ceil(w / s)) map per stride, finest first, in channels_last memory format.
+            One (n, C_s, ceil(h / s), ceil(w / s)) map per entry of `strides`, in channels_last memory format.
         """
         if self._fingerprint is None:
             raise UserError(f"the encoder {self.name} has no weights yet; load them with load_timm_state_dict")
@@ -112,8 +113,9 @@ class FrozenEncoder(nn.Module):
                 coarsest = self.strides[-1]
                 images = F.pad(images, (0, -w % coarsest, 0, -h % coarsest), mode="replicate")
             maps = self.model(images)
-        # has no effect unless the images were padded
-        return [m[..., : -(-h // s), : -(-w // s)] for m, s in zip(maps, self.strides, strict=True)]
+        # cropping has no effect unless the images were padded; a ViT's maps are not in channels_last
+        maps = [m[..., : -(-h // s), : -(-w // s)] for m, s in zip(maps, self.strides, strict=True)]
+        return [m.contiguous(memory_format=torch.channels_last) for m in maps]
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
         """Set training mode; a frozen encoder stays in eval mode."""
@@ -174,29 +176,31 @@ def _needs_padding(model: FeatureGetterNet, name: str, strides: tuple[int, ...])
     """Return whether images must be padded to a multiple of the coarsest stride for maps of size ceil(size / stride).
 
     Raises:
-        UserError: The strides do not increase (as in a ViT), or the model accepts a single image size only.
+        UserError: The strides neither increase nor are all equal, or the model accepts a single image size only.
     """
-    if any(b <= a for a, b in pairwise(strides)):
+    use = "use a ResNet, ConvNeXt, EfficientNet, MobileNetV3, RegNet or a plain ViT such as those of DINOv2 and DINOv3"
+    if len(set(strides)) > 1 and any(b <= a for a, b in pairwise(strides)):
         raise UserError(
             f"{name} cannot be the encoder: its feature maps have the strides {strides}, expected strictly increasing "
-            "strides; use a ResNet, ConvNeXt, EfficientNet, MobileNetV3 or RegNet"
+            f"strides, or a single one as in a plain ViT; {use}"
         )
-    h, w = strides[-1] + 1, 2 * strides[-1] + 1
+    s = strides[-1]
     try:
-        if _map_sizes(model, h, w) == [(-(-h // s), -(-w // s)) for s in strides]:
+        if _has_map_sizes(model, s + 1, 2 * s + 1, strides):
             return False
-    except (RuntimeError, AssertionError):  # maps of odd sizes cannot be added, or only one size is accepted
+    except (RuntimeError, AssertionError):  # maps of odd sizes cannot be added, or only some sizes are accepted
         pass
+    reason = "its maps have other sizes than ceil(size / stride)"
     try:
-        _map_sizes(model, strides[-1] * 2, strides[-1] * 3)
+        if _has_map_sizes(model, 2 * s, 3 * s, strides):
+            return True
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"{name} cannot be the encoder: it does not accept images of any size ({error}); "
-            "use a ResNet, ConvNeXt, EfficientNet, MobileNetV3 or RegNet"
-        ) from error
-    return True
+        reason = str(error)
+    raise UserError(f"{name} cannot be the encoder: it does not accept images of any size ({reason}); {use}")
 
 
 @torch.no_grad()
-def _map_sizes(model: FeatureGetterNet, h: int, w: int) -> list[tuple[int, int]]:
-    return [(m.shape[-2], m.shape[-1]) for m in model.eval()(torch.zeros(1, 3, h, w))]
+def _has_map_sizes(model: FeatureGetterNet, h: int, w: int, strides: tuple[int, ...]) -> bool:
+    """Return whether the maps of an image of h x w pixels have the size ceil(size / stride)."""
+    maps = model.eval()(torch.zeros(1, 3, h, w))
+    return [tuple(m.shape[-2:]) for m in maps] == [(-(-h // s), -(-w // s)) for s in strides]

@@ -28,6 +28,12 @@ WITHOUT_HUB = (
 def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
     """Build a timm model that returns its feature maps, without changing the global random generator.
 
+    A pyramid returns the maps of its strides. A plain vision transformer (ViT) has one stride; it returns the tokens of
+    four evenly spaced blocks, the last one included, without class and register tokens. timm's option `norm` is on: the
+    model's final LayerNorm is applied to all four, as in the evaluation of DINOv2 and DINOv3 on dense tasks, because
+    single channels and tokens of a ViT are many times larger than the others before it. A ViT that averages its tokens
+    before the norm has none to apply. Its position embedding is interpolated to each image, and is not changed.
+
     Args:
         name: Name of the timm model.
         pretrained: Load timm's pretrained weights from the hub.
@@ -36,8 +42,15 @@ def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
         UserError: timm does not have the model, or the hub cannot be reached.
     """
     try:
+        with fixed_generator(), torch.device("meta"):  # without weights, to see what kind of model it is
+            features = timm.create_model(name, features_only=True, feature_cls="getter")
         with fixed_generator():
-            return timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
+            if len(set(features.feature_info.reduction())) > 1:
+                return timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
+            any_size = {"dynamic_img_size": True} if "dynamic_img_size" in vars(features.model) else {}
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size)
+        depth = len(features.feature_info.info)
+        return FeatureGetterNet(model, out_indices=[(depth * i - 1) // 4 for i in range(1, 5)], norm=True)
     except (HTTPError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"the weights of {name} could not be downloaded from timm's hub ({type(error).__name__}). Pretrained "
@@ -115,7 +128,8 @@ def randomize(model: FeatureGetterNet, mean: tuple[float, ...], std: tuple[float
 
     timm initializes the last norm of each residual branch to zero (`zero_init_last`) and layer scales near zero, so a
     new network is close to the identity. That helps training, but the features of a frozen network are useless. Both
-    are set to one here. The running statistics of batch norms are set to those of a fixed batch of smooth noise.
+    are set to one here. The running statistics of batch norms, if there are any, are set to those of a fixed batch of
+    smooth noise.
 
     Args:
         model: A model with timm's initialization.
@@ -123,9 +137,12 @@ def randomize(model: FeatureGetterNet, mean: tuple[float, ...], std: tuple[float
         std: RGB standard deviation of its normalization.
     """
     for key, parameter in model.named_parameters():
-        if key.endswith("gamma") or (parameter.ndim == 1 and key.endswith("weight") and not parameter.any()):
+        last = key.rsplit(".", 1)[-1]
+        if "gamma" in last or (parameter.ndim == 1 and last == "weight" and not parameter.any()):
             parameter.fill_(1.0)
     norms = [m for m in model.eval().modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0  # running statistics become those of the batch
