@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from early_fusion_seg import FrozenEncoder, ReverseHRNet
 from early_fusion_seg.encoder.onednn_blocks import lacks_bfloat16
@@ -132,20 +133,68 @@ def test_data(tmp_path):
 @needs_peers
 def test_heads(tmp_path):
     log = tmp_path / "log.jsonl"
-    options = ["--heads", "default", "four streams", "--peers", "UPerNet", "--log", str(log)]
+    options = ["--heads", "default", "--peers", "FPN", "linear", "--parts", "1", "--log", str(log)]
     rows = quick("heads", tmp_path, *options, picture=False)
-    heads = ["default", "four streams", "UPerNet"]
-    rates = ("lr 0.001", "lr 0.002", "lr 0.004")
-    for row, head in zip(rows["mIoU (%) on held-out sequences, mean"], heads, strict=True):
+    heads = ["default", "FPN", "linear"]
+    held_out, steps, time, thin = rows.values()
+    for row, head in zip(held_out, heads, strict=True):
         assert row["head"] == head
-        assert all(0 <= row[rate] <= 100 for rate in rates)
-    compared = rows["Comparison on val"]
-    assert [row["head"] for row in compared] == heads
-    assert [row["minus default"] is None for row in compared] == [True, False, False]
+        tried = [value for name, value in row.items() if name.startswith("lr ") and value is not None]
+        assert len(tried) >= 3
+        assert all(0 <= value <= 100 for value in tried)
+        assert (row["dropout 0.1"] is not None) == (head == "FPN")
+    for table in (steps, time, thin):
+        assert [row["head"] for row in table] == heads
+    assert steps[0]["time"] == 1
+    assert {row["steps"] for row in steps} == {3}
+    assert time[2]["steps"] > 3  # a linear head is faster than ours
+    assert steps[0]["default minus it"] == "0.0 ± 0.0"
     trainings = log.read_text()
-    assert len(trainings.splitlines()) == 3 * 3 * 2 + 3 * 2  # rates and held-out parts, then seeds
-    assert quick("heads", tmp_path, *options, picture=False) == rows  # resumed: nothing is trained again
+    assert quick("heads", tmp_path, *options, picture=False) == rows  # resumed: nothing is trained or timed again
     assert log.read_text() == trainings
+
+
+@needs_peers
+def test_thirds_of_train_are_contiguous_in_each_video(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    thirds = importlib.import_module("heads").thirds
+    keys = ["b_2", "a_1", "a_3", "b_1", "a_2", "b_3"]
+    assert [[keys[i] for i in part] for part in thirds(keys)] == [["a_1", "b_1"], ["a_2", "b_2"], ["a_3", "b_3"]]
+
+
+@needs_peers
+def test_a_training_that_was_interrupted_goes_on_as_if_it_had_not_been(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    training = importlib.import_module("camvid_training").Training
+    encoder = FrozenEncoder("resnet18", weights="random")
+    batches = [(torch.full((2, 3, 32, 32), i, dtype=torch.uint8), torch.full((2, 32, 32), i)) for i in range(4)]
+
+    def start():
+        torch.manual_seed(0)
+        head = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(64, 11, 1))
+        return training([OnFirstMap(head).train()], [1e-2], encoder, len(batches))
+
+    whole, first, second = start(), start(), start()
+    for batch in batches:
+        whole.step(*batch)
+    for batch in batches[:2]:
+        first.step(*batch)
+    second.load_state_dict(first.state_dict())
+    for batch in batches[second.done :]:
+        second.step(*batch)
+    for a, b in zip(whole.heads[0].parameters(), second.heads[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+class OnFirstMap(nn.Module):
+    """A head that takes the finest map only."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, maps, images):
+        return self.head(maps[0])
 
 
 @needs_peers

@@ -1,7 +1,7 @@
 """Training on CamVid: the shared parts of heads.py and from_scratch.py."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -47,41 +47,65 @@ def shuffled(positions: Sequence[int], epoch: int, seed: int) -> list[tuple[int,
     return [(epoch, positions[i]) for i in order[: len(order) // BATCH * BATCH]]
 
 
+def batches(positions: Sequence[int], seed: int, steps: int) -> list[list[tuple[int, int]]]:
+    """Return the samples of each step, as many epochs as the steps need."""
+    samples = chain.from_iterable(shuffled(positions, epoch, seed) for epoch in count())
+    return [list(islice(samples, BATCH)) for _ in range(steps)]
+
+
 def batch_of(samples: Sequence[Any], device: str) -> tuple[Tensor, Tensor]:
     """Stack samples to images (n, 3, h, w) and masks (n, h, w)."""
     images, masks = (torch.stack([sample[name] for sample in samples]).to(device) for name in ("image", "mask"))
     return images, masks
 
 
-def train_heads(
-    heads: list[nn.Module], rates: list[float], encoder: FrozenEncoder, data: Any, order: list[Any], device: str,
-    bf16: bool, tick: Callable[[], None],
-) -> None:  # fmt: skip
-    """Train heads side by side on the samples of `order`; `tick` is called after each step of each head."""
-    optimizers = [torch.optim.AdamW(h.parameters(), r, weight_decay=WEIGHT_DECAY)
-                  for h, r in zip(heads, rates, strict=True)]  # fmt: skip
-    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=bf16)
-    for step, first in enumerate(range(0, len(order), BATCH)):
-        images, masks = batch_of([data[index] for index in order[first : first + BATCH]], device)
-        with autocast():
-            images = normalized(images, encoder)
-            maps = encoder(images)
-        for head, optimizer, rate in zip(heads, optimizers, rates, strict=True):
-            torch.manual_seed(step)  # dropout does not depend on the other heads
-            optimizer.param_groups[0]["lr"] = rate * lr_factor(step, len(order) // BATCH, WARMUP, "poly")
-            with autocast():
-                loss = cross_entropy(logits_of(head, maps, images), masks)
+class Training:
+    """Heads that are trained side by side, so that each batch passes the encoder once.
+
+    Args:
+        heads: In training mode.
+        rates: Learning rate of each head.
+        encoder: Computes the maps.
+        steps: Length of the schedule.
+    """
+
+    def __init__(self, heads: Sequence[nn.Module], rates: Sequence[float], encoder: FrozenEncoder, steps: int) -> None:
+        self.heads, self.rates, self.encoder, self.steps, self.done = list(heads), list(rates), encoder, steps, 0
+        self.optimizers = [
+            torch.optim.AdamW(head.parameters(), rate, weight_decay=WEIGHT_DECAY)
+            for head, rate in zip(heads, rates, strict=True)
+        ]
+
+    def step(self, images: Tensor, masks: Tensor) -> None:
+        """Train all heads on one batch."""
+        images = normalized(images, self.encoder)
+        maps = self.encoder(images)
+        for head, optimizer, rate in zip(self.heads, self.optimizers, self.rates, strict=True):
+            torch.manual_seed(self.done)  # dropout does not depend on the other heads
+            optimizer.param_groups[0]["lr"] = rate * lr_factor(self.done, self.steps, WARMUP, "poly")
+            loss = cross_entropy(logits_of(head, maps, images), masks)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            tick()
+        self.done += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to resume."""
+        parts = (*self.heads, *self.optimizers)
+        return {"done": self.done, "parts": [part.state_dict() for part in parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume after the step at which the state was saved."""
+        self.done = state["done"]
+        for part, values in zip((*self.heads, *self.optimizers), state["parts"], strict=True):
+            part.load_state_dict(values)
 
 
 @torch.no_grad()
 def score(
-    network: nn.Module, encoder: FrozenEncoder, data: Any, positions: Sequence[int], device: str, bf16: bool
-) -> float:
-    """Return the mIoU of a network at the size of the masks; images are padded to multiples of 32 for all networks."""
+    network: nn.Module, encoder: FrozenEncoder, data: Any, positions: Sequence[int], device: str, bf16: bool = False
+) -> list[float]:
+    """Return the IoU of each class at the size of the masks, 0..1; images are padded to multiples of 32."""
     network.eval()
     metrics = SegmentationMetrics(K, absent="zero").to(device)
     for first in range(0, len(positions), BATCH):
@@ -91,4 +115,4 @@ def score(
             padded = F.pad(normalized(images, encoder), (0, -w % 32, 0, -h % 32), mode="replicate")
             logits = network(padded)
         metrics.update(upsampled_argmax(logits, padded.shape[-2:])[:, :h, :w], masks)
-    return float(metrics.compute()["miou"])
+    return metrics.compute()["per_class"].tolist()

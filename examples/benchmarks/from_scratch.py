@@ -8,6 +8,7 @@ Images are 480x360, with --scale 0.5 240x180. All networks get the same crops in
 schedule. Training is in bf16 where the device supports it, else in float32. Scores are of val after the last epoch.
 """
 
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -77,7 +78,8 @@ def rows_of(chosen: Any, progress: Progress) -> list[Row]:
             network = make(name, seed, chosen.device)
             work = partial(train, network, data, chosen, seed, partial(progress.advance, task))
             seconds += timed(work, chosen.device)[1][0]
-            scores.append(100 * score(network, chosen.encoder, val, range(len(val)), chosen.device, chosen.bf16[-1]))
+            iou = score(network, chosen.encoder, val, range(len(val)), chosen.device, chosen.bf16[-1])
+            scores.append(100 * statistics.mean(iou))
         row: Row = {"network": name, "precision": "bf16" if chosen.bf16[-1] else "float32", "epochs": chosen.epochs}
         row |= {"height": int(360 * chosen.scale), "seeds": len(scores)}
         row |= {"val mIoU (%)": sum(scores) / len(scores), "of each seed": ", ".join(f"{x:.1f}" for x in scores)}

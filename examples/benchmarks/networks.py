@@ -91,7 +91,9 @@ class OnOurEncoder(nn.Module):
     def __init__(self, name: str, num_classes: int) -> None:
         super().__init__()
         self.encoder = FrozenEncoder("resnet50", weights="random")
-        self.head = make_peer(name, num_classes).to(memory_format=torch.channels_last)
+        self.head = make_peer(name, num_classes, "resnet50", self.encoder.channels).to(
+            memory_format=torch.channels_last
+        )
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """Return the loss of images (n, 3, h, w) and target (n, h, w)."""

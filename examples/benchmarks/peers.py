@@ -1,11 +1,23 @@
-"""Heads of segmentation-models-pytorch (SMP) on our encoder's maps: its own decoders and segmentation heads."""
+"""Heads of other libraries on our encoder's maps: those of segmentation-models-pytorch (SMP), FCN, and a linear one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import segmentation_models_pytorch as smp
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.segmentation.fcn import FCNHead
 
-PEERS = ("Unet", "FPN", "DeepLabV3Plus", "UPerNet", "PSPNet")
+SMP: dict[str, str | None] = {  # name -> its option for dropout
+    "Unet": None,
+    "FPN": "decoder_dropout",
+    "DeepLabV3Plus": "decoder_aspp_dropout",
+    "UPerNet": None,
+    "PSPNet": "psp_dropout",
+    "Segformer": None,
+    "Linknet": None,
+}
+PEERS = (*SMP, "FCN", "linear")
 
 
 class PeerHead(nn.Module):
@@ -25,13 +37,51 @@ class PeerHead(nn.Module):
         return self.segmentation_head(self.decoder([images, *maps[: self.depth]]))
 
 
-def make_peer(name: str, num_classes: int, encoder: str = "resnet50") -> PeerHead:
-    """Build one of PEERS with SMP's defaults, for the maps of a timm encoder with the strides 2 to 32.
+class Linear(nn.Module):
+    """1x1 convolutions to K classes, upsampled to the finest map and added: a linear classifier of the maps."""
+
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.classifiers = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in channels)
+
+    def forward(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Return logits (n, K, h / s, w / s) at the finest stride s."""
+        votes = [classifier(x) for classifier, x in zip(self.classifiers, maps, strict=True)]
+        return sum(F.interpolate(v, votes[0].shape[-2:], mode="bilinear") for v in votes)
+
+
+class FCN(FCNHead):
+    """torchvision's FCN head on the coarsest map."""
+
+    def forward(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Return logits (n, K, h / 32, w / 32)."""
+        return super().forward(maps[-1])
+
+
+def make_peer(
+    name: str, num_classes: int, encoder: str, channels: Sequence[int], dropout: float | None = None
+) -> nn.Module:
+    """Build one of PEERS with its defaults, for the maps of a timm encoder with the strides 2 to 32.
 
     SMP makes DeepLabV3+ for a dilated encoder of stride 16. Ours has stride 32, so this one gets smaller dilations and
     upsamples by 8 instead of 4.
+
+    Args:
+        name: One of PEERS.
+        num_classes: K.
+        encoder: timm name.
+        channels: Of the encoder's maps.
+        dropout: Default: that of the library.
     """
-    options = {"decoder_atrous_rates": (6, 12, 18)} if name == "DeepLabV3Plus" else {}
+    if name == "linear":
+        return Linear(channels, num_classes)
+    if name == "FCN":
+        head = FCN(channels[-1], num_classes)
+        head[3] = nn.Dropout(0.1 if dropout is None else dropout)
+        return head
+    options: dict[str, Any] = {"decoder_atrous_rates": (6, 12, 18)} if name == "DeepLabV3Plus" else {}
+    if dropout is not None and SMP[name] is not None:
+        options[SMP[name]] = dropout
     model = getattr(smp, name)(f"tu-{encoder}", encoder_weights=None, classes=num_classes, **options)
     if name == "DeepLabV3Plus":
         model.decoder.up = nn.UpsamplingBilinear2d(scale_factor=8)
