@@ -5,9 +5,9 @@ maps of the encoder and an extra stream at stride 2, fuses them at once, and dro
 
     E_2   E_4   E_8   E_16   E_32      feature maps of the encoder, C_s channels
      |     |     |     |      |        adapt: 1x1 conv, batch norm, ReLU; resample the maps of a plain ViT
-     s2    s4    s8    s16    s32      streams, W_s = width * s / 4 channels
+     s2    s4    s8    s16    s32      streams of W_s channels: 32, 64, 128, 256, 256
      |=====|=====|=====|======|        stage 1: HR modules (residual blocks on each stream, then an exchange unit)
-     |=====|=====|=====|      |        stage 2 without s32, and so on
+     |=====|=====|=====|      |        stage 2 without s32, and so on; by default, there is one module in all
      +-----+-----+-----+------+        classify: 1x1 conv to K classes on each stream, upsampled and added
 
 A plain vision transformer (ViT) has maps of one stride only, from four depths. From the shallowest to the deepest, they
@@ -41,6 +41,8 @@ from early_fusion_seg.resample import resample
 Plan = Literal["early", "progressive"]
 Streams = dict[int, Tensor]
 """Stride -> stream."""
+MAX_WIDTH = 256
+"""Coarse streams have no more channels, as in most decoders: they would cost much and gain little."""
 
 
 class ReverseHRNet(nn.Module):
@@ -53,7 +55,8 @@ class ReverseHRNet(nn.Module):
         num_classes: K.
         plan: Order in which streams are used. `"early"`: all streams from the start, the coarsest is dropped after each
             stage. `"progressive"`: the coarsest alone, a finer one joins at each stage, as in usual decoders.
-        width: Channels of the stride-4 stream; W_s = width * s / 4.
+        width: Channels of the stride-4 stream; W_s = width * s / 4, but at most 256 (or `width`, if that is more). A
+            list has one number per stream, finest first.
         blocks: Residual blocks on each stream in an HR module; a list has one number per stream, finest first.
             Default: see `default_modules`.
         hr_modules: HR modules of each stage, one number per stage; 0 skips a stage. Default: see `default_modules`.
@@ -77,7 +80,7 @@ class ReverseHRNet(nn.Module):
         strides: Sequence[int],
         num_classes: int,
         plan: Plan = "early",
-        width: int = 32,
+        width: int | Sequence[int] = 64,
         blocks: int | Sequence[int] | None = None,
         hr_modules: Sequence[int] | None = None,
         extra_stream: bool = True,
@@ -91,12 +94,12 @@ class ReverseHRNet(nn.Module):
             strides = [4 * 2**i for i in range(len(strides))]
         used = {s: c for c, s in zip(channels, strides, strict=True) if s >= finest}
         self.strides = sorted(used.keys() | ({2} if extra_stream else set()))
-        widths = {s: width * s // 4 for s in self.strides}
         counts, depths = default_modules(plan, self.strides)
         counts = counts if hr_modules is None else list(hr_modules)
         if blocks is not None:
             depths = [blocks] * len(self.strides) if isinstance(blocks, int) else list(blocks)
-        _check(self.strides, widths, width, depths, counts, plan)
+        _check(self.strides, depths, counts, plan)
+        widths = stream_widths(width, self.strides)
         depth = dict(zip(self.strides, depths, strict=True))
         self.adapt = nn.ModuleDict({str(s): conv_bn(c, widths[s], kernel=1) for s, c in used.items()})
         self.stem = conv_bn(3, widths[2], kernel=3, stride=2) if extra_stream and 2 not in used else None
@@ -144,17 +147,31 @@ class ReverseHRNet(nn.Module):
 def default_modules(plan: Plan, strides: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return the default HR modules of each stage and residual blocks on each stream.
 
-    The early plan has two modules in its first stage, with all streams; the progressive plan has one in each stage. See
+    The early plan has one module, with all streams; the progressive plan has one in each stage. See
     docs/decisions/0005-default-head.md.
 
     Example:
         >>> default_modules("early", [2, 4, 8])
-        ([2, 0, 0], [0, 0, 1])
+        ([1, 0, 0], [0, 1, 1])
     """
     n = len(strides)
-    if plan == "progressive":
-        return [1] * n, [2] * n
-    return [2] + [0] * (n - 1), [int(s > 4) for s in strides] if 2 in strides else [2] * n
+    return [1] * n if plan == "progressive" else [1] + [0] * (n - 1), [int(s > 2) for s in strides]
+
+
+def stream_widths(width: int | Sequence[int], strides: Sequence[int]) -> dict[int, int]:
+    """Return the channels W_s of each stream.
+
+    Example:
+        >>> stream_widths(64, [2, 4, 8, 16, 32])
+        {2: 32, 4: 64, 8: 128, 16: 256, 32: 256}
+    """
+    if isinstance(width, int):
+        if width < 1 or any(width * s % 4 for s in strides):
+            raise UserError(f"width={width}; expected a positive number, with a stream at stride 2 a multiple of 2")
+        return {s: min(width * s // 4, max(width, MAX_WIDTH)) for s in strides}
+    if len(width) != len(strides) or min(width) < 1:
+        raise UserError(f"width={list(width)}; expected one positive number, or one for each stride of {list(strides)}")
+    return dict(zip(strides, width, strict=True))
 
 
 def stage_strides(plan: Plan, strides: Sequence[int]) -> list[list[int]]:
@@ -315,17 +332,13 @@ def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked -= 1
 
 
-def _check(
-    strides: list[int], widths: dict[int, int], width: int, blocks: list[int], counts: list[int], plan: str
-) -> None:
+def _check(strides: list[int], blocks: list[int], counts: list[int], plan: str) -> None:
     """Raise a UserError if settings are out of range or do not fit the strides."""
     ratios = [b / a for a, b in pairwise(strides)]
     if not strides or any(r < 2 or r != int(r) or int(r) & (int(r) - 1) for r in ratios):
         raise UserError(f"streams have the strides {strides}; expected each to be 2, 4, 8, ... times the previous one")
     if plan not in ("early", "progressive"):
         raise UserError(f'plan is {plan!r}; expected "early" or "progressive"')
-    if min(widths.values()) < 1 or any(w * 4 != width * s for s, w in widths.items()):
-        raise UserError(f"width={width} gives the streams {widths} channels; expected a positive multiple of 2")
     for name, numbers in (("hr_modules", counts), ("blocks", blocks)):
         if len(numbers) != len(strides) or min(numbers) < 0:
             raise UserError(

@@ -15,29 +15,30 @@ OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["poly", "cosine"]
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into two groups: weights with weight decay, and norms and biases without."""
-    trained = [p for p in parameters if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def make_optimizer(
-    name: OptimizerName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, fused: bool
-) -> Optimizer:
-    """Build AdamW, or SGD with momentum 0.9, for all trainable parameters; norms and biases have no weight decay.
+def parameter_groups(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Split trainable parameters into two groups: weights with weight decay, and norms and biases without.
 
     Args:
-        name: `"adamw"` or `"sgd"`.
         parameters: Parameters; frozen ones are left out.
         lr: Learning rate.
         weight_decay: Weight decay of the weights, at least 0.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
+    """Build AdamW, or SGD with momentum 0.9.
+
+    Args:
+        name: `"adamw"` or `"sgd"`.
+        groups: Of `parameter_groups`.
         fused: Use the fused implementation. Lightning cannot clip gradients of fused optimizers in mixed precision.
     """
-    groups = parameter_groups(parameters, weight_decay)
-    return AdamW(groups, lr=lr, fused=fused) if name == "adamw" else SGD(groups, lr=lr, momentum=0.9, fused=fused)
+    return AdamW(groups, fused=fused) if name == "adamw" else SGD(groups, lr=groups[0]["lr"], momentum=0.9, fused=fused)
 
 
 def make_schedule(optimizer: Optimizer, steps: float, warmup_steps: int, schedule: Schedule) -> LambdaLR:

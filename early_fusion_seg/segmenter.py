@@ -35,7 +35,7 @@ from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, VoidPredict
 from early_fusion_seg.losses import SegmentationLoss, check_batch
 from early_fusion_seg.metrics import MeanLoss, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet
-from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule
+from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule, parameter_groups
 from early_fusion_seg.step_loss import StepLoss
 
 
@@ -69,13 +69,12 @@ class ReverseHRNetSeg(LightningModule):
             checkpoints hold only name and hash by default.
         plan: Order in which the head's stages use its streams (one stream per resolution): `"early"` starts with all
             and drops the coarsest after each stage; `"progressive"` starts with the coarsest and adds a finer one.
-        width: Channels of the stride-4 stream; the stream of stride s has width * s / 4. More channels cost time and
-            memory.
+        width: Channels of the stride-4 stream; the stream of stride s has width * s / 4, but at most 256 (or `width`,
+            if that is more). A list has one number per stream, finest first. More channels cost time and memory.
         blocks: Residual blocks on each stream of an HR module (see `hr_modules`): one number for all streams, or a list
-            with one number per stream, finest first. Default: `[0,0,1,1,1]` for the early plan with
-            `extra_stream`, else 2.
+            with one number per stream, finest first. Default: 0 on the extra stream, 1 on all others.
         hr_modules: Number of HR modules in each stage; 0 skips a stage. An HR module is residual blocks on each stream,
-            then one exchange unit between all streams of the stage. Default: `[2,0,0,0,0]` for the early plan, 1 in
+            then one exchange unit between all streams of the stage. Default: `[1,0,0,0,0]` for the early plan, 1 in
             each stage for the progressive plan.
         extra_stream: Use s2, the stream at stride 2, twice HRNet's finest resolution; false saves memory.
         activation_checkpointing: Recompute the head's activations in backward: less memory, more time.
@@ -87,6 +86,7 @@ class ReverseHRNetSeg(LightningModule):
         label_smoothing: Label smoothing of cross-entropy, 0..1.
         optimizer: `"adamw"` or `"sgd"` (momentum 0.9).
         lr: Peak learning rate, reached after `--model.warmup_steps`.
+        encoder_lr: Peak learning rate of an encoder that is trained (`--model.freeze_encoder false`).
         weight_decay: Weight decay of convolution weights; norms and biases have none.
         schedule: Learning rate schedule down to 0 at the last step: `"poly"` (power 0.9) or `"cosine"`.
         warmup_steps: Optimizer steps of linear learning rate warmup, at most a tenth of the run.
@@ -115,7 +115,7 @@ class ReverseHRNetSeg(LightningModule):
         freeze_encoder: bool = True,
         save_encoder: bool = False,
         plan: Plan = "early",
-        width: int = 32,
+        width: int | list[int] = 64,
         blocks: int | list[int] | None = None,
         hr_modules: list[int] | None = None,
         extra_stream: bool = True,
@@ -125,7 +125,8 @@ class ReverseHRNetSeg(LightningModule):
         class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
         optimizer: OptimizerName = "adamw",
-        lr: float = 1e-3,
+        lr: float = 4e-3,
+        encoder_lr: float = 1e-4,
         weight_decay: float = 1e-2,
         schedule: Schedule = "poly",
         warmup_steps: int = 100,
@@ -135,6 +136,7 @@ class ReverseHRNetSeg(LightningModule):
         self._make_hparams_plain()
         class_names, palette = to_plain(class_names, "class_names"), to_plain(palette, "palette")
         blocks, hr_modules = to_plain(blocks, "blocks"), to_plain(hr_modules, "hr_modules")
+        width = to_plain(width, "width")
         loss, class_weights = to_plain(loss, "loss"), to_plain(class_weights, "class_weights")
         self.class_names = names_of_classes(num_classes, class_names)
         self.num_classes = len(self.class_names)
@@ -334,7 +336,12 @@ class ReverseHRNetSeg(LightningModule):
         """Build the optimizer and the learning rate schedule, which advances at each optimizer step."""
         options: Any = self.hparams
         fused = not (self.trainer.gradient_clip_val or getattr(self.trainer.precision_plugin, "scaler", None))
-        optimizer = make_optimizer(options.optimizer, self.parameters(), options.lr, options.weight_decay, fused)
+        encoder = set(self.network.encoder.parameters())
+        others = (p for p in self.parameters() if p not in encoder)
+        groups = parameter_groups(others, options.lr, options.weight_decay)
+        if not self.network.encoder.frozen:
+            groups += parameter_groups(self.network.encoder.parameters(), options.encoder_lr, options.weight_decay)
+        optimizer = make_optimizer(options.optimizer, groups, fused)
         schedule = make_schedule(optimizer, self._steps_of_run(), options.warmup_steps, options.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -236,19 +236,28 @@ def test_a_basic_block_adds_its_convolutions_to_its_input():
         torch.testing.assert_close(block(x.clone()), (x + inner).clamp(min=0))
 
 
-def test_widths_double_with_the_stride_with_or_without_the_extra_stream():
-    for extra_stream, expected in ((True, [4, 8, 16, 32, 64]), (False, [8, 16, 32, 64])):
-        head = small(extra_stream=extra_stream, hr_modules=None)
-        assert [head.classifiers[str(s)].in_channels for s in head.strides] == expected
-        assert len(head.stages) == 2
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"width": 8}, [4, 8, 16, 32, 64]),
+        ({"width": 8, "extra_stream": False}, [8, 16, 32, 64]),
+        ({"width": 64}, [32, 64, 128, 256, 256]),
+        ({"width": 260}, [130, 260, 260, 260, 260]),
+        ({"width": [3, 5, 7, 6, 4]}, [3, 5, 7, 6, 4]),
+    ],
+)
+def test_widths_double_with_the_stride_up_to_a_limit_or_are_given(options, expected):
+    head = small(**options)
+    assert [head.classifiers[str(s)].in_channels for s in head.strides] == expected
+    assert head(maps(32, 32), torch.rand(2, 3, 32, 32)).shape == (2, 5, 32 // head.strides[0], 32 // head.strides[0])
 
 
 def test_default_modules_of_both_plans_with_and_without_the_extra_stream():
-    assert default_modules("early", STRIDES) == ([2, 0, 0, 0, 0], [0, 0, 1, 1, 1])
-    assert default_modules("early", STRIDES[1:]) == ([2, 0, 0, 0], [2, 2, 2, 2])
-    assert default_modules("progressive", STRIDES) == ([1] * 5, [2] * 5)
+    assert default_modules("early", STRIDES) == ([1, 0, 0, 0, 0], [0, 1, 1, 1, 1])
+    assert default_modules("early", STRIDES[1:]) == ([1, 0, 0, 0], [1, 1, 1, 1])
+    assert default_modules("progressive", STRIDES) == ([1] * 5, [0, 1, 1, 1, 1])
     stages = small(blocks=None, hr_modules=None).stages
-    assert [[len(branch) for branch in module.branches.values()] for module in stages] == [[0, 0, 1, 1, 1]] * 2
+    assert [[len(branch) for branch in module.branches.values()] for module in stages] == [[0, 1, 1, 1, 1]]
 
 
 def test_without_an_encoder_map_of_stride_2_a_stem_makes_the_extra_stream():
@@ -273,6 +282,11 @@ def test_strides_may_be_far_apart_and_maps_finer_than_the_head_are_ignored():
     [
         ({"width": 5}, "width=5"),
         ({"width": 0}, "width=0"),
+        (
+            {"width": [8, 8]},
+            r"width=\[8, 8\]; expected one positive number, or one for each stride of \[2, 4, 8, 16, 32\]",
+        ),
+        ({"width": [8, 8, 8, 8, 0]}, "width="),
         ({"hr_modules": [1, 1]}, "expected 5 numbers"),
         ({"hr_modules": [1, 1, 1, 1, -1]}, "numbers of at least 0"),
         ({"blocks": [1, 1]}, r"blocks=\[1, 1\]; expected 5 numbers"),

@@ -417,6 +417,17 @@ def test_norms_and_biases_have_no_weight_decay(tmp_path, optimizer):
     assert set(others["params"]) == set(model.network.head.parameters()) - convolutions
 
 
+def test_a_trained_encoder_has_its_own_learning_rate(tmp_path):
+    model = ReverseHRNetSeg(**(SMALL | {"freeze_encoder": False, "lr": 0.2, "encoder_lr": 0.1, "warmup_steps": 0}))
+    engine = trainer(tmp_path, max_steps=2)
+    engine.fit(model, loader(4, 2), loader(2, 1))
+    encoder = {*model.network.encoder.parameters()}
+    groups = engine.optimizers[0].param_groups
+    assert [group["initial_lr"] for group in groups] == [0.2, 0.2, 0.1, 0.1]
+    assert {p for group in groups[2:] for p in group["params"]} == encoder
+    assert {p for group in groups[:2] for p in group["params"]} == {*model.parameters()} - encoder
+
+
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])
 def test_the_learning_rate_follows_the_schedule_at_each_step(tmp_path, schedule):
     model = ReverseHRNetSeg(**(SMALL | {"lr": 0.1, "schedule": schedule, "warmup_steps": 3, "optimizer": "sgd"}))
@@ -539,7 +550,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent / "checkpoints").glob("*.ckpt")), ids=lambda p: p.stem)
 def test_checkpoints_of_all_formats_are_read(path):
-    """Written by earlier versions: `format_1.ckpt` has labels of this image beside its own entries."""
+    """Written by earlier versions: `format_N.ckpt` has labels of this image beside its own entries."""
     stored = torch.load(path, weights_only=True)
     expected = stored["expected_labels"].numpy()
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
@@ -551,7 +562,7 @@ def test_checkpoints_of_all_formats_are_read(path):
 def test_a_checkpoint_without_a_setting_that_came_later_has_its_default(tmp_path):
     model = ReverseHRNetSeg(**SMALL)
     stored = torch.load(save(model, tmp_path / "model.ckpt"), weights_only=True)
-    del stored["format"], stored["hyper_parameters"]["label_smoothing"]
+    del stored["hyper_parameters"]["label_smoothing"]
     torch.save(stored, tmp_path / "older.ckpt")
     assert same_output(ReverseHRNetSeg.load_from_checkpoint(tmp_path / "older.ckpt"), model)
     check_hparams_match(dict(model.hparams), stored["hyper_parameters"], "older.ckpt")

@@ -14,7 +14,7 @@ import torch
 from early_fusion_seg.encoder.frozen_encoder import LOADABLE_AGAIN, FrozenEncoder
 from early_fusion_seg.errors import MissingFileError, UserError
 
-FORMAT = 1
+FORMAT = 2
 """Number of the present checkpoint format. A change that older versions cannot read raises it.
 
 A model setting that an older checkpoint lacks has its default, so a new setting alone does not raise it.
@@ -50,6 +50,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(checkpoint, dict) or not {"encoder", "hyper_parameters", "state_dict"} <= checkpoint.keys():
         raise UserError(f"{path} was not written by ReverseHRNetSeg: it lacks encoder, hyper_parameters or state_dict")
     check_format(checkpoint, path)
+    if checkpoint.get("format", 1) == 1:
+        _name_head_of_format_1(checkpoint)
     return checkpoint
 
 
@@ -65,6 +67,19 @@ def check_format(checkpoint: Checkpoint, path: str | Path) -> None:
             f"{path} has the checkpoint format {found}, but this version of early-fusion-seg reads formats up to "
             f"{FORMAT}; install a newer version"
         )
+
+
+def _name_head_of_format_1(checkpoint: Checkpoint) -> None:
+    """Write the settings of a head in full, in place: format 1 had other defaults, and widths without a limit."""
+    settings = checkpoint["hyper_parameters"]
+    keys = (re.fullmatch(r"network\.head\.classifiers\.(\d+)\.weight", key) for key in checkpoint["state_dict"])
+    strides = sorted(int(key[1]) for key in keys if key)
+    n, early = len(strides), settings.get("plan", "early") == "early"
+    settings["width"] = [settings.get("width", 32) * s // 4 for s in strides]
+    if settings.get("blocks") is None:
+        settings["blocks"] = [int(s > 4) for s in strides] if early and 2 in strides else [2] * n
+    if settings.get("hr_modules") is None:
+        settings["hr_modules"] = [2] + [0] * (n - 1) if early else [1] * n
 
 
 def store_encoder(checkpoint: Checkpoint, encoder: FrozenEncoder, store_weights: bool) -> None:

@@ -29,16 +29,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 K, MIB = 19, 2**20
-FOUR_STREAMS: list[dict[str, Any]] = [
-    {"hr_modules": [2, 0, 0, 0]},
-    {"hr_modules": [1, 1, 1, 1]},
-    {"hr_modules": [1, 0, 0, 0]},
-    {"hr_modules": [3, 0, 0, 0]},
-    {"hr_modules": [4, 0, 0, 0]},
-    {"hr_modules": [2, 0, 0, 0], "width": 48},
-    {"hr_modules": [3, 0, 0, 0], "width": 48},
-    {"hr_modules": [2, 0, 0, 0], "width": 40},
-]
+OTHER_HEADS: dict[str, dict[str, Any]] = {  # name -> settings that differ from the default
+    "width 32": {"width": 32},
+    "width 96": {"width": 96},
+    "2 blocks": {"blocks": [0, 2, 2, 2, 2]},
+    "2 HR modules": {"hr_modules": [2, 0, 0, 0, 0]},
+    "progressive": {"plan": "progressive"},
+    "four streams": {"extra_stream": False},
+    "four streams, width 96": {"extra_stream": False, "width": 96},
+    "four streams, width 128": {"extra_stream": False, "width": 128},
+}
 TEXT = """\
 Training with a frozen ResNet-50 (the HRNets are trained end to end), per image of a batch of two: "saved" is the bytes
 of all storages alive when the forward pass ends, "peak" the highest in forward and backward. Parameters and the batch
@@ -144,12 +144,10 @@ def own_rows(chosen: Any, progress: Progress) -> list[Row]:
             171,
         ),
         row("bf16", Ours(K, encoder), ours, side, chosen.device, bf16=True),
-        row("1 HR module, blocks 2", Ours(K, encoder, hr_modules=[1, 0, 0, 0, 0], blocks=2), ours, side, chosen.device),
-        row("2 HR modules, blocks 2", Ours(K, encoder, blocks=2), ours, side, chosen.device),
     ]
-    for setting in progress.track(FOUR_STREAMS[:1] if chosen.quick else FOUR_STREAMS, description="four streams"):
-        name = "four streams: " + ", ".join(f"{key} {value}" for key, value in setting.items())
-        rows.append(row(name, Ours(K, encoder, extra_stream=False, **setting), ours, side, chosen.device))
+    heads = dict(list(OTHER_HEADS.items())[:1]) if chosen.quick else OTHER_HEADS
+    for name, settings in progress.track(heads.items(), description="other heads"):
+        rows.append(row(name, Ours(K, encoder, **settings), ours, side, chosen.device))
     goals = {"default": 160, "activation checkpointing": 100, "171 classes": 1.15 * ours["saved (MiB)"]}
     for own in rows:
         goal = goals.get(own["network"])
