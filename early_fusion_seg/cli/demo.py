@@ -114,7 +114,6 @@ def build_model(data: SyntheticDataModule) -> ReverseHRNetSeg:
         absent=data.absent,
         encoder=encoder,
         encoder_weights=weights,
-        blocks=1,
         lr=6e-3,
         warmup_steps=20,
     )
