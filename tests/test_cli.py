@@ -252,7 +252,7 @@ ERRORS: list[tuple[str, list[str], str]] = [
     ("data union", ["fit", *CAMVID, "--data.crop_size=abc"], "data.crop_size: CamVidDataModule: expected int; "),
     ("data refuses", ["fit", *CAMVID, "--data.batch_size=-1"], "batch_size is -1; expected a number above 0"),
     ("model key", ["fit", *CAMVID, "--model.widht=3"], "arguments: --model.widht=3; did you mean --model.width? "),
-    ("model value", ["fit", *CAMVID, "--model.width=abc"], "model.width: expected int. Got value: abc"),
+    ("model value", ["fit", *CAMVID, "--model.warmup_steps=abc"], "model.warmup_steps: expected int. Got value: abc"),
     ("model word", ["fit", *CAMVID, "--model.plan=abc"], "model.plan: expected one of ['early', 'progressive']"),
     ("model refuses", ["fit", *CAMVID, "--model.encoder=nope"], "nope"),
     ("both weights", ["fit", *CAMVID, "--class_weights=median", "--model.class_weights=[1,2]"],

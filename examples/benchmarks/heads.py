@@ -16,6 +16,7 @@ an interruption. Several processes with different heads may share the file.
 To add a head of ours, add a line to HEADS. To add a decoder of segmentation-models-pytorch, add it to peers.py.
 """
 
+import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -111,17 +112,22 @@ class Comparison:
         self.shared = [encoder.fingerprint(), chosen.scale]
         self.class_names = module.class_names
 
-    def records(self, kind: str) -> list[dict[str, Any]]:
-        """Read the records from the log that have an entry of this kind."""
-        lines = self.log.read_text().splitlines() if self.log and self.log.exists() else []
-        records = [json.loads(line) for line in lines]
-        return [record for record in records if kind in record and record["on"] == self.shared]
+    def identity(self, name: str) -> list[Any]:
+        """Return what a record of a head depends on: encoder, size of the images, and the modules of the head."""
+        return [*self.shared, hashlib.sha256(str(make_head(name, self.encoder, 0)).encode()).hexdigest()[:12]]
 
-    def record(self, **entries: Any) -> None:
-        """Write a record to the log."""
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """Read the records of one kind from the log, without those of other encoders or of heads that have changed."""
+        lines = self.log.read_text().splitlines() if self.log and self.log.exists() else []
+        records = [record for record in map(json.loads, lines) if kind in record]
+        now = {name: self.identity(name) for name in {record[kind][0] for record in records} & {*HEADS, *PEERS}}
+        return [record for record in records if record["of"] == now.get(record[kind][0])]
+
+    def record(self, name: str, **entries: Any) -> None:
+        """Write a record of a head to the log."""
         if self.log:
             with self.log.open("a") as file:
-                file.write(json.dumps({"on": self.shared} | entries) + "\n")
+                file.write(json.dumps({"of": self.identity(name)} | entries) + "\n")
 
     def scores(self, runs: Iterable[Run]) -> dict[Run, list[float]]:
         """Train what the log lacks, side by side where only the head differs; return the IoU of each class."""
@@ -155,21 +161,21 @@ class Comparison:
         for run, head in zip(runs, heads, strict=True):
             network = WithEncoder(self.encoder, head)
             found[run] = score(network, self.encoder, data, scored, self.chosen.device)
-            self.record(run=run, iou=found[run])
+            self.record(run.head, run=run, iou=found[run])
         if saved:
             saved.unlink(missing_ok=True)
         return found
 
     def times(self, heads: dict[str, nn.Module]) -> dict[str, float]:
         """Return the processor time of a step of each head, encoder included, over that of the default."""
-        known = {record["time of"]: record["ratio"] for record in self.records("time of")}
+        known = {record["time"][0]: record["time"][1] for record in self.records("time")}
         if not heads.keys() <= known.keys():
             batch = batch_of([self.train[0, i] for i in range(BATCH)], self.chosen.device)
             works = {name: partial(Training([h], [0.0], self.encoder, 1).step, *batch) for name, h in heads.items()}
             seconds = in_turns(works, self.chosen.repeats, self.chosen.device, self.progress, "time of a step")
             for name in heads.keys() - known.keys():
                 known[name] = seconds[name][1] / seconds["default"][1]
-                self.record(**{"time of": name, "ratio": known[name]})
+                self.record(name, time=[name, known[name]])
         return known
 
     def choose(self, name: str, steps: int, seed: int) -> tuple[float, float, Row]:

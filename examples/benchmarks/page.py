@@ -18,10 +18,10 @@ HEAD = """\
 # Benchmarks
 
 Each section is made by one script of `examples/benchmarks` and shows its command, the machine and the date. "Ours" is
-the default network; sections of November 25 and before were measured with the former default head (`width=[16, 32, 64,
-128, 256]`, `hr_modules=[2, 0, 0, 0, 0]`, `blocks=[0, 0, 1, 1, 1]`). Its encoder is a frozen ResNet-50 with random weights
-unless the section says otherwise. The peers are networks of segmentation-models-pytorch, torchvision and timm with
-their defaults. `pip install -e ".[bench]"` installs what the scripts need.
+the default network; sections of November 25 and before were measured with the former default head (`width=[16, 32,
+64, 128, 256]`, `hr_modules=[2, 0, 0, 0, 0]`, `blocks=[0, 0, 1, 1, 1]`). Its encoder is a frozen ResNet-50 with random
+weights unless the section says otherwise. The peers are networks of segmentation-models-pytorch, torchvision and timm
+with their defaults. `pip install -e ".[bench]"` installs what the scripts need.
 """
 
 
