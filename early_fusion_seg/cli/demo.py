@@ -8,7 +8,7 @@ import argparse
 import shlex
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import rich
@@ -107,26 +107,21 @@ def run(options: argparse.Namespace, folder: Path) -> None:
 
 def build_model(data: SyntheticDataModule) -> ReverseHRNetSeg:
     """Make the network of the demo: a frozen encoder, and a head that trains in two minutes on two cores."""
-    encoder, weights = choose_encoder()
-    return ReverseHRNetSeg(
-        class_names=data.class_names,
-        palette=data.palette,
-        absent=data.absent,
-        encoder=encoder,
-        encoder_weights=weights,
-        lr=6e-3,
-        warmup_steps=20,
-    )
+    return ReverseHRNetSeg.for_data(data, **choose_encoder(), lr=6e-3, warmup_steps=20)
 
 
-def choose_encoder() -> tuple[str, str]:
-    """Return name and weights of the encoder: the pretrained one if its package is installed, else a random one."""
+def choose_encoder() -> dict[str, Any]:
+    """Return the model options: the pretrained encoder if its package is installed, else a random one.
+
+    On random filters the head is deeper than the default, because it has to learn more.
+    """
     try:
         find_bundled_weights(PRETRAINED).version()
     except UserError as error:
         echo(f"{error}. A ResNet-18 with random weights is used instead.")
-        return "resnet18", "random"
-    return PRETRAINED, "bundled"
+        head = {"width": 32, "hr_modules": [2, 0, 0, 0, 0], "blocks": 1}
+        return {"encoder": "resnet18", "encoder_weights": "random"} | head
+    return {"encoder": PRETRAINED, "encoder_weights": "bundled"}
 
 
 def describe_encoder(encoder: FrozenEncoder) -> str:
