@@ -43,7 +43,7 @@ HEADS: dict[str, dict[str, Any]] = {  # name -> settings of ReverseHRNet that di
     "default": {},
     "progressive": {"plan": "progressive"},
     "four streams": {"extra_stream": False},
-    "four streams, width 128": {"extra_stream": False, "width": 128},  # the memory of the default
+    "four streams, width 112": {"extra_stream": False, "width": 112},  # about the memory of the default
 }
 RATES = [2.0**i * 1e-3 for i in range(-3, 6)]
 FIRST_RATES = (2e-3, 4e-3)
