@@ -20,7 +20,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet
 from early_fusion_seg.data.camvid import fake_camvid_segnet
+from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.losses import cross_entropy
 
 HEADS: dict[str, dict[str, Any]] = {  # name -> settings of ReverseHRNet that differ from its defaults
@@ -94,13 +95,19 @@ def make_head(name: str, encoder: FrozenEncoder, seed: int, dropout: float = 0.0
     return head.to(memory_format=torch.channels_last).train()
 
 
+@cache
+def modules_hash(name: str, encoder: FrozenEncoder) -> str:
+    """Return a hash of the modules of a head, which differs if its default settings change."""
+    return hashlib.sha256(str(make_head(name, encoder, 0)).encode()).hexdigest()[:12]
+
+
 def dropouts(name: str) -> tuple[float, ...]:
     """Return the dropouts to try: of a head that has dropout."""
     return DROPOUTS if SMP.get(name) or name == "FCN" else DROPOUTS[:1]
 
 
 class Comparison:
-    """Train and score heads on one encoder; scores that the log has are taken from it."""
+    """Train and score heads on one encoder, each once; scores that the log has are taken from it."""
 
     def __init__(self, encoder: FrozenEncoder, chosen: Any, progress: Progress) -> None:
         self.encoder, self.chosen, self.progress = encoder, chosen, progress
@@ -112,10 +119,11 @@ class Comparison:
         self.log: Path | None = chosen.log
         self.shared = [encoder.fingerprint(), chosen.scale]
         self.class_names = module.class_names
+        self.known: dict[Run, list[float]] = {}
 
     def identity(self, name: str) -> list[Any]:
         """Return what a record of a head depends on: encoder, size of the images, and the modules of the head."""
-        return [*self.shared, hashlib.sha256(str(make_head(name, self.encoder, 0)).encode()).hexdigest()[:12]]
+        return [*self.shared, modules_hash(name, self.encoder)]
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """Read the records of one kind from the log, without those of other encoders or of heads that have changed."""
@@ -132,23 +140,25 @@ class Comparison:
 
     def scores(self, runs: Iterable[Run]) -> dict[Run, list[float]]:
         """Train what the log lacks, side by side where only the head differs; return the IoU of each class."""
-        found = {Run(*record["run"]): record["iou"] for record in self.records("run")}
-        missing = sorted((run for run in dict.fromkeys(runs) if run not in found), key=lambda run: str(run[3:]))
+        self.known |= {Run(*record["run"]): record["iou"] for record in self.records("run")}
+        missing = sorted((run for run in dict.fromkeys(runs) if run not in self.known), key=lambda run: str(run[3:]))
         for _, together in groupby(missing, key=lambda run: run[3:]):
             group = list(together)
             for first in range(0, len(group), TOGETHER):
-                found |= self.train_group(group[first : first + TOGETHER])
-        return found
+                self.train_group(group[first : first + TOGETHER])
+        return self.known
 
-    def train_group(self, runs: list[Run]) -> dict[Run, list[float]]:
+    def train_group(self, runs: list[Run]) -> None:
         """Train and score heads side by side."""
         part, seed, steps = runs[0][3:]
         positions = [i for p, members in enumerate(self.parts) if p != part for i in members]
         heads = [make_head(run.head, self.encoder, seed, run.dropout).to(self.chosen.device) for run in runs]
         training = Training(heads, [run.rate for run in runs], self.encoder, steps)
-        saved = self.log.with_suffix(f".{'+'.join(run.head for run in runs)}.ckpt") if self.log else None
-        if saved and saved.exists() and (state := torch.load(saved))["runs"] == [tuple(run) for run in runs]:
-            training.load_state_dict(state["training"])
+        of_runs = json.dumps([(self.identity(run.head), run) for run in runs])
+        state = hashlib.sha256(of_runs.encode()).hexdigest()[:12]
+        saved = self.log.with_suffix(f".{state}.ckpt") if self.log else None
+        if saved and saved.exists():
+            training.load_state_dict(torch.load(saved))
         where = "val" if part is None else f"third {part + 1}"
         task = self.progress.add_task(f"{', '.join(run.head for run in runs)}; {where}, seed {seed}", total=steps)
         per_epoch = len(positions) // BATCH
@@ -156,16 +166,14 @@ class Comparison:
             training.step(*batch_of([self.train[index] for index in samples], self.chosen.device))
             self.progress.update(task, completed=training.done)
             if saved and training.done % per_epoch == 0:
-                torch.save({"runs": [tuple(run) for run in runs], "training": training.state_dict()}, saved)
+                replace_file(saved, partial(torch.save, training.state_dict()))
         data, scored = (self.val, range(len(self.val))) if part is None else (self.plain, self.parts[part])
-        found = {}
         for run, head in zip(runs, heads, strict=True):
             network = WithEncoder(self.encoder, head)
-            found[run] = score(network, self.encoder, data, scored, self.chosen.device)
-            self.record(run.head, run=run, iou=found[run])
+            self.known[run] = score(network, self.encoder, data, scored, self.chosen.device)
+            self.record(run.head, run=run, iou=self.known[run])
         if saved:
             saved.unlink(missing_ok=True)
-        return found
 
     def times(self, heads: dict[str, nn.Module]) -> dict[str, float]:
         """Return the processor time of a step of each head, encoder included, over that of the default."""
