@@ -55,11 +55,11 @@ TEXT = """\
 CamVid (11 classes, {size}), frozen encoder {encoder} with {weights} weights: the same encoder object, crops, order and
 loss (cross-entropy) for every head; AdamW, batches of 8, poly schedule, float32, {epochs} epochs. The peers are
 decoders with their segmentation heads of segmentation-models-pytorch, torchvision's FCN head, and a linear classifier
-of the maps. Learning rate and dropout of each head are chosen on thirds of train that are held out in turn; val is
-scored once. The interval is the 95 % confidence interval of the mean over the seeds; differences are paired by seed.
-"Time" is a step's processor time, encoder included, over that of our default; GFLOPs and saved MiB are of the head and
-the encoder for an image of 512x512. With equal time, a head is trained for as many steps as the time of our default
-allows."""
+of the maps. Learning rate and dropout of each head are chosen on thirds of train that are held out in turn, in
+{choosing_epochs} epochs; val is scored once. The interval is the 95 % confidence interval of the mean over the seeds;
+differences are paired by seed. "Time" is a step's processor time, encoder included, over that of our default; GFLOPs
+and saved MiB are of the head and the encoder for an image of 512x512. With equal time, a head is trained for as many
+steps as the time of our default allows."""
 
 
 class Run(NamedTuple):
@@ -256,7 +256,7 @@ def compare(comparison: Comparison, names: list[str]) -> dict[str, list[Row]]:
     """Choose each head's settings on held-out parts of train, then compare the heads on val."""
     seeds, epochs = comparison.chosen.seeds, comparison.chosen.epochs
     per_epoch = len(comparison.train) // BATCH
-    held_out_steps = epochs * (len(comparison.train) * 2 // 3 // BATCH)
+    held_out_steps = comparison.chosen.choosing_epochs * (len(comparison.train) * 2 // 3 // BATCH)
     choices = {name: comparison.choose(name, held_out_steps, seeds[0]) for name in names}
     cost = costs(comparison, names)
     tables = {"mIoU (%) on the held-out thirds of train": [row for *_, row in choices.values()]}
@@ -294,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         weights={"default": "bundled", "help": "bundled, hub, random or a file; default: %(default)s"},
         scale={"type": float, "default": 0.5, "help": "of the images, 480x360; default: %(default)s"},
         epochs={"type": int, "default": 20, "help": "default: %(default)s"},
+        choosing_epochs={"type": int, "default": 8, "help": "of trainings that choose settings; default: %(default)s"},
         seeds={
             "type": int,
             "nargs": "*",
@@ -305,7 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     with TemporaryDirectory() as folder, Progress(transient=True) as progress:
         if chosen.quick:
-            chosen.root, chosen.epochs, chosen.scale, chosen.seeds = folder, 1, 0.25, [0, 1]
+            chosen.root, chosen.scale, chosen.seeds = folder, 0.25, [0, 1]
+            chosen.epochs = chosen.choosing_epochs = 1
             chosen.encoder, chosen.weights = "resnet18", "random"
             fake_camvid_segnet(folder, images=3 * BATCH, size=(360, 480))
         if chosen.root is None:
@@ -314,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         comparison = Comparison(encoder, chosen, progress)
         tables = compare(comparison, [*chosen.heads, *chosen.peers])
     size = f"{int(480 * chosen.scale)}x{int(360 * chosen.scale)}"
-    text = TEXT.format(encoder=chosen.encoder, weights=chosen.weights, size=size, epochs=chosen.epochs)
+    text = TEXT.format(size=size, **vars(chosen))
     publish("heads", "Heads on one frozen encoder", text, tables, [], "", chosen)
 
 
