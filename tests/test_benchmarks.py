@@ -41,16 +41,17 @@ def quick(script: str, output: Path, *options: str, picture: bool = True) -> dic
 def test_the_page_is_made_of_the_records(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     page = importlib.import_module("page")
-    assert {path.stem for path in BENCHMARKS.glob("*.json")} <= {*page.SCRIPTS, "encoders"}
+    assert {path.stem for path in BENCHMARKS.glob("*.json")} <= {*page.SCRIPTS, *page.IN_PAGES}
     assert page.page() == PAGE.read_text()
-    assert page.encoders_page() == page.ENCODERS.read_text()
+    for script, path in page.IN_PAGES.items():
+        assert page.with_section(path, script) == path.read_text()
 
 
 def test_the_page_shows_every_picture_and_each_is_small():
     pictures = list((PAGE.parent / "images").glob("benchmark_*.png"))
     assert pictures
     for picture in pictures:
-        assert f"(images/{picture.name})" in PAGE.read_text()
+        assert any(f"(images/{picture.name})" in path.read_text() for path in PAGE.parent.glob("*.md"))
         assert picture.stat().st_size < 60_000
 
 
@@ -154,6 +155,28 @@ def test_heads(tmp_path):
     assert log.read_text() == trainings
 
 
+@pytest.mark.slow
+@needs_peers
+def test_freezing(tmp_path):
+    log = tmp_path / "log.jsonl"
+    names = ["ours, frozen", "ours, frozen random weights", "Unet, fine-tuned"]
+    options = ["--networks", *names, "--encoder_rates", "0", "1e-3", "--log", str(log)]
+    rows = quick("freezing", tmp_path, *options)
+    val, held_out = rows.values()
+    assert [row["network"] for row in val] == names
+    assert [row["network"] for row in held_out] == names[2:]
+    frozen, random, unet = val
+    assert frozen["time"] == 1
+    assert random["saved (MiB)"] == frozen["saved (MiB)"] < unet["saved (MiB)"]
+    assert frozen["weights to store (MB)"] < random["weights to store (MB)"]  # random weights are stored
+    assert frozen["encoder lr"] is None
+    trainings = log.read_text().splitlines()
+    assert len(trainings) == 2 * len(names) + 2
+    again = quick("freezing", tmp_path, *options)["Val"]
+    assert [row["of each seed"] for row in again] == [row["of each seed"] for row in val]
+    assert log.read_text().splitlines() == trainings  # resumed: nothing is trained again
+
+
 @needs_peers
 def test_thirds_of_train_are_contiguous_in_each_video(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
@@ -184,6 +207,21 @@ def test_a_training_that_was_interrupted_goes_on_as_if_it_had_not_been(monkeypat
         second.step(*batch)
     for a, b in zip(whole.heads[0].parameters(), second.heads[0].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@needs_peers
+@pytest.mark.parametrize("freeze", [True, False])
+def test_an_encoder_that_is_not_frozen_is_trained_with_its_own_rate(freeze, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    encoder = FrozenEncoder("resnet18", weights="random", freeze=freeze)
+    before = encoder.state_hash()
+    head = OnFirstMap(nn.Conv2d(64, 11, 1)).train()
+    training = importlib.import_module("camvid_training").Training([head], [0.0], encoder, 4, encoder_rate=1e-2)
+    weight = head.head.weight.detach().clone()
+    for _ in range(2):  # the first step of the warmup has the rate 0
+        training.step(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, 32, 32, dtype=torch.long))
+    assert (encoder.state_hash() == before) == freeze
+    assert torch.equal(head.head.weight, weight)
 
 
 class OnFirstMap(nn.Module):

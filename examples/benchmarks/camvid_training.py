@@ -1,7 +1,9 @@
-"""Training on CamVid: the shared parts of heads.py and from_scratch.py."""
+"""Training on CamVid: the shared parts of heads.py, freezing.py and from_scratch.py."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from early_fusion_seg import FrozenEncoder, ReverseHRNet, SegmentationMetrics
 from early_fusion_seg.inference import upsampled_argmax
+from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.logits.lazy_logits import LazyLogits
 from early_fusion_seg.losses import cross_entropy
 from early_fusion_seg.optim import lr_factor
@@ -65,24 +68,63 @@ class Training:
     Args:
         heads: In training mode.
         rates: Learning rate of each head.
-        encoder: Computes the maps.
+        encoder: Computes the maps; one that is not frozen is trained with the head, of which there must be one.
         steps: Length of the schedule.
+        encoder_rate: Learning rate of an encoder that is trained.
     """
 
-    def __init__(self, heads: Sequence[nn.Module], rates: Sequence[float], encoder: FrozenEncoder, steps: int) -> None:
-        self.heads, self.rates, self.encoder, self.steps, self.done = list(heads), list(rates), encoder, steps, 0
+    def __init__(
+        self,
+        heads: Sequence[nn.Module],
+        rates: Sequence[float],
+        encoder: FrozenEncoder,
+        steps: int,
+        encoder_rate: float = 0.0,
+    ) -> None:
+        self.heads, self.encoder, self.steps, self.done = list(heads), encoder, steps, 0
+        trained = [] if encoder.frozen else [encoder]
+        self.rates = [(rate, encoder_rate)[: 1 + len(trained)] for rate in rates]
         self.optimizers = [
-            torch.optim.AdamW(head.parameters(), rate, weight_decay=WEIGHT_DECAY)
-            for head, rate in zip(heads, rates, strict=True)
+            torch.optim.AdamW([{"params": part.parameters()} for part in (head, *trained)], weight_decay=WEIGHT_DECAY)
+            for head in heads
         ]
+        self.parts: list[Any] = [*heads, *trained, *self.optimizers]
+
+    def run(
+        self,
+        data: Any,
+        positions: Sequence[int],
+        seed: int,
+        device: str,
+        saved: Path | None,
+        tick: Callable[[int], Any],
+    ) -> None:
+        """Train to the end.
+
+        Args:
+            data: Training images.
+            positions: Those that are used.
+            seed: Decides their order.
+            device: Such as cpu or cuda.
+            saved: File of the state after each epoch, from which the training resumes if it exists; or None.
+            tick: Called after each step with the number of steps done.
+        """
+        if saved and saved.exists():
+            self.load_state_dict(torch.load(saved))
+        for samples in batches(positions, seed, self.steps)[self.done :]:
+            self.step(*batch_of([data[index] for index in samples], device))
+            tick(self.done)
+            if saved and self.done % (len(positions) // BATCH) == 0:
+                replace_file(saved, partial(torch.save, self.state_dict()))
 
     def step(self, images: Tensor, masks: Tensor) -> None:
         """Train all heads on one batch."""
         images = normalized(images, self.encoder)
         maps = self.encoder(images)
-        for head, optimizer, rate in zip(self.heads, self.optimizers, self.rates, strict=True):
+        for head, optimizer, rates in zip(self.heads, self.optimizers, self.rates, strict=True):
             torch.manual_seed(self.done)  # dropout does not depend on the other heads
-            optimizer.param_groups[0]["lr"] = rate * lr_factor(self.done, self.steps, WARMUP, "poly")
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * lr_factor(self.done, self.steps, WARMUP, "poly")
             loss = cross_entropy(logits_of(head, maps, images), masks)
             optimizer.zero_grad()
             loss.backward()
@@ -91,13 +133,12 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to resume."""
-        parts = (*self.heads, *self.optimizers)
-        return {"done": self.done, "parts": [part.state_dict() for part in parts]}
+        return {"done": self.done, "parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume after the step at which the state was saved."""
         self.done = state["done"]
-        for part, values in zip((*self.heads, *self.optimizers), state["parts"], strict=True):
+        for part, values in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(values)
 
 

@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from camvid_training import BATCH, CROP, K, Training, WithEncoder, batch_of, batches, score
+from camvid_training import BATCH, CROP, K, Training, WithEncoder, batch_of, score
 from measure import Row, in_turns, options, publish
 from memory import MIB, bytes_of_a_step, flops_of_a_forward
 from peers import PEERS, SMP, make_peer
@@ -37,7 +37,6 @@ from torch import Tensor, nn
 
 from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet
 from early_fusion_seg.data.camvid import fake_camvid_segnet
-from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.losses import cross_entropy
 
 HEADS: dict[str, dict[str, Any]] = {  # name -> settings of ReverseHRNet that differ from its defaults
@@ -157,16 +156,16 @@ class Comparison:
         of_runs = json.dumps([(self.identity(run.head), run) for run in runs])
         state = hashlib.sha256(of_runs.encode()).hexdigest()[:12]
         saved = self.log.with_suffix(f".{state}.ckpt") if self.log else None
-        if saved and saved.exists():
-            training.load_state_dict(torch.load(saved))
         where = "val" if part is None else f"third {part + 1}"
         task = self.progress.add_task(f"{', '.join(run.head for run in runs)}; {where}, seed {seed}", total=steps)
-        per_epoch = len(positions) // BATCH
-        for samples in batches(positions, seed, steps)[training.done :]:
-            training.step(*batch_of([self.train[index] for index in samples], self.chosen.device))
-            self.progress.update(task, completed=training.done)
-            if saved and training.done % per_epoch == 0:
-                replace_file(saved, partial(torch.save, training.state_dict()))
+        training.run(
+            self.train,
+            positions,
+            seed,
+            self.chosen.device,
+            saved,
+            lambda done: self.progress.update(task, completed=done),
+        )
         data, scored = (self.val, range(len(self.val))) if part is None else (self.plain, self.parts[part])
         for run, head in zip(runs, heads, strict=True):
             network = WithEncoder(self.encoder, head)

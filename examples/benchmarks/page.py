@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md, one section for each script, and the table of docs/encoders.md, from the scripts' JSON.
+"""Write docs/benchmarks.md, one section for each script, and the sections of IN_PAGES, from the scripts' JSON.
 
 python examples/benchmarks/page.py
 """
@@ -10,7 +10,8 @@ from typing import Any
 Row = dict[str, Any]
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
-ENCODERS = PAGE.with_name("encoders.md")
+IN_PAGES = {"encoders": PAGE.with_name("encoders.md"), "freezing": PAGE.with_name("results.md")}
+"""Scripts whose section is in another page, where its title is; the rest of that page is written by hand."""
 SCRIPTS = ("heads", "train_step", "memory", "inference", "evaluation", "data", "street_scenes", "from_scratch")
 """Those whose JSON, where there is one, is a section; in this order."""
 
@@ -27,7 +28,8 @@ with their defaults. `pip install -e ".[bench]"` installs what the scripts need.
 
 def write_page() -> None:
     """Write the pages from all records that are there."""
-    for path, text in ((PAGE, page()), (ENCODERS, encoders_page())):
+    texts = {PAGE: page()} | {path: with_section(path, script) for script, path in IN_PAGES.items()}
+    for path, text in texts.items():
         path.write_text(text)
         print(f"written: {path}")
 
@@ -38,12 +40,15 @@ def page() -> str:
     return "\n".join([HEAD, *(section(path.stem, json.loads(path.read_text())) for path in paths if path.exists())])
 
 
-def encoders_page() -> str:
-    """Return the page of encoders with the section that encoders.py makes, from its title up to the next one."""
-    record = json.loads((HERE / "encoders.json").read_text())
-    before, old = ENCODERS.read_text().split(f"## {record['title']}\n")
+def with_section(path: Path, script: str) -> str:
+    """Return a page with the section that a script makes, from its title up to the next one."""
+    record, text = HERE / f"{script}.json", path.read_text()
+    if not record.exists():
+        return text
+    made = json.loads(record.read_text())
+    before, old = text.split(f"## {made['title']}\n")
     after = old.partition("\n## ")[2]
-    return f"{before}{section('encoders', record)}\n## {after}"
+    return f"{before}{section(script, made)}\n## {after}"
 
 
 def section(script: str, record: dict[str, Any]) -> str:
