@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from early_fusion_seg import ReverseHRNetSeg
 from early_fusion_seg.__main__ import main
 from early_fusion_seg.data import built_in_datasets
 from early_fusion_seg.data.camvid import fake_camvid_segnet
@@ -42,6 +44,24 @@ def test_own_network(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_script("own_network.py", "--max_steps", "2")
     assert "val/mIoU" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_share_a_head(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", "SyntheticDataModule", "--data.train_scenes", "4", "--data.val_scenes", "2", *TINY, *SHORT]
+    assert main(["fit", *options, "--output", "run"]) == 0
+    (last,) = Path("run").glob("**/last.ckpt")
+    run_script("share_a_head.py", str(last), "head.ckpt")
+    trained, shared = (ReverseHRNetSeg.load_from_checkpoint(path) for path in (last, "head.ckpt"))
+    for name, weight in trained.network.head.state_dict().items():
+        expected = weight.half() if weight.is_floating_point() else weight
+        assert torch.equal(shared.network.head.state_dict()[name], expected.to(weight.dtype))
+    stored = torch.load("head.ckpt", weights_only=True)
+    assert {value.dtype for value in stored["state_dict"].values()} == {torch.float16, torch.int64}
+    capsys.readouterr()
+    assert main(["fit", *options, "--ckpt_path", "head.ckpt", "--output", "again"]) != 0
+    assert "no optimizer state, so a training cannot resume from it" in capsys.readouterr().err
 
 
 def test_train_ddp(tmp_path):

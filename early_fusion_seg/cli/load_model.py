@@ -59,7 +59,7 @@ def check_hparams_match(given: Mapping[str, Any], stored: Mapping[str, Any], pat
 
 
 def check_not_finished(checkpoint: Mapping[str, Any], trainer: Mapping[str, Any], path: str) -> None:
-    """Check that a run has not reached its end, so that something is left to train.
+    """Check that a training can resume from a checkpoint, and has not reached its end.
 
     Args:
         checkpoint: Contents of the checkpoint to resume from.
@@ -67,8 +67,13 @@ def check_not_finished(checkpoint: Mapping[str, Any], trainer: Mapping[str, Any]
         path: The checkpoint, for the message.
 
     Raises:
-        UserError: Names the limit that has been reached.
+        UserError: The checkpoint has no optimizer state, or a limit has been reached, which is named.
     """
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"{path} has weights but no optimizer state, so a training cannot resume from it; "
+            "give the last.ckpt of a run"
+        )
     loop = checkpoint["loops"]["fit_loop"]
     done = {"max_epochs": loop["epoch_progress"]["current"]["processed"], "max_steps": checkpoint["global_step"]}
     for name, count in done.items():
