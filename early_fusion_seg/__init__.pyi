@@ -8,6 +8,7 @@ from .data.synthetic import SyntheticDataModule as SyntheticDataModule
 from .data.voc import VOCDataModule as VOCDataModule
 from .encoder import FrozenEncoder as FrozenEncoder
 from .head import ReverseHRNet as ReverseHRNet
+from .inference import InferenceSettings as InferenceSettings
 from .labels import LabelSet as LabelSet
 from .metrics import SegmentationMetrics as SegmentationMetrics
 from .network import EarlyFusionNet as EarlyFusionNet

@@ -19,7 +19,7 @@ from rich.table import Table
 from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.io.terminal import plain
 
-SCHEMA = 1
+SCHEMA = 2
 HEADLINES = {
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
@@ -47,7 +47,8 @@ class RunFacts(TypedDict):
     partial: bool
     absent: str
     pred_void: str
-    scale: float | None
+    inference: dict[str, Any] | None
+    plain: dict[str, float | None] | None
     checkpoint: str | None
     predictions: str | None
     encoder: EncoderFacts | None
@@ -156,10 +157,22 @@ def headline_rows(results: Results) -> list[tuple[str, str]]:
 
 
 def caption(results: Results) -> str:
-    """Describe in one line what was scored: data, split, number of images, scale."""
+    """Describe in one line what was scored: data, split, number of images, and inference settings."""
     part = " (a part of the split)" if results["partial"] else ""
-    scale = "" if results["scale"] in (None, 1.0) else f", scale {results['scale']:g}"
-    return f"{results['data']} {results['split']}: {results['images']} images{part}{scale}"
+    return f"{results['data']} {results['split']}: {results['images']} images{part}{inference_text(results)}"
+
+
+def inference_text(results: Results) -> str:
+    """Return the inference settings that differ from one pass of the whole image at its size, after a comma."""
+    given = results["inference"] or {}
+    parts = [f"input scale {given['scale']:g}"] if given.get("scale") not in (None, 1.0) else []
+    if given.get("short_side") is not None:
+        parts.append(f"shorter side {given['short_side']}")
+    if given.get("scales", [1.0]) != [1.0]:
+        parts.append(f"scales {', '.join(f'{factor:g}' for factor in given['scales'])}")
+    if given.get("flip"):
+        parts.append("flip")
+    return "".join(f", {part}" for part in parts)
 
 
 def markdown(results: Results) -> str:
@@ -180,9 +193,12 @@ def score_table(results: Results) -> Table:
     table = Table()
     table.add_column("class")
     table.add_column("IoU %", justify="right")
+    one_pass = results["plain"]
+    if one_pass is not None:
+        table.add_column("in one pass", justify="right")
     for name, value in table_rows(results):
         table.add_row(plain(name), value)
     table.add_section()
-    for name, value in headline_rows(results):
-        table.add_row(name, value, style="bold")
+    for (name, value), key in zip(headline_rows(results), HEADLINES, strict=True):
+        table.add_row(name, value, *([] if one_pass is None else [percent(one_pass[key])]), style="bold")
     return table

@@ -27,7 +27,14 @@ from early_fusion_seg.encoder import DEFAULT_ENCODER, FrozenEncoder
 from early_fusion_seg.encoder.encoder_checkpoint import read_checkpoint, restore_encoder, store_encoder
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import Plan, ReverseHRNet
-from early_fusion_seg.inference import eval_copy, image_tensor, upsampled_argmax
+from early_fusion_seg.inference import (
+    InferenceSettings,
+    InputSize,
+    Predictor,
+    eval_copy,
+    image_tensor,
+    upsampled_argmax,
+)
 from early_fusion_seg.io.images import Picture
 from early_fusion_seg.io.plain_types import to_plain, without_numpy
 from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
@@ -89,6 +96,11 @@ class ReverseHRNetSeg(LightningModule):
         schedule: Learning rate schedule down to 0 at the last step: `"poly"` (power 0.9) or `"cosine"`.
         warmup_steps: Optimizer steps of linear learning rate warmup, at most a tenth of the run.
 
+    Attributes:
+        inference: Input size, flip, scales and windows of evaluation and prediction; replace it to change them.
+        trained_at: Input size of training, which `inference` has by default.
+        temperature: Divides the logits before the softmax.
+
     Raises:
         UserError: Settings are invalid or do not fit together, or encoder weights cannot be loaded.
 
@@ -149,9 +161,15 @@ class ReverseHRNetSeg(LightningModule):
         self.network = EarlyFusionNet(frozen, head)
         self.loss = SegmentationLoss(loss or {"cross_entropy": 1.0}, class_weights, label_smoothing, ignore_index)
         self.metrics = nn.ModuleDict(
-            {s: SegmentationMetrics(self.num_classes, ignore_index, absent, pred_void) for s in ("val", "test")}
+            {
+                name: SegmentationMetrics(self.num_classes, ignore_index, absent, pred_void)
+                for name in ("val", "test", "plain")  # plain: of one pass, where flip or scales add others
+            }
         )
         self.losses = nn.ModuleDict({s: MeanLoss() for s in ("val", "test")})
+        self.inference = InferenceSettings()
+        self.trained_at = InputSize()
+        self.temperature = 1.0
         self.step_loss: StepLoss | None = None  # within fit
         self._batch_checked = False
 
@@ -169,7 +187,7 @@ class ReverseHRNetSeg(LightningModule):
             >>> ReverseHRNetSeg.for_data(data, encoder="resnet18", encoder_weights="random").num_classes
             11
         """
-        return cls(
+        model = cls(
             class_names=data.class_names,
             palette=data.palette,
             ignore_index=data.ignore_index,
@@ -177,6 +195,8 @@ class ReverseHRNetSeg(LightningModule):
             pred_void=data.pred_void,
             **options,
         )
+        model.trained_at = InputSize(data.scale, data.short_side)
+        return model
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits at input size. For convenience only: training and evaluation never call it.
@@ -189,33 +209,48 @@ class ReverseHRNetSeg(LightningModule):
         """
         return F.interpolate(self.network(images), size=images.shape[-2:], mode="bilinear", align_corners=False)
 
-    def predict(self, images: Picture | Tensor | Sequence[Picture | Tensor]) -> np.ndarray | list[np.ndarray]:
-        """Segment one image or several, in eval mode. The model's own mode stays, so threads can share a model.
+    def predictor(self, settings: InferenceSettings | None = None) -> Predictor:
+        """Return what segments images, in eval mode; the model's own mode stays, so threads can share a model.
+
+        Args:
+            settings: Default: `inference`. The input size is that of training unless they have another one.
+        """
+        network = eval_copy(self.network)
+        settings = (settings or self.inference).at_size(self.trained_at)
+        stride = self.network.head.strides[-1]
+        return Predictor(network.lazy_logits, settings, stride, self.temperature, self.device)
+
+    def predict(
+        self, images: Picture | Tensor | Sequence[Picture | Tensor], probabilities: bool = False
+    ) -> np.ndarray | list[np.ndarray]:
+        """Segment one image or several, in eval mode, with the settings of `inference`.
 
         Args:
             images: One image of any size, or a list of them: an array (h, w, 3) or (h, w), a tensor (3, h, w), a PIL
                 image or the path of a file; uint8, or floats in 0..1. Images from files are rotated according to their
                 EXIF tag. A tensor (n, 3, h, w) is a list of n images.
+            probabilities: Return class probabilities instead of label maps.
 
         Returns:
-            A label map (h, w) uint8 of train ids; a list of label maps for several images.
+            A label map (h, w) uint8 of train ids, or probabilities (K, h, w) float16; a list of them for several
+            images.
 
         Raises:
             UserError: An image cannot be read, or has another type or shape.
         """
+        predictor = self.predictor()
+        segment = predictor.probabilities if probabilities else predictor.labels
+
+        def one(image: Picture | Tensor) -> np.ndarray:
+            return segment(image_tensor(image)[None])[0].cpu().numpy()
+
         if isinstance(images, Tensor):
             if images.ndim not in (3, 4) or images.shape[-3] != 3:
                 raise UserError(f"the tensor has the shape {tuple(images.shape)}; expected (3, h, w) or (n, 3, h, w)")
-            return self._predict_one(images) if images.ndim == 3 else [self._predict_one(image) for image in images]
+            return one(images) if images.ndim == 3 else [one(image) for image in images]
         if isinstance(images, np.ndarray | Image.Image | Path | str) or not isinstance(images, Iterable):
-            return self._predict_one(images)
-        return [self._predict_one(image) for image in images]
-
-    @torch.no_grad()
-    def _predict_one(self, image: Picture | Tensor) -> np.ndarray:
-        pixels = image_tensor(image)[None].to(self.device)
-        lazy_logits = eval_copy(self.network).lazy_logits(pixels)
-        return upsampled_argmax(lazy_logits, (pixels.shape[-2], pixels.shape[-1]))[0].cpu().numpy()
+            return one(images)
+        return [one(image) for image in images]
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch; within `fit`, scaled by `StepLoss` if an optimizer step has several batches."""
@@ -248,23 +283,41 @@ class ReverseHRNetSeg(LightningModule):
         """Return `prediction` (n, h, w) uint8, or None for a batch without images."""
         if "image" not in batch:
             return None
-        images: Tensor = batch["image"]
-        size = (images.shape[-2], images.shape[-1])
-        return {"prediction": upsampled_argmax(self.network.lazy_logits(images), size)}
+        return {"prediction": self.predictor().labels(batch["image"])}
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
-        """Score a batch at the size of its masks; return None for the empty batch of a process without images."""
-        metrics, losses = cast(SegmentationMetrics, self.metrics[split]), cast(MeanLoss, self.losses[split])
+        """Score a batch at the size of its masks; return None for the empty batch of a process without images.
+
+        The loss is that of images which pass whole, in one pass.
+        """
+        metrics, plain_metrics = (cast(SegmentationMetrics, self.metrics[name]) for name in (split, "plain"))
+        losses = cast(MeanLoss, self.losses[split])
         if not batch["key"]:
             no_images = torch.empty(0, 1, 1, dtype=torch.uint8, device=self.device)
-            metrics.update(no_images, no_images)  # or torchmetrics would not sum it
+            for metric in (metrics, plain_metrics):
+                metric.update(no_images, no_images)  # or torchmetrics would not sum it
             losses.update(no_images.sum(), no_images.sum())
             return None
-        lazy_logits, mask = self.network.lazy_logits(batch["image"]), batch["mask"]
-        prediction = upsampled_argmax(lazy_logits, (mask.shape[-2], mask.shape[-1]))
+        images, mask = batch["image"], batch["mask"].to(self.device)
+        predictor, plain = self.predictor(), self.predictor(self.inference.plain)
+        size = (mask.shape[-2], mask.shape[-1])
+        if plain.settings.windows(size) is None:
+            lazy_logits = plain.lazy_logits(images)
+            prediction = upsampled_argmax(lazy_logits, size)
+            losses.update(self.loss(lazy_logits, mask), self.loss.weight(mask))
+        else:
+            prediction = plain.labels(images)
+            losses.update(prediction.new_zeros(()).float(), 0.0 * self.loss.weight(mask))
+        if predictor.settings != plain.settings:
+            plain_metrics.update(prediction, mask)
+            prediction = predictor.labels(images)
         metrics.update(prediction, mask)
-        losses.update(self.loss(lazy_logits, mask), self.loss.weight(mask))
         return {"prediction": prediction}
+
+    def passes_in_windows(self, images: Tensor) -> bool:
+        """Return whether images (n, 3, h, w) pass the network in windows; the data modules leave these on the CPU."""
+        settings = self.inference.at_size(self.trained_at)
+        return not self.trainer.training and settings.windows((images.shape[-2], images.shape[-1])) is not None
 
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics."""
@@ -283,7 +336,7 @@ class ReverseHRNetSeg(LightningModule):
         self._log_scores("test")
 
     def _reset(self, split: str) -> None:
-        for metric in (self.metrics[split], self.losses[split]):
+        for metric in (self.metrics[split], self.metrics["plain"], self.losses[split]):
             cast(Metric, metric).reset()
 
     def _log_scores(self, split: str) -> None:
@@ -307,8 +360,11 @@ class ReverseHRNetSeg(LightningModule):
         self.step_loss = StepLoss() if stage == "fit" else None
         self._make_hparams_plain()  # those of a subclass too, before anything is trained
         data = cast(Any, self.trainer).datamodule
-        if isinstance(data, SegmentationDataModule) and stage != "predict":
-            self._check_classes(data)
+        if isinstance(data, SegmentationDataModule):
+            if stage != "predict":
+                self._check_classes(data)
+            if stage != "fit":
+                self._check_input_size(data)
         check_equal_across_ranks(self.network.encoder.fingerprint(), "encoders")
         self._ddp_params_and_buffers_to_ignore = ddp_ignored_names(self)  # read by DistributedDataParallel
 
@@ -324,6 +380,23 @@ class ReverseHRNetSeg(LightningModule):
                 f"{type(data).__name__} has {found[0]} classes and the ignore index {found[1]}, but the model has "
                 f"{self.num_classes} classes and {self.ignore_index}; build it with ReverseHRNetSeg.for_data(data)"
             )
+
+    def _check_input_size(self, data: SegmentationDataModule) -> None:
+        """Check that the data module asks for no other input size than that of training; `inference` may have one."""
+        found = InputSize(data.scale, data.short_side)
+        given = self.inference.scale is not None or self.inference.short_side is not None
+        if found not in (InputSize(), self.trained_at) and not given:
+            raise UserError(
+                f"the data module has {_size_text(found)}, but the model was trained with {_size_text(self.trained_at)}"
+                ", which evaluation and prediction use too; give another input size with --inference.scale or "
+                "--inference.short_side (model.inference)"
+            )
+
+    def on_fit_start(self) -> None:
+        """Take the input size from the data module."""
+        data = cast(Any, self.trainer).datamodule
+        if isinstance(data, SegmentationDataModule):
+            self.trained_at = InputSize(data.scale, data.short_side)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Read how many batches the next step has, which `GradientAccumulationScheduler` may change."""
@@ -355,13 +428,17 @@ class ReverseHRNetSeg(LightningModule):
         return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store name and fingerprint of the encoder, and all its weights if they cannot be loaded from elsewhere."""
+        """Store name and fingerprint of the encoder, weights that cannot be loaded from elsewhere, and input size."""
         store_encoder(checkpoint, self.network.encoder, store_weights=self.hparams["save_encoder"])
+        checkpoint["trained_at"] = self.trained_at._asdict()
+        checkpoint["temperature"] = self.temperature
         checkpoint.update(without_numpy(checkpoint))  # data modules and callbacks may have numbers from numpy
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load the encoder's weights if the checkpoint has them; raise a UserError if it has another encoder."""
+        """Load what `on_save_checkpoint` stores; raise a UserError if the checkpoint has another encoder."""
         restore_encoder(checkpoint, self.network.encoder)
+        self.trained_at = InputSize(**checkpoint.get("trained_at", {}))  # older checkpoints have none
+        self.temperature = checkpoint.get("temperature", 1.0)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's version downloads URLs and unpickles code
@@ -425,3 +502,7 @@ class ReverseHRNetSeg(LightningModule):
         """Convert the hyperparameters to plain types, which a checkpoint can hold; raise a UserError for others."""
         for name, value in self.hparams.items():
             self.hparams[name] = to_plain(value, name)
+
+
+def _size_text(size: InputSize) -> str:
+    return f"scale {size.scale:g}" if size.short_side is None else f"short_side {size.short_side}"

@@ -89,8 +89,6 @@ class Brightness(LightningModule):
 
 
 class Pictures(LightningDataModule):
-    scale = 0.5
-
     def __init__(self, samples: list[dict[str, Any]], batch_size: int = 1) -> None:
         super().__init__()
         self.samples = samples
@@ -386,7 +384,7 @@ def test_results_are_written_and_printed(tmp_path: Path, capsys: pytest.CaptureF
         iou = ((truth == c) & (predicted == c)).sum() / ((truth == c) | (predicted == c)).sum()
         assert results["per_class"][name] == pytest.approx(iou)
     assert results["pixel_accuracy"] == pytest.approx((truth == predicted).mean())
-    assert (results["images"], results["partial"], results["scale"]) == (3, False, 0.5)
+    assert (results["images"], results["partial"], results["inference"]) == (3, False, None)
     assert (results["checkpoint"], results["config"], results["data"]) == ("x.ckpt", {"a": 1}, "Pictures")
     facts = {"name": "brightness", "weights": "hub", "package": None, "fingerprint": "00" * 32, "license": "CC0"}
     assert results["encoder"] == facts

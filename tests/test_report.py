@@ -37,7 +37,8 @@ def facts(**changes: object) -> RunFacts:
         "partial": False,
         "absent": "zero",
         "pred_void": "fn",
-        "scale": 1.0,
+        "inference": None,
+        "plain": None,
         "checkpoint": "runs/best.ckpt",
         "predictions": None,
         "encoder": EncoderFacts(name="resnet18", weights="random", package=None, fingerprint="ab" * 32, license=None),
@@ -109,12 +110,23 @@ def test_tables_have_percentages() -> None:
     assert headline_rows(results())[-1] == ("frequency-weighted IoU", "-")
 
 
-def test_the_caption_names_a_partial_split_and_the_scale() -> None:
+def test_the_caption_names_a_partial_split_and_the_inference_settings() -> None:
     assert caption(results()) == "CamVidDataModule val: 3 images"
-    assert caption(results(partial=True, scale=0.5)) == (
-        "CamVidDataModule val: 3 images (a part of the split), scale 0.5"
+    assert caption(results(partial=True, inference={"scale": 0.5, "scales": [1.0], "flip": False})) == (
+        "CamVidDataModule val: 3 images (a part of the split), input scale 0.5"
     )
-    assert "scale" not in caption(results(scale=None))
+    many = {"scale": None, "short_side": 90, "scales": (0.5, 1.0), "flip": True}
+    assert caption(results(inference=many)).endswith("3 images, shorter side 90, scales 0.5, 1, flip")
+    assert caption(results(inference={"scale": 1.0})).endswith("3 images")
+
+
+def test_the_table_shows_the_scores_of_one_pass_beside_those_of_several(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = {"miou": 0.4, "pixel_accuracy": 0.9, "mean_accuracy": 0.125, "fw_iou": None}
+    Console().print(score_table(results(plain=plain)))
+    printed = capsys.readouterr().out
+    assert "in one pass" in printed
+    for value in ("40.0", "90.0", "12.5"):
+        assert value in printed
 
 
 def test_the_caption_is_one_line_whatever_the_width_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """ResultsWriter: write the scores to `results.json`, log them, and print a table."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,7 +14,17 @@ from early_fusion_seg.callbacks.loggers import log_images, log_results
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.io.terminal import plain
-from early_fusion_seg.report import EncoderFacts, Results, RunFacts, build_results, caption, score_table, write_json
+from early_fusion_seg.report import (
+    HEADLINES,
+    EncoderFacts,
+    Results,
+    RunFacts,
+    build_results,
+    caption,
+    finite,
+    score_table,
+    write_json,
+)
 from early_fusion_seg.visualize import Pixels, confusion_picture
 
 Split = Literal["val", "test"]
@@ -79,6 +90,11 @@ class ResultsWriter(Callback):
     def _facts(self, trainer: Trainer, module: Any, split: Split, images: int, partial: bool) -> RunFacts:
         data = cast(Any, trainer).datamodule
         encoder = module.network.encoder
+        inference, one_pass = None, None
+        if hasattr(module, "predictor"):  # other modules have none
+            predictor = module.predictor()
+            inference = asdict(predictor.settings) | {"temperature": predictor.temperature}
+            one_pass = module.metrics["plain"].compute() if predictor.settings != predictor.settings.plain else None
         checkpoint = self.checkpoint or trainer.ckpt_path
         seed = os.environ.get("PL_GLOBAL_SEED")  # set by Lightning's seed_everything
         return RunFacts(
@@ -88,7 +104,8 @@ class ResultsWriter(Callback):
             partial=partial,
             absent=module.metrics[split].absent,
             pred_void=module.metrics[split].pred_void,
-            scale=getattr(data, "scale", None),  # data modules of other projects may have none
+            inference=inference,
+            plain={key: finite(one_pass[key]) for key in HEADLINES} if one_pass else None,
             checkpoint=None if checkpoint is None else str(checkpoint),
             predictions=None,
             encoder=EncoderFacts(

@@ -163,5 +163,9 @@ DATASET_COMMANDS = {
     "evaluate": DatasetCommand(
         "Score a folder of predictions (PNGs) by the rules of the official evaluator.", _add_evaluate
     ),
-    "submit": DatasetCommand("Write the upload for the benchmark's test server, or check it.", _add_submit),
+    "submit": DatasetCommand(
+        "Write the upload for the benchmark's test server, or check it. Images pass the network as in predict, with "
+        "its options --inference.NAME.",
+        _add_submit,
+    ),
 }

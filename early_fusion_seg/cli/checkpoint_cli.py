@@ -13,6 +13,7 @@ from early_fusion_seg.cli.metrics_csv import preserve_metrics_csv
 from early_fusion_seg.cli.output import start_wandb
 from early_fusion_seg.cli.parsing import add_data, add_trainer, add_training_options
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.inference import InferenceSettings
 
 
 class CheckpointCLI(CommandCLI, abc.ABC):
@@ -31,6 +32,7 @@ class CheckpointCLI(CommandCLI, abc.ABC):
             help="--model.encoder_weights hub, bundled or FILE loads the encoder's weights from there, such as from a "
             "file that has moved; all other model settings come from the checkpoint, and other values are refused",
         )
+        parser.add_class_arguments(InferenceSettings, "inference")
         add_data(parser, {"class_path": "early_fusion_seg.FolderDataModule"} if self.command == "predict" else None)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -46,6 +48,7 @@ class CheckpointCLI(CommandCLI, abc.ABC):
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self.config_init["data"]
         self.model = load_model(path, self.config["model"])
+        self.model.inference = self.config_init["inference"]
         if not is_plain_folder(self.datamodule, self.command):
             check_classes_match(self.datamodule.class_names, self.model.class_names, path)
         self.config["model"] = dict(self.model.hparams)

@@ -20,6 +20,7 @@ from early_fusion_seg.cli.messages import echo
 from early_fusion_seg.cli.output import output_folder
 from early_fusion_seg.data import FileSource, SegmentationDataModule, SubmissionFormat
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.inference import InferenceSettings
 from early_fusion_seg.io.images import image_size, read_image, read_mask
 
 
@@ -36,6 +37,7 @@ def main(args: list[str]) -> int:
         UserError: The data set has no test server, or data or checkpoint are wrong.
     """
     kind, parser, rest = dataset_parser("submit", args)
+    parser.add_class_arguments(InferenceSettings, "inference")
     data, options = parse(kind, parser, rest)
     form = data.submission
     if form is None:
@@ -51,6 +53,7 @@ def main(args: list[str]) -> int:
         raise UserError("submit needs --ckpt_path FILE and --output FOLDER, or --check FOLDER")
     given = {"encoder_weights": options.encoder_weights} if options.encoder_weights else {}
     model = load_model(options.ckpt_path, given)
+    model.inference = InferenceSettings(**options.inference.as_dict())
     check_classes_match(data.class_names, model.class_names, options.ckpt_path)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     record_checkpoint(output, Path(options.ckpt_path))

@@ -65,12 +65,14 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         crop_size: Height and width of training crops in pixels, after `scale`, or one number for a square: 512, or
             [384, 768]. Default (None): the size of each image after `scale` and `short_side`, so all training images
             must have the same size.
-        scale: Resize factor for images and masks of every split, applied before augmentation: 0.5 turns 480x360 into
-            240x180. Default: 1.0, the size of the files.
+        scale: Resize factor for training images and masks, applied before augmentation: 0.5 turns 480x360 into 240x180.
+            The model resizes the images of evaluation and prediction likewise, and scores at the size of the files.
+            Default: 1.0, the size of the files.
         random_scale: Lowest and highest factor of the random resize in the default augmentation. Default: [0.5, 2.0];
             [1.0, 1.0] turns it off.
         short_side: Length in pixels to which the default augmentation resizes the shorter side of each training image,
-            before `random_scale`: 1080 turns 4000x3000 into 1440x1080. Default (None): images keep their size.
+            before `random_scale`: 1080 turns 4000x3000 into 1440x1080. The model resizes the images of evaluation and
+            prediction likewise. Default (None): images keep their size.
         rare_class_share: Fraction of the training samples, 0..1, that are drawn for a rare class: an image that
             contains the class, and a crop around one of its pixels. 0.5 draws half of them this way; the default of 0
             draws none. The choice of images works with any train_transform, the choice of crops only with the default
@@ -123,8 +125,8 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         self.scale = float(scale)
         self.rare_class_share = float(rare_class_share)
         factors = float(random_scale[0]), float(random_scale[1])
-        side = None if short_side is None else int(short_side)
-        self.train_transform = train_transform or TrainAugmentation(self.crop_size, factors, side)
+        self.short_side = None if short_side is None or train_transform else int(short_side)
+        self.train_transform = train_transform or TrainAugmentation(self.crop_size, factors, self.short_side)
         self.eval_transform = eval_transform
         self._train_loader: TrainLoader | None = None
         self._restored: dict[str, int] | None = None
@@ -243,8 +245,9 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         source = self.source(split)
         if len(source) == 0:
             raise MissingFileError(f"the {split} split below {self.root} has no images")
-        transform = self.train_transform if split == "train" else self.eval_transform
-        return SegmentationDataset(source, transform, self.scale, seed=_seed(), redraw=split == "train")
+        if split != "train":
+            return SegmentationDataset(source, self.eval_transform, seed=_seed(), redraw=False)
+        return SegmentationDataset(source, self.train_transform, self.scale, seed=_seed())
 
     def class_pixel_counts(self) -> Counts:
         """Return the number of pixels of each class in each training image, before `scale`.
@@ -326,6 +329,15 @@ class SegmentationDataModule(LightningDataModule, abc.ABC):
         """Return batches of one image without a mask; the batch of an unreadable image has `error` and no `image`."""
         dataset = self.dataset("predict")
         return self._loader(PredictLoader, dataset, 1, self._eval_sampler(dataset))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the device, except images that pass in windows, which the model moves window by window."""
+        in_windows = getattr(self.trainer and self.trainer.lightning_module, "passes_in_windows", None)
+        if in_windows is None or "image" not in batch or not in_windows(batch["image"]):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        others = {key: value for key, value in batch.items() if key != "image"}
+        moved: dict[str, Any] = super().transfer_batch_to_device(others, device, dataloader_idx)
+        return moved | {"image": batch["image"]}
 
     def _eval_dataloader(self, split: Split) -> DataLoader[Sample]:
         dataset = self.dataset(split)

@@ -82,6 +82,7 @@ class Comparison:
         module = CamVidDataModule(chosen.root, crop_size=self.crop, scale=chosen.scale, num_workers=0)
         self.train, self.plain, self.val = (module.dataset(split) for split in ("train", "val", "val"))
         self.plain.source = self.train.source  # train, not augmented
+        self.plain.scale = self.val.scale = chosen.scale
         self.parts = thirds([self.train.source.key(i) for i in range(len(self.train))])
 
     def make(self, name: str, seed: int = 0) -> tuple[FrozenEncoder, nn.Module]:

@@ -67,6 +67,7 @@ def rows_of(chosen: Any, progress: Progress) -> list[Row]:
     crop = tuple(int(chosen.scale * side) for side in CROP)
     module = CamVidDataModule(chosen.root, crop_size=crop, scale=chosen.scale, num_workers=0)
     data, val = module.dataset("train"), module.dataset("val")
+    val.scale = chosen.scale
     names = ["ours", *chosen.peers]
     steps = chosen.epochs * (len(data) // BATCH)
     task = progress.add_task("training", total=len(names) * len(chosen.seeds) * steps)

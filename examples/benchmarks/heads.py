@@ -114,6 +114,7 @@ class Comparison:
         module = CamVidDataModule(chosen.root, crop_size=crop, scale=chosen.scale, num_workers=0)
         self.train, self.plain, self.val = (module.dataset(split) for split in ("train", "val", "val"))
         self.plain.source = self.train.source  # train, not augmented
+        self.plain.scale = self.val.scale = chosen.scale
         self.parts = thirds([self.train.source.key(i) for i in range(len(self.train))])
         self.log: Path | None = chosen.log
         self.shared = [encoder.fingerprint(), chosen.scale]
