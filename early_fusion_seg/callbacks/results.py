@@ -92,9 +92,9 @@ class ResultsWriter(Callback):
         encoder = module.network.encoder
         inference, one_pass = None, None
         if hasattr(module, "predictor"):  # other modules have none
-            predictor = module.predictor()
-            inference = asdict(predictor.settings) | {"temperature": predictor.temperature}
-            one_pass = module.metrics["plain"].compute() if predictor.settings != predictor.settings.plain else None
+            members = {"temperature": module.temperature, "ensemble": 1 + len(module.ensemble)}
+            inference = asdict(module.predictor().settings) | members
+            one_pass = module.metrics["plain"].compute() if module.averages else None
         checkpoint = self.checkpoint or trainer.ckpt_path
         seed = os.environ.get("PL_GLOBAL_SEED")  # set by Lightning's seed_everything
         return RunFacts(
