@@ -11,6 +11,7 @@ from .head import ReverseHRNet as ReverseHRNet
 from .inference import InferenceSettings as InferenceSettings
 from .labels import LabelSet as LabelSet
 from .metrics import SegmentationMetrics as SegmentationMetrics
+from .multi_head import MultiHead as MultiHead
 from .network import EarlyFusionNet as EarlyFusionNet
 from .segmenter import ReverseHRNetSeg as ReverseHRNetSeg
 

@@ -3,6 +3,8 @@
 Shapes: n images of h x w pixels, K classes, s the finest stride of the head.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -51,9 +53,13 @@ class EarlyFusionNet(nn.Module):
 
     def lazy_logits(self, images: Tensor) -> LazyLogits:
         """Compute lazy logits, from which losses and label maps compute a few rows at a time; see `forward`."""
+        return self.head.lazy_logits(*self.encode(images))
+
+    def encode(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Compute the feature maps (n, C_s, ceil(h / s), ceil(w / s)) and the normalized images; see `forward`."""
         normalized = (self._to_unit_range(images) - self.mean) / self.std
         normalized = normalized.to(next(self.head.parameters()).dtype)
-        return self.head.lazy_logits(self.encoder(normalized), normalized)
+        return self.encoder(normalized), normalized
 
     def _to_unit_range(self, images: Tensor) -> Tensor:
         """Return float images in 0..1."""
@@ -71,3 +77,9 @@ class EarlyFusionNet(nn.Module):
                 )
             self._range_checked = True
         return images
+
+
+def lazy_logits_of_heads(networks: Sequence[EarlyFusionNet], images: Tensor) -> list[LazyLogits]:
+    """Compute the lazy logits of each head of several networks with the same encoder, which runs once."""
+    features, normalized = networks[0].encode(images)
+    return [network.head.lazy_logits(features, normalized) for network in networks]

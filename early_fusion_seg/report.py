@@ -49,7 +49,7 @@ class RunFacts(TypedDict):
     pred_void: str
     inference: dict[str, Any] | None
     plain: dict[str, float | None] | None
-    checkpoint: str | None
+    checkpoint: str | list[str] | None
     predictions: str | None
     encoder: EncoderFacts | None
     seed: int | None
@@ -172,6 +172,8 @@ def inference_text(results: Results) -> str:
         parts.append(f"scales {', '.join(f'{factor:g}' for factor in given['scales'])}")
     if given.get("flip"):
         parts.append("flip")
+    if given.get("ensemble", 1) > 1:
+        parts.append(f"ensemble of {given['ensemble']}")
     return "".join(f", {part}" for part in parts)
 
 
@@ -195,7 +197,8 @@ def score_table(results: Results) -> Table:
     table.add_column("IoU %", justify="right")
     one_pass = results["plain"]
     if one_pass is not None:
-        table.add_column("in one pass", justify="right")
+        alone = (results["inference"] or {}).get("ensemble", 1) == 1
+        table.add_column("in one pass" if alone else "first alone, in one pass", justify="right")
     for name, value in table_rows(results):
         table.add_row(plain(name), value)
     table.add_section()

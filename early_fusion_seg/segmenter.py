@@ -6,7 +6,8 @@ Shapes: n images of h x w pixels, K classes. A batch is a dict: `image` (n, 3, h
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypedDict, cast
 
@@ -17,7 +18,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -28,20 +28,20 @@ from early_fusion_seg.encoder.encoder_checkpoint import read_checkpoint, restore
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import Plan, ReverseHRNet
 from early_fusion_seg.inference import (
+    Images,
     InferenceSettings,
     InputSize,
     Predictor,
     eval_copy,
-    image_tensor,
+    for_each_image,
     upsampled_argmax,
 )
-from early_fusion_seg.io.images import Picture
 from early_fusion_seg.io.plain_types import to_plain, without_numpy
 from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, VoidPredictionRule
 from early_fusion_seg.losses import SegmentationLoss, check_batch
 from early_fusion_seg.metrics import MeanLoss, SegmentationMetrics
-from early_fusion_seg.network import EarlyFusionNet
+from early_fusion_seg.network import EarlyFusionNet, lazy_logits_of_heads
 from early_fusion_seg.optim import OptimizerName, Schedule, make_optimizer, make_schedule, parameter_groups
 from early_fusion_seg.step_loss import StepLoss
 
@@ -100,6 +100,8 @@ class ReverseHRNetSeg(LightningModule):
         inference: Input size, flip, scales and windows of evaluation and prediction; replace it to change them.
         trained_at: Input size of training, which `inference` has by default.
         temperature: Divides the logits before the softmax.
+        ensemble: Further models with the same encoder and classes. Evaluation and prediction average their class
+            probabilities with those of this model; see `MultiHead.ensemble`.
 
     Raises:
         UserError: Settings are invalid or do not fit together, or encoder weights cannot be loaded.
@@ -163,13 +165,14 @@ class ReverseHRNetSeg(LightningModule):
         self.metrics = nn.ModuleDict(
             {
                 name: SegmentationMetrics(self.num_classes, ignore_index, absent, pred_void)
-                for name in ("val", "test", "plain")  # plain: of one pass, where flip or scales add others
+                for name in ("val", "test", "plain")  # plain: of one pass of one model, where others are added
             }
         )
         self.losses = nn.ModuleDict({s: MeanLoss() for s in ("val", "test")})
         self.inference = InferenceSettings()
         self.trained_at = InputSize()
         self.temperature = 1.0
+        self.ensemble = nn.ModuleList()
         self.step_loss: StepLoss | None = None  # within fit
         self._batch_checked = False
 
@@ -209,20 +212,21 @@ class ReverseHRNetSeg(LightningModule):
         """
         return F.interpolate(self.network(images), size=images.shape[-2:], mode="bilinear", align_corners=False)
 
-    def predictor(self, settings: InferenceSettings | None = None) -> Predictor:
-        """Return what segments images, in eval mode; the model's own mode stays, so threads can share a model.
+    def predictor(self) -> Predictor:
+        """Return what segments images, in eval mode; the model's own mode stays, so threads can share a model."""
+        members = cast(Sequence[ReverseHRNetSeg], self.ensemble)
+        return predictor_of_heads([self, *members], self.inference, average=True)
 
-        Args:
-            settings: Default: `inference`. The input size is that of training unless they have another one.
-        """
-        network = eval_copy(self.network)
-        settings = (settings or self.inference).at_size(self.trained_at)
-        stride = self.network.head.strides[-1]
-        return Predictor(network.lazy_logits, settings, stride, self.temperature, self.device)
+    def plain_predictor(self) -> Predictor:
+        """Return what segments images in one pass of this model: without flip, further scales and the ensemble."""
+        return predictor_of_heads([self], self.inference.plain)
 
-    def predict(
-        self, images: Picture | Tensor | Sequence[Picture | Tensor], probabilities: bool = False
-    ) -> np.ndarray | list[np.ndarray]:
+    @property
+    def averages(self) -> bool:
+        """Whether class probabilities are averaged: those of several passes or models."""
+        return self.inference != self.inference.plain or len(self.ensemble) > 0
+
+    def predict(self, images: Images, probabilities: bool = False) -> np.ndarray | list[np.ndarray]:
         """Segment one image or several, in eval mode, with the settings of `inference`.
 
         Args:
@@ -240,17 +244,7 @@ class ReverseHRNetSeg(LightningModule):
         """
         predictor = self.predictor()
         segment = predictor.probabilities if probabilities else predictor.labels
-
-        def one(image: Picture | Tensor) -> np.ndarray:
-            return segment(image_tensor(image)[None])[0].cpu().numpy()
-
-        if isinstance(images, Tensor):
-            if images.ndim not in (3, 4) or images.shape[-3] != 3:
-                raise UserError(f"the tensor has the shape {tuple(images.shape)}; expected (3, h, w) or (n, 3, h, w)")
-            return one(images) if images.ndim == 3 else [one(image) for image in images]
-        if isinstance(images, np.ndarray | Image.Image | Path | str) or not isinstance(images, Iterable):
-            return one(images)
-        return [one(image) for image in images]
+        return for_each_image(lambda image: segment(image)[0].cpu().numpy(), images)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch; within `fit`, scaled by `StepLoss` if an optimizer step has several batches."""
@@ -288,7 +282,7 @@ class ReverseHRNetSeg(LightningModule):
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
         """Score a batch at the size of its masks; return None for the empty batch of a process without images.
 
-        The loss is that of images which pass whole, in one pass.
+        The loss is that of images which pass whole, in one pass of one model.
         """
         metrics, plain_metrics = (cast(SegmentationMetrics, self.metrics[name]) for name in (split, "plain"))
         losses = cast(MeanLoss, self.losses[split])
@@ -299,7 +293,7 @@ class ReverseHRNetSeg(LightningModule):
             losses.update(no_images.sum(), no_images.sum())
             return None
         images, mask = batch["image"], batch["mask"].to(self.device)
-        predictor, plain = self.predictor(), self.predictor(self.inference.plain)
+        plain = self.plain_predictor()
         size = (mask.shape[-2], mask.shape[-1])
         if plain.settings.windows(size) is None:
             lazy_logits = plain.lazy_logits(images)
@@ -308,9 +302,9 @@ class ReverseHRNetSeg(LightningModule):
         else:
             prediction = plain.labels(images)
             losses.update(prediction.new_zeros(()).float(), 0.0 * self.loss.weight(mask))
-        if predictor.settings != plain.settings:
+        if self.averages:
             plain_metrics.update(prediction, mask)
-            prediction = predictor.labels(images)
+            prediction = self.predictor().labels(images)
         metrics.update(prediction, mask)
         return {"prediction": prediction}
 
@@ -354,6 +348,8 @@ class ReverseHRNetSeg(LightningModule):
                 f"{self.class_names[0]} is the only class, so there is nothing to learn: every labeled pixel has it; "
                 "give the background a class of its own instead of ignoring it"
             )
+        if stage == "fit" and self.ensemble:
+            raise UserError("the model has an ensemble, whose models are trained one by one; train a model without it")
         if stage == "fit" and self.hparams["compile"]:
             self.network.encoder.compile()
             self.network.head.compile()
@@ -364,7 +360,7 @@ class ReverseHRNetSeg(LightningModule):
             if stage != "predict":
                 self._check_classes(data)
             if stage != "fit":
-                self._check_input_size(data)
+                check_input_size(data, self.trained_at, self.inference)
         check_equal_across_ranks(self.network.encoder.fingerprint(), "encoders")
         self._ddp_params_and_buffers_to_ignore = ddp_ignored_names(self)  # read by DistributedDataParallel
 
@@ -379,17 +375,6 @@ class ReverseHRNetSeg(LightningModule):
             raise UserError(
                 f"{type(data).__name__} has {found[0]} classes and the ignore index {found[1]}, but the model has "
                 f"{self.num_classes} classes and {self.ignore_index}; build it with ReverseHRNetSeg.for_data(data)"
-            )
-
-    def _check_input_size(self, data: SegmentationDataModule) -> None:
-        """Check that the data module asks for no other input size than that of training; `inference` may have one."""
-        found = InputSize(data.scale, data.short_side)
-        given = self.inference.scale is not None or self.inference.short_side is not None
-        if found not in (InputSize(), self.trained_at) and not given:
-            raise UserError(
-                f"the data module has {_size_text(found)}, but the model was trained with {_size_text(self.trained_at)}"
-                ", which evaluation and prediction use too; give another input size with --inference.scale or "
-                "--inference.short_side (model.inference)"
             )
 
     def on_fit_start(self) -> None:
@@ -504,5 +489,40 @@ class ReverseHRNetSeg(LightningModule):
             self.hparams[name] = to_plain(value, name)
 
 
-def _size_text(size: InputSize) -> str:
+def predictor_of_heads(
+    models: Sequence[ReverseHRNetSeg], settings: InferenceSettings, average: bool = False
+) -> Predictor:
+    """Return what segments images with several models on one pass of their encoder, in eval mode.
+
+    Args:
+        models: Models with the same encoder; the input size of training is that of the first.
+        settings: Input size, flip, scales and windows. The input size is that of training unless they have another one.
+        average: Average the class probabilities of all models.
+    """
+    first = models[0]
+    forward = partial(lazy_logits_of_heads, [eval_copy(model.network) for model in models])
+    temperatures = [model.temperature for model in models]
+    settings, stride = settings.at_size(first.trained_at), first.network.head.strides[-1]
+    return Predictor(forward, settings, stride, temperatures, first.device, average)
+
+
+def check_input_size(data: SegmentationDataModule, trained: InputSize, settings: InferenceSettings) -> None:
+    """Check that a data module asks for no other input size than that of training, unless the settings have one."""
+    found = InputSize(data.scale, data.short_side)
+    given = settings.scale is not None or settings.short_side is not None
+    if found not in (InputSize(), trained) and not given:
+        raise UserError(
+            f"the data module has {size_text(found)}, but the model was trained with {size_text(trained)}, which "
+            "evaluation and prediction use too; give another input size with --inference.scale or "
+            "--inference.short_side (model.inference)"
+        )
+
+
+def size_text(size: InputSize) -> str:
+    """Return an input size as text.
+
+    Example:
+        >>> size_text(InputSize(0.5))
+        'scale 0.5'
+    """
     return f"scale {size.scale:g}" if size.short_side is None else f"short_side {size.short_side}"

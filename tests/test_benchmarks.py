@@ -66,6 +66,14 @@ def test_inference(tmp_path):
 
 
 @pytest.mark.slow
+def test_several_heads(tmp_path):
+    rows = quick("inference", tmp_path, "--parts", "heads", picture=False)["Several heads"]
+    names = [f"{encoder}, heads: {n}" for encoder in ("resnet50", "tf_efficientnet_lite0") for n in (1, 2, 4)]
+    assert [row["what"] for row in rows] == names
+    assert [row["met"] is None for row in rows] == [True, False, True, True, True, True]
+
+
+@pytest.mark.slow
 def test_evaluation(tmp_path):
     rows = quick("evaluation", tmp_path)  # which ends with an error where the matrices differ
     cases = ["uint8, 256x512", "int64, 256x512", "uint8, 256x512, deterministic", "uint8, 64x128, deterministic"]

@@ -104,6 +104,7 @@ def test_options_override_the_input_size_and_add_passes(half: Path, camvid: Path
         "window": "auto",
         "overlap": 128,
         "temperature": 1.0,
+        "ensemble": 1,
     }
     model = ReverseHRNetSeg.load_from_checkpoint(half)
     model.inference = InferenceSettings(scale=1.0)

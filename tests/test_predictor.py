@@ -10,7 +10,8 @@ from torch import nn
 from early_fusion_seg import InferenceSettings
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.inference import InputSize, Predictor
-from early_fusion_seg.inference.predictor import axes, resized, weights
+from early_fusion_seg.inference.predictor import resized
+from early_fusion_seg.inference.windows import axes, weights
 from early_fusion_seg.logits import LazyLogits
 
 K = 5
@@ -19,11 +20,11 @@ K = 5
 class Toy(nn.Module):
     """A network of stride 4 whose logits at a pixel depend on the pixels at most 10 away."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0, classes: int = K) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, K, 3, padding=1, padding_mode="replicate")
+            nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, classes, 3, padding=1, padding_mode="replicate")
         )
 
     def forward(self, images: torch.Tensor) -> LazyLogits:
@@ -33,7 +34,7 @@ class Toy(nn.Module):
 
 
 def plain(network, images, passes, temperature=1.0):
-    """Average the probabilities of whole upsampled logits."""
+    """Average the probabilities of whole upsampled logits of a network."""
     total = 0
     for factor, flip in passes:
         size = images.shape[-2:]
@@ -55,7 +56,8 @@ def images():
 
 
 def predictor(stride=4, temperature=1.0, **settings):
-    return Predictor(Toy(), InferenceSettings(**settings), stride, temperature)
+    network = Toy()
+    return Predictor(lambda images: [network(images)], InferenceSettings(**settings), stride, [temperature])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def predictor(stride=4, temperature=1.0, **settings):
 def test_the_probabilities_are_the_mean_over_the_passes(settings, passes, images):
     segment = predictor(**settings)
     with torch.no_grad():
-        expected = plain(segment.forward, images, passes)
+        expected = plain(Toy(), images, passes)
     labels, confidence = segment.labels_and_confidence(images)
     assert torch.equal(labels, expected.argmax(1).to(torch.uint8))
     assert torch.equal(labels, segment.labels(images))
@@ -84,8 +86,17 @@ def test_the_probabilities_are_the_mean_over_the_passes(settings, passes, images
 def test_the_temperature_divides_the_logits(images):
     segment = predictor(temperature=3.0)
     with torch.no_grad():
-        expected = plain(segment.forward, images, [(1.0, False)], temperature=3.0)
+        expected = plain(Toy(), images, [(1.0, False)], temperature=3.0)
     assert torch.allclose(segment.probabilities(images).float(), expected, atol=1e-3)
+
+
+def test_labels_are_those_of_the_logits_where_probabilities_are_rounded_to_the_same_number(images):
+    network = Toy()
+    segment = Predictor(lambda x: [LazyLogits((1e-8 * network(x).features[0],))], InferenceSettings(), 4)
+    assert (segment.probabilities(images) == segment.probabilities(images)[:, :1]).all()
+    labels, _ = segment.labels_and_confidence(images)
+    assert len(labels.unique()) > 1
+    assert torch.equal(labels, segment.labels(images))
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 2.0])
@@ -123,10 +134,49 @@ def test_the_weights_of_the_windows_sum_to_1(length, side, overlap, factor):
 
 def test_every_pixel_is_in_one_rectangle(images):
     count = torch.zeros(2, 45, 70)
-    for place, scores in predictor(window=32, overlap=16).rectangles(images):
+    for place, scores, head in predictor(window=32, overlap=16).rectangles(images):
         count[place] += 1
-        assert scores.shape == (*count[place].shape, K)
+        assert (head, scores.shape) == (0, (*count[place].shape, K))
     assert (count == 1).all()
+
+
+HEADS = [{}, {"flip": True, "scales": (0.5, 1.0)}, {"window": 32, "overlap": 16}, {"window": 48, "flip": True}]
+
+
+@pytest.mark.parametrize("settings", HEADS)
+def test_several_heads_give_the_same_bits_as_each_alone_and_get_every_image_once(settings, images):
+    networks, temperatures = [Toy(), Toy(1, classes=3), Toy(2)], [1.0, 2.0, 0.5]
+    given, options = [], (InferenceSettings(**{"overlap": 0} | settings), 4)
+
+    def forward(x):
+        given.append(x)
+        return [network(x) for network in networks]
+
+    found = Predictor(forward, *options, temperatures).predictions(images, confidence=True, probabilities=True)
+    passes = len(given)
+    assert [x.probabilities.shape[1] for x in found] == [K, 3, K]
+    for prediction, network, temperature in zip(found, networks, temperatures, strict=True):
+        calls = len(given)
+        alone = Predictor(lambda x, n=network: [given.append(x), n(x)][1:], *options, [temperature])
+        assert torch.equal(prediction.probabilities, alone.probabilities(images))
+        assert len(given) - calls == passes
+        labels, confidence = alone.labels_and_confidence(images)
+        assert torch.equal(prediction.labels, labels)
+        assert torch.equal(prediction.confidence, confidence)
+
+
+@pytest.mark.parametrize("settings", HEADS)
+def test_an_ensemble_is_the_mean_of_the_probabilities_of_its_heads(settings, images):
+    networks, temperatures = [Toy(), Toy(1), Toy(2)], [1.0, 2.0, 0.5]
+    options = (InferenceSettings(**{"overlap": 0} | settings), 4)
+    alone = [
+        Predictor(lambda x, n=n: [n(x)], *options, [t]).probabilities(images).float()
+        for n, t in zip(networks, temperatures, strict=True)
+    ]
+    ensemble = Predictor(lambda x: [n(x) for n in networks], *options, temperatures, average=True)
+    mean = sum(alone) / 3
+    assert torch.allclose(ensemble.probabilities(images).float(), mean, atol=1e-3)
+    assert (ensemble.labels(images) == mean.argmax(1)).float().mean() > 0.995  # probabilities are rounded to float16
 
 
 def test_float_images_stay_floats(images):

@@ -14,6 +14,7 @@ from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
 from early_fusion_seg.callbacks.loggers import log_config
 from early_fusion_seg.callbacks.panels import PanelLogger
 from early_fusion_seg.callbacks.predictions import PredictionWriter
+from early_fusion_seg.callbacks.predictions_of_heads import PredictionsOfHeads
 from early_fusion_seg.callbacks.results import ResultsWriter, check_images, show_results
 from early_fusion_seg.callbacks.step_timer import StepTimer
 from early_fusion_seg.callbacks.throughput import Throughput
@@ -25,6 +26,7 @@ __all__ = [
     "LastCheckpoint",
     "PanelLogger",
     "PredictionWriter",
+    "PredictionsOfHeads",
     "ResultsWriter",
     "StepTimer",
     "Throughput",

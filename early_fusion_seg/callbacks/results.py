@@ -37,7 +37,7 @@ class ResultsWriter(Callback):
 
     Args:
         folder: Output folder; default: the trainer's log folder.
-        checkpoint: Checkpoint file of the weights; default: the trainer's `ckpt_path`.
+        checkpoint: Checkpoint file of the weights, or those of an ensemble; default: the trainer's `ckpt_path`.
         config: Resolved configuration, of plain types.
 
     Attributes:
@@ -50,7 +50,7 @@ class ResultsWriter(Callback):
     def __init__(
         self,
         folder: str | Path | None = None,
-        checkpoint: str | None = None,
+        checkpoint: str | list[str] | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         self.folder = folder
@@ -92,9 +92,9 @@ class ResultsWriter(Callback):
         encoder = module.network.encoder
         inference, one_pass = None, None
         if hasattr(module, "predictor"):  # other modules have none
-            predictor = module.predictor()
-            inference = asdict(predictor.settings) | {"temperature": predictor.temperature}
-            one_pass = module.metrics["plain"].compute() if predictor.settings != predictor.settings.plain else None
+            members = {"temperature": module.temperature, "ensemble": 1 + len(module.ensemble)}
+            inference = asdict(module.predictor().settings) | members
+            one_pass = module.metrics["plain"].compute() if module.averages else None
         checkpoint = self.checkpoint or trainer.ckpt_path
         seed = os.environ.get("PL_GLOBAL_SEED")  # set by Lightning's seed_everything
         return RunFacts(
@@ -106,7 +106,7 @@ class ResultsWriter(Callback):
             pred_void=module.metrics[split].pred_void,
             inference=inference,
             plain={key: finite(one_pass[key]) for key in HEADLINES} if one_pass else None,
-            checkpoint=None if checkpoint is None else str(checkpoint),
+            checkpoint=checkpoint if checkpoint is None or isinstance(checkpoint, list) else str(checkpoint),
             predictions=None,
             encoder=EncoderFacts(
                 name=encoder.name,

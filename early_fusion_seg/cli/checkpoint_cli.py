@@ -2,6 +2,7 @@
 
 import abc
 import json
+from typing import Literal
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
@@ -14,12 +15,17 @@ from early_fusion_seg.cli.output import start_wandb
 from early_fusion_seg.cli.parsing import add_data, add_trainer, add_training_options
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.inference import InferenceSettings
+from early_fusion_seg.multi_head import MultiHead
 
 
 class CheckpointCLI(CommandCLI, abc.ABC):
     """Base of the commands that use a trained model; model and classes come from the checkpoint."""
 
-    ckpt_help = "checkpoint of a trained model; best or last: that of the newest run"
+    ckpt_help = (
+        "checkpoint of a trained model; best or last: that of the newest run; several with the same encoder, which "
+        "then runs once: '[a.ckpt, b.ckpt]'"
+    )
+    ckpt_type = list[str] | str | None
     output_help = "folder for the results; default: runs/COMMAND/version_N with the next free N"
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -38,23 +44,50 @@ class CheckpointCLI(CommandCLI, abc.ABC):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Accept the options of fit too, so that the config.yaml of a run can be given; they have no effect."""
         super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--ensemble",
+            type=Literal["mean"] | None,
+            help="mean: average the class probabilities of several checkpoints with the same classes",
+        )
         add_training_options(parser, hidden=True)
 
     def instantiate_classes(self) -> None:
         """Make the data module from the configuration, load the model, and make the trainer."""
-        path = self.config["ckpt_path"]
-        if path is None:
-            raise UserError(f"{self.command} needs --ckpt_path FILE, the checkpoint of a trained model")
+        paths = self._checkpoints()
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self.config_init["data"]
-        self.model = load_model(path, self.config["model"])
-        self.model.inference = self.config_init["inference"]
+        models = [load_model(path, self.config["model"]) for path in paths]
         if not is_plain_folder(self.datamodule, self.command):
-            check_classes_match(self.datamodule.class_names, self.model.class_names, path)
-        self.config["model"] = dict(self.model.hparams)
+            for model, path in zip(models, paths, strict=True):
+                check_classes_match(self.datamodule.class_names, model.class_names, path)
+        if len(models) == 1:
+            self.model = models[0]
+            self.model.inference = self.config_init["inference"]
+            self.config["model"] = dict(self.model.hparams)
+        else:
+            heads = MultiHead(models, paths)
+            heads.inference = self.config_init["inference"]
+            self.model = heads.ensemble() if self.config["ensemble"] else heads
         self.make_folder()
         self.run_callbacks = self.result_callbacks()
         self.trainer = self.instantiate_trainer()
+
+    def _checkpoints(self) -> list[str]:
+        """Return the paths of the checkpoints; a list of one is the same as one."""
+        paths = self.config["ckpt_path"]
+        if not paths:
+            raise UserError(f"{self.command} needs --ckpt_path FILE, the checkpoint of a trained model")
+        paths = paths if isinstance(paths, list) else [paths]
+        if len(paths) == 1:
+            self.config["ckpt_path"] = paths[0]
+        if len(paths) == 1 and self.config["ensemble"]:
+            raise UserError(f"--ensemble needs several checkpoints, and {paths[0]} is the only one; leave it out")
+        if len(paths) > 1 and self.command != "predict" and not self.config["ensemble"]:
+            raise UserError(
+                f"{self.command} scores one model and got {len(paths)} checkpoints; average their class probabilities "
+                "with --ensemble mean, or score them one by one"
+            )
+        return paths
 
     @abc.abstractmethod
     def result_callbacks(self) -> list[Callback]:

@@ -37,6 +37,7 @@ class CommandCLI(LightningCLI, ABC):
 
     output_help: ClassVar[str]  # help of `--output`; COMMAND stands for the name of the command
     ckpt_help: ClassVar[str]  # help of `--ckpt_path`
+    ckpt_type: ClassVar[Any] = str | None
 
     def __init__(self, command: str, args: list[str]) -> None:
         self.command = command
@@ -109,7 +110,7 @@ class CommandCLI(LightningCLI, ABC):
             default={},
             help="--wandb.project NAME; also name, entity, tags",
         )
-        parser.add_argument("--ckpt_path", type=str | None, help=self.ckpt_help)
+        parser.add_argument("--ckpt_path", type=self.ckpt_type, help=self.ckpt_help)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; an error is one sentence."""
@@ -119,7 +120,9 @@ class CommandCLI(LightningCLI, ABC):
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint and the run folder. The saved configuration names no folder: a rerun gets a new one."""
-        self.config["ckpt_path"] = find_checkpoint(self.config["ckpt_path"])
+        found = self.config["ckpt_path"]
+        found = [find_checkpoint(path) for path in found] if isinstance(found, list) else find_checkpoint(found)
+        self.config["ckpt_path"] = found
         resumed = run_folder(self.config["ckpt_path"]) if self.command == "fit" else None
         self.output = output_folder(self.config["output"]) or resumed
         self.config["output"] = None

@@ -142,3 +142,26 @@ def checkpoints_in_runs() -> list[Path]:
     """Return the checkpoints of the runs below `runs/`, those written last first."""
     found = [*RUNS.glob("*/checkpoints/*.ckpt"), *RUNS.glob("*/*/checkpoints/*.ckpt"), *RUNS.glob("demo*/*.ckpt")]
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def folder_names(checkpoints: Sequence[str]) -> list[str]:
+    """Return a folder name for each of several checkpoints.
+
+    It is the name of the file, or where several have the same, that of the first folder in which these differ.
+
+    Example:
+        >>> folder_names(["road.ckpt", "runs/cracks/checkpoints/best.ckpt", "runs/rust/checkpoints/best.ckpt"])
+        ['road', 'cracks', 'rust']
+        >>> folder_names(["a/road.ckpt", "a/road.ckpt"])
+        ['1_road', '2_road']
+    """
+    paths = [Path(path).resolve() for path in checkpoints]
+    parts = [[path.stem, *(folder.name for folder in path.parents)] for path in paths]
+    names = []
+    for part in parts:
+        levels = list(zip(*(other for other in parts if other[0] == part[0]), strict=False))
+        depth = next((i for i, level in enumerate(levels) if len(set(level)) == len(level)), 0)
+        names.append(part[depth])
+    if len({name.casefold() for name in names}) < len(names):  # some file systems do not tell the case
+        return [f"{i}_{path.stem}" for i, path in enumerate(paths, start=1)]
+    return names

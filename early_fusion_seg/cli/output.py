@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
 
-from early_fusion_seg.callbacks import PredictionWriter
+from early_fusion_seg.callbacks import PredictionsOfHeads, PredictionWriter
 from early_fusion_seg.callbacks.best_checkpoint import BestCheckpoint
 from early_fusion_seg.callbacks.class_iou import names_for_loggers
 from early_fusion_seg.callbacks.last_checkpoint import LastCheckpoint
@@ -162,7 +162,7 @@ def report_stop(trainer: Trainer, number: signal.Signals) -> None:
 
 
 @rank_zero_only
-def report_predictions(writer: PredictionWriter) -> None:
+def report_predictions(writer: PredictionWriter | PredictionsOfHeads) -> None:
     """Print the folder of the predictions, and on stderr the files that could not be read or written."""
     print(f"written: {writer.folder}")
     if writer.unreadable:

@@ -172,7 +172,7 @@ def with_plain_strings(args: Sequence[str]) -> list[str]:
             plain.append(word)
             continue
         value = after if equals else next(words, None)  # None: the value is missing
-        if value is None or _is_yaml_string(value):
+        if value is None or _is_yaml_string(value) or (name == "--ckpt_path" and _is_yaml_list(value)):
             plain += [word] if equals or value is None else [word, value]
         elif data:
             plain += ["--config", json.dumps({"data": {"init_args": {data[1]: value}}})]
@@ -190,6 +190,13 @@ def _is_yaml_string(value: str) -> bool:
         return isinstance(yaml.safe_load(value), str)
     except yaml.YAMLError:
         return True
+
+
+def _is_yaml_list(value: str) -> bool:
+    """Return whether a value is a list of several checkpoints; a file may have such a name too."""
+    with contextlib.suppress(yaml.YAMLError):
+        return isinstance(yaml.safe_load(value), list) and not Path(value).is_file()
+    return False
 
 
 def without_defaults(text: str, trainer: Mapping[str, Any]) -> str:

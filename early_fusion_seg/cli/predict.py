@@ -2,10 +2,12 @@
 
 from lightning.pytorch import Callback
 
-from early_fusion_seg.callbacks import PredictionWriter
+from early_fusion_seg.callbacks import PredictionsOfHeads, PredictionWriter
 from early_fusion_seg.cli.checkpoint_cli import CheckpointCLI
+from early_fusion_seg.cli.load_model import folder_names
 from early_fusion_seg.cli.output import report_predictions
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
+from early_fusion_seg.multi_head import MultiHead
 
 
 def main(args: list[str]) -> int:
@@ -28,8 +30,11 @@ class PredictCLI(CheckpointCLI):
     """Segment a folder of images with a trained model and write masks and overlays."""
 
     def result_callbacks(self) -> list[Callback]:
-        """Return the callback that writes masks and overlays."""
-        self.predictions = PredictionWriter(self.folder)
+        """Return the callback that writes masks and overlays; several heads have a folder each."""
+        self.predictions: PredictionWriter | PredictionsOfHeads = PredictionWriter(self.folder)
+        if isinstance(self.model, MultiHead):
+            writers = [PredictionWriter(self.folder / name) for name in folder_names(self.model.names)]
+            self.predictions = PredictionsOfHeads(self.folder, writers)
         return [self.predictions]
 
     def run_trainer(self) -> int:

@@ -1,9 +1,18 @@
 """Inference: from images of any kind to label maps and class probabilities."""
 
 from early_fusion_seg.inference.eval_copy import eval_copy
-from early_fusion_seg.inference.image_tensor import image_tensor
+from early_fusion_seg.inference.image_tensor import Images, for_each_image
 from early_fusion_seg.inference.label_map import upsampled_argmax
-from early_fusion_seg.inference.predictor import Predictor
+from early_fusion_seg.inference.predictor import Prediction, Predictor
 from early_fusion_seg.inference.settings import InferenceSettings, InputSize
 
-__all__ = ["InferenceSettings", "InputSize", "Predictor", "eval_copy", "image_tensor", "upsampled_argmax"]
+__all__ = [
+    "Images",
+    "InferenceSettings",
+    "InputSize",
+    "Prediction",
+    "Predictor",
+    "eval_copy",
+    "for_each_image",
+    "upsampled_argmax",
+]

@@ -1,6 +1,8 @@
-"""One image of any kind as a tensor."""
+"""Images of any kind as tensors."""
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,6 +11,9 @@ from torch import Tensor
 
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.io.images import Picture, read_image, to_rgb_array
+
+Images = Picture | Tensor | Sequence[Picture | Tensor]
+Result = TypeVar("Result")
 
 
 def image_tensor(image: Picture | Tensor) -> Tensor:
@@ -40,3 +45,29 @@ def image_tensor(image: Picture | Tensor) -> Tensor:
     else:
         raise UserError(f"an image is a {type(image).__name__}; expected an array, a tensor, a PIL image or a path")
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def for_each_image(function: Callable[[Tensor], Result], images: Images) -> Result | list[Result]:
+    """Call a function with each image as a tensor (1, 3, h, w).
+
+    Args:
+        function: Called with one image at a time.
+        images: One image as in `image_tensor`, or several: a list of them, or a tensor (n, 3, h, w).
+
+    Returns:
+        The result for one image; a list of the results for several.
+
+    Raises:
+        UserError: An image cannot be read, or has another type or shape.
+    """
+
+    def one(image: Picture | Tensor) -> Result:
+        return function(image_tensor(image)[None])
+
+    if isinstance(images, Tensor):
+        if images.ndim not in (3, 4) or images.shape[-3] != 3:
+            raise UserError(f"the tensor has the shape {tuple(images.shape)}; expected (3, h, w) or (n, 3, h, w)")
+        return one(images) if images.ndim == 3 else [one(image) for image in images]
+    if isinstance(images, np.ndarray | Image.Image | Path | str) or not isinstance(images, Iterable):
+        return one(images)
+    return [one(image) for image in images]

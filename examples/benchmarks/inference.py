@@ -1,6 +1,7 @@
-"""Time of prediction against torchvision, time of the encoder against timm, and memory over 1,000 images.
+"""Time of prediction against torchvision, of the encoder against timm, of several heads, and memory over 1,000 images.
 
     python examples/benchmarks/inference.py      # writes inference.json, then docs/benchmarks.md
+    python examples/benchmarks/inference.py --parts heads --output FOLDER
 
 1. A folder with a drawn image of 1024x2048: `Trainer.predict` with the data module and the writer of `early-fusion-seg
    predict` (masks and overlays) against torchvision's fcn_resnet50 in a minimal loop: decode, normalize, forward,
@@ -8,8 +9,10 @@
 2. `FrozenEncoder` against timm's model with the same weights, which is not folded and not in channels_last; and a
    matrix product with as many operations, for comparison.
 3. The resident memory after each tenth of 1,000 small images.
+4. `MultiHead` with 1, 2 and 4 heads: label maps of an image of 512x1024, and the size of a head's weights.
 """
 
+import io
 import logging
 import tempfile
 import warnings
@@ -31,19 +34,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.segmentation import fcn_resnet50
 from torchvision.transforms.functional import normalize
 
-from early_fusion_seg import FolderDataModule, FrozenEncoder, ReverseHRNetSeg
+from early_fusion_seg import FolderDataModule, FrozenEncoder, MultiHead, ReverseHRNetSeg
 from early_fusion_seg.callbacks import PredictionWriter
 from early_fusion_seg.data.synthetic.street import scene
 
 K, SIZE, SMALL = 19, (1024, 2048), (128, 256)
 LARGEST_DIFFERENCE = 1e-4
+PARTS = ("prediction", "encoder", "memory", "heads")
+LARGEST_SHARE, LARGEST_HEAD = 0.35, 10.0  # of a further head: time over that of one model, and MB
 TEXT = """\
 Prediction of a folder with one image of 1024x2048, 19 classes: `Trainer.predict` as `early-fusion-seg predict` runs it
 (default network; masks and overlays) against torchvision's fcn_resnet50 in a plain loop (decode, normalize, forward,
 argmax, mask). Forward pass of the encoder with 2 images of 512x512: ResNet-50 with folded batch norms and channels_last
 against timm's model with the same weights, and against a matrix product with as many operations. Resident memory is
-that of predicting 1,000 images of 128x256 with a ResNet-18. Medians of interleaved runs: milliseconds are wall-clock
-time, and goals are for the ratio of processor time, which other work on the machine does not lengthen."""
+that of predicting 1,000 images of 128x256 with a ResNet-18. Several heads: label maps of an image of 512x1024 by
+`MultiHead` in float32; the share of a further head is the time that it adds, over that of one model. Medians of
+interleaved runs: milliseconds are wall-clock time, and goals are for processor time, which other work on the machine
+does not lengthen."""
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
@@ -152,18 +159,49 @@ def memory_rows(chosen: Any, folder: Path) -> list[Row]:
     return memory.rows
 
 
+def heads_rows(chosen: Any, progress: Progress) -> list[Row]:
+    """Time the label maps of 1, 2 and 4 heads in turns, in processor time."""
+    rows = []
+    size = (64, 128) if chosen.quick else (512, 1024)
+    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for encoder in ("resnet50", "tf_efficientnet_lite0"):
+        models = [ReverseHRNetSeg(K, encoder=encoder, encoder_weights="random") for _ in range(4)]
+        predictors = {n: MultiHead(models[:n]).to(chosen.device).predictor() for n in (1, 2, 4)}
+        works = {str(n): partial(predictor.predictions, image) for n, predictor in predictors.items()}
+        times = in_turns(works, chosen.repeats, chosen.device, progress, f"heads on {encoder}")
+        with io.BytesIO() as file:
+            torch.save(models[0].network.head.state_dict(), file)
+            size_mb = file.tell() / 1e6
+        for n in predictors:
+            share = (times[str(n)][1] / times["1"][1] - 1) / (n - 1) if n > 1 else None
+            row = {
+                "what": f"{encoder}, heads: {n}",
+                "time (ms)": 1000 * times[str(n)][0],
+                "share of a further head": share,
+            }
+            row |= {"goal": LARGEST_SHARE if n == 2 and encoder == "resnet50" else None, "head (MB)": size_mb}
+            met = None if share is None or row["goal"] is None else share <= LARGEST_SHARE and size_mb <= LARGEST_HEAD
+            rows.append(row | {"met": met})
+    return rows
+
+
 def main() -> None:
-    chosen = options(__doc__, ["torchvision", "timm"])
+    parts = {"nargs": "*", "choices": PARTS, "default": list(PARTS), "help": "default: all; fewer need --output"}
+    chosen = options(__doc__, ["torchvision", "timm"], parts=parts)
+    if set(chosen.parts) != set(PARTS) and chosen.output is None and not chosen.quick:
+        raise SystemExit("some parts alone would replace the tables of all; give --output FOLDER")
     warnings.filterwarnings("ignore")  # advice on workers and loggers would break up the progress bar
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as name, Progress(transient=True) as progress:
-        task = progress.add_task("memory", total=None)
-        memory = memory_rows(chosen, Path(name))
-        progress.update(task, total=1, completed=1)
-        predicted = prediction_rows(chosen, Path(name), progress)
-        encoded = encoder_rows(chosen, progress) if "timm" in chosen.peers else []
-    tables = {"Prediction": predicted, "Encoder": encoded, "Memory over many images": memory}
-    publish("inference", "Predicting", TEXT, tables, bars_of([*predicted, *encoded]), FASTER, chosen)
+        works: dict[str, tuple[str, Callable[[], list[Row]]]] = {
+            "memory": ("Memory over many images", lambda: memory_rows(chosen, Path(name))),  # in a process that is new
+            "prediction": ("Prediction", lambda: prediction_rows(chosen, Path(name), progress)),
+            "encoder": ("Encoder", lambda: encoder_rows(chosen, progress) if "timm" in chosen.peers else []),
+            "heads": ("Several heads", lambda: heads_rows(chosen, progress)),
+        }
+        tables = {title: work() for part, (title, work) in works.items() if part in chosen.parts}
+    bars = bars_of([row for rows in tables.values() for row in rows if "cpu ratio" in row])
+    publish("inference", "Predicting", TEXT, tables, bars, FASTER, chosen)
 
 
 if __name__ == "__main__":
