@@ -100,6 +100,7 @@ class ReverseHRNetSeg(LightningModule):
         inference: Input size, flip, scales and windows of evaluation and prediction; replace it to change them.
         trained_at: Input size of training, which `inference` has by default.
         temperature: Divides the logits before the softmax.
+        predict_probabilities: Whether `predict_step`, and so `trainer.predict`, also returns class probabilities.
 
     Raises:
         UserError: Settings are invalid or do not fit together, or encoder weights cannot be loaded.
@@ -170,6 +171,7 @@ class ReverseHRNetSeg(LightningModule):
         self.inference = InferenceSettings()
         self.trained_at = InputSize()
         self.temperature = 1.0
+        self.predict_probabilities = False
         self.step_loss: StepLoss | None = None  # within fit
         self._batch_checked = False
 
@@ -279,11 +281,22 @@ class ReverseHRNetSeg(LightningModule):
         """Score a batch and return `prediction` (n, h, w) uint8."""
         return self._evaluate(batch, "test")
 
-    def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor] | None:
-        """Return `prediction` (n, h, w) uint8, or None for a batch without images."""
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Segment a batch of images, at their size.
+
+        Returns:
+            `key`, the names of the n images; `prediction` (n, h, w) uint8; `confidence` (n, h, w) uint8, 255 for a
+            probability of 1; with `predict_probabilities`, `probabilities` (n, K, h, w) float16 on the CPU. Images that
+            cannot be read have only `key` and `error`, the reasons.
+        """
         if "image" not in batch:
-            return None
-        return {"prediction": self.predictor().labels(batch["image"])}
+            return {"key": batch["key"], "error": batch.get("error", [])}  # a process without images has no error
+        images, result = batch["image"], {"key": batch["key"]}
+        if self.predict_probabilities:
+            n, _, h, w = images.shape
+            result["probabilities"] = torch.empty(n, self.num_classes, h, w, dtype=torch.float16)
+        labels, confidence = self.predictor().labels_and_confidence(images, True, result.get("probabilities"))
+        return result | {"prediction": labels, "confidence": confidence}
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
         """Score a batch at the size of its masks; return None for the empty batch of a process without images.

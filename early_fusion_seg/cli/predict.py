@@ -1,11 +1,18 @@
-"""`early-fusion-seg predict`: segment a folder of images with a trained model."""
+"""`early-fusion-seg predict SOURCE`: segment images with a trained model."""
+
+from collections.abc import Sequence
 
 from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
 
 from early_fusion_seg.callbacks import PredictionWriter
+from early_fusion_seg.callbacks.predictions import Saved
 from early_fusion_seg.cli.checkpoint_cli import CheckpointCLI
 from early_fusion_seg.cli.output import report_predictions
 from early_fusion_seg.cli.quiet_lightning import quiet_lightning
+from early_fusion_seg.errors import UserError, first_five
+
+WITHOUT_VALUE = ("-h", "--help", "--print_config")
 
 
 def main(args: list[str]) -> int:
@@ -15,21 +22,46 @@ def main(args: list[str]) -> int:
         args: Command line arguments after `predict`.
 
     Returns:
-        0; 1 if some files could not be read, or their predictions not be named.
+        0; 1 if some files could not be read, or their predictions not be written.
 
     Raises:
         UserError: An option, a file or a setting is wrong.
     """
     with quiet_lightning():
-        return PredictCLI("predict", args).run_command()
+        return PredictCLI("predict", source_as_option(args)).run_command()
 
 
 class PredictCLI(CheckpointCLI):
-    """Segment a folder of images with a trained model and write masks and overlays."""
+    """Segment images with a trained model.
+
+    SOURCE (or --data.root) is a folder, an image, a pattern in quotes such as 'photos/*.jpg', or a text file (.txt)
+    with one path per line.
+    """
+
+    arguments = "SOURCE "
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is written, and how overlays are drawn."""
+        super().add_core_arguments_to_parser(parser)
+        parser.add_argument(
+            "--save",
+            type=list[Saved],
+            default=["labels", "overlay"],
+            help="what is written for each image: labels (masks/NAME.png), overlay (overlays/NAME.png), confidence "
+            "(the probability of each label as a gray PNG), probabilities (of all classes, float16, as .npz)",
+        )
+        parser.add_argument(
+            "--classes",
+            type=list[str] | None,
+            help="classes that overlays and legends show, such as '[Car, Pedestrian]'; default: all",
+        )
+        parser.add_argument("--opacity", type=float, default=0.5, help="opacity of the colors in overlays, 0 to 1")
+        parser.add_argument("--legend", type=bool, default=False, help="draw a legend below each overlay")
 
     def result_callbacks(self) -> list[Callback]:
-        """Return the callback that writes masks and overlays."""
-        self.predictions = PredictionWriter(self.folder)
+        """Return the callback that writes the predictions."""
+        options = {name: self.config[name] for name in ("save", "classes", "opacity", "legend")}
+        self.predictions = PredictionWriter(self.folder, **options)
         return [self.predictions]
 
     def run_trainer(self) -> int:
@@ -37,3 +69,29 @@ class PredictCLI(CheckpointCLI):
         self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
         report_predictions(self.predictions)
         return 1 if self.predictions.unreadable else 0
+
+
+def source_as_option(args: Sequence[str]) -> list[str]:
+    """Replace the argument SOURCE, anywhere between the options, by `--data.root SOURCE`.
+
+    Raises:
+        UserError: There are several, or `--data.root` is given too.
+
+    Example:
+        >>> source_as_option(["photos", "--ckpt_path", "best"])
+        ['--ckpt_path', 'best', '--data.root', 'photos']
+    """
+    sources: list[str] = []
+    rest: list[str] = []
+    for before, word in zip(["", *args], args, strict=False):
+        is_option = before.startswith("--") or before == "-c"
+        is_value = is_option and "=" not in before and before not in WITHOUT_VALUE
+        (rest if word.startswith("-") or is_value else sources).append(word)
+    if len(sources) > 1:
+        raise UserError(
+            f"predict takes one SOURCE and got {len(sources)}: {first_five(sources)}; put a pattern in quotes, such as "
+            "'photos/*.jpg', or give a text file with one path per line"
+        )
+    if sources and any(word.partition("=")[0] in ("--data.root", "--data.init_args.root") for word in rest):
+        raise UserError(f"{sources[0]} and --data.root are both given; leave one of them out")
+    return [*rest, "--data.root", *sources] if sources else rest

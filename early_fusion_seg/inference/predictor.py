@@ -73,12 +73,15 @@ class Predictor:
         return self.labels_and_confidence(images, confidence=False)[0]
 
     @torch.no_grad()
-    def labels_and_confidence(self, images: Tensor, confidence: bool = True) -> tuple[Tensor, Tensor | None]:
+    def labels_and_confidence(
+        self, images: Tensor, confidence: bool = True, probabilities: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return label maps and the probability of each label.
 
         Args:
             images: (n, 3, h, w) RGB, uint8 or floats in 0..1.
-            confidence: Compute the probabilities.
+            confidence: Compute the probability of each label.
+            probabilities: (n, K, h, w), to be filled with the probabilities of all classes.
 
         Returns:
             (n, h, w) uint8, and (n, h, w) uint8 with 255 for a probability of 1, or None.
@@ -86,12 +89,14 @@ class Predictor:
         n, _, h, w = images.shape
         labels = torch.empty(n, h, w, dtype=torch.uint8, device=self.device)
         certain = torch.empty_like(labels) if confidence else None
-        for place, scores in self.rectangles(images, probabilities=confidence):
-            if certain is None:
-                labels[place] = scores.argmax(-1)
-            else:
-                highest, labels[place] = scores.max(-1)
-                certain[place] = (255 * highest).round()
+        averaged = len(self.settings.passes) > 1 or self.settings.windows((h, w)) is not None
+        for place, scores in self.rectangles(images):  # logits where they suffice: rounded softmax can have ties
+            highest, labels[place] = scores.max(-1)
+            if certain is not None:
+                certain[place] = (255 * (highest if averaged else (highest - scores.logsumexp(-1)).exp())).round()
+            if probabilities is not None:
+                shares = scores if averaged else scores.softmax(-1)
+                probabilities[place[0], :, place[1], place[2]] = shares.movedim(-1, 1).to(probabilities)
         return labels, certain
 
     @torch.no_grad()
