@@ -65,7 +65,7 @@ def test_help_of_a_command_is_short(command: str, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert len(text.splitlines()) < 140
-    assert f"\nexample: early-fusion-seg {command} --" in text
+    assert f"\nexample: early-fusion-seg {command} " in text
     assert "--data.help" in text
     assert "-->" not in text
     assert "--trainer.accelerator" not in text

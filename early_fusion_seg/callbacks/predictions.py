@@ -102,8 +102,10 @@ class PredictionWriter(Callback):
         dataset = getattr(trainer.predict_dataloaders, "dataset", None)
         if isinstance(dataset, SegmentationDataset):
             self._names = output_names([dataset.source.key(i) for i in range(len(dataset))])
+        labels = label_table(module.class_names, module.palette)
+        check_same_labels(self.folder / LABELS, labels)  # by all processes, or the others would wait for the first one
         if trainer.is_global_zero:
-            write_labels(self.folder / LABELS, module.class_names, module.palette)
+            write_text(self.folder / LABELS, labels)
             entries = [(module.class_names[i], tuple(module.palette[i])) for i in shown]
             picture = draw_legend(entries, 0 if len(entries) <= LEGEND_ROWS else LEGEND_WIDTH, LEGEND_TEXT)
             replace_file(self.folder / LEGEND, partial(write_picture, picture=picture))
@@ -133,7 +135,7 @@ class PredictionWriter(Callback):
         rows = sorted(row for part in all_gather_object(self._rows) for row in part)
         if trainer.is_global_zero:
             head = ["image", "width", "height", "mean_confidence", *cast(Any, pl_module).class_names]
-            write_table(self.folder / SUMMARY, [head, *rows])
+            write_text(self.folder / SUMMARY, table([head, *rows]))
 
     def _shown(self, module: Any) -> list[int]:
         """Return the train ids of the classes that overlays and legends show."""
@@ -217,29 +219,33 @@ def write_picture(path: Path, picture: Pixels) -> None:
     write_png(path, len(picture), (picture[rows] for rows in row_bands(*picture.shape[:2])))
 
 
-def write_labels(path: Path, class_names: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
-    """Write the label table of masks that hold train ids.
+def label_table(class_names: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
+    """Return the label CSV of masks that hold train ids."""
+    rows = [[str(i), str(i), name, "#{:02x}{:02x}{:02x}".format(*palette[i])] for i, name in enumerate(class_names)]
+    return table([["raw_id", "train_id", "name", "color"], *rows])
+
+
+def check_same_labels(path: Path, labels: str) -> None:
+    """Check that an output folder has no label CSV of other classes.
 
     Raises:
-        UserError: The file exists and differs, as masks of two models would be mixed.
+        UserError: It has; label maps of two models would be mixed.
     """
-    rows = [[str(i), str(i), name, "#{:02x}{:02x}{:02x}".format(*palette[i])] for i, name in enumerate(class_names)]
-    rows = [["raw_id", "train_id", "name", "color"], *rows]
-    if path.is_file() and path.read_text(encoding="utf-8") != _table(rows):
+    if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != labels:
         raise UserError(f"{path} has other classes than the model, or other raw ids; give another output folder")
-    write_table(path, rows)
 
 
-def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    """Write a CSV file."""
-    text = _table(rows).encode("utf-8", errors="surrogateescape")  # names of files may be no UTF-8
-    replace_file(path, lambda part: part.write_bytes(text))
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; names of image files in it may be no UTF-8."""
+    data = text.encode(errors="surrogateescape")
+    replace_file(path, lambda part: part.write_bytes(data))
 
 
 def _bytes(images: Tensor, module: Any) -> int:
