@@ -293,6 +293,7 @@ ERRORS: list[tuple[str, list[str], str]] = [
     ("model unknown", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.nope=8"], "model.nope is not an "),
     ("encoder missing", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.encoder_weights=/n.pth"], "/n.pth"),
     ("two sources", ["predict", "a.jpg", "--ckpt_path", "x", "b.jpg"], "one SOURCE and got 2: a.jpg, b.jpg; put a"),
+    ("no source", ["predict", "--ckpt_path", "x"], "predict needs SOURCE: a folder of images, an image, a pattern"),
     ("source twice", ["predict", "a.jpg", "--data.root=b.jpg"], "a.jpg and --data.root are both given"),
     ("no such class", ["predict", ".", "--ckpt_path={ckpt}", "--classes=[Cat]"], "classes has 'Cat'; the classes of"),
     ("folder missing", ["predict", "/none", "--ckpt_path={ckpt}"], "there are no images at /none; expected a folder"),

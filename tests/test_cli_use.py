@@ -127,6 +127,18 @@ def test_predict_keeps_the_folders_and_writes_every_image(checkpoint: Path, tmp_
         assert overlay.size == (33, 21)
 
 
+def test_predictions_are_evaluated_like_the_model(camvid: Path, checkpoint: Path, tmp_path: Path) -> None:
+    expected = run_validate(camvid, checkpoint, tmp_path / "run")
+    assert predict(camvid / "val", checkpoint, tmp_path / "out") == 0
+    args = ["evaluate", "camvid", f"--data.root={camvid}", "--predictions=out", "--output=scores"]
+    for names_with_suffix in (False, True):  # as earlier versions wrote them
+        if names_with_suffix:
+            for path in list(Path("out/masks").glob("*.png")):
+                path.rename(path.with_name(f"{path.name}.png"))
+        assert main(args) == 0
+        assert json.loads(Path("scores/results.json").read_text())["per_class"] == expected["per_class"]
+
+
 @pytest.mark.parametrize("place", ["photos/*.png", "list.txt", "photos/a.png"])
 def test_predict_takes_a_source_and_writes_what_is_asked_for(checkpoint: Path, tmp_path: Path, place: str) -> None:
     image(tmp_path / "photos" / "a.png")

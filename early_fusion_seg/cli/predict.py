@@ -75,7 +75,7 @@ def source_as_option(args: Sequence[str]) -> list[str]:
     """Replace the argument SOURCE, anywhere between the options, by `--data.root SOURCE`.
 
     Raises:
-        UserError: There are several, or `--data.root` is given too.
+        UserError: There are several, `--data.root` is given too, or nothing that could say where the images are.
 
     Example:
         >>> source_as_option(["photos", "--ckpt_path", "best"])
@@ -92,6 +92,13 @@ def source_as_option(args: Sequence[str]) -> list[str]:
             f"predict takes one SOURCE and got {len(sources)}: {first_five(sources)}; put a pattern in quotes, such as "
             "'photos/*.jpg', or give a text file with one path per line"
         )
-    if sources and any(word.partition("=")[0] in ("--data.root", "--data.init_args.root") for word in rest):
+    names = {word.partition("=")[0] for word in rest}
+    if sources and names & {"--data.root", "--data.init_args.root"}:
         raise UserError(f"{sources[0]} and --data.root are both given; leave one of them out")
+    if not sources and not any(
+        name in (*WITHOUT_VALUE, "-c", "--config") or name.startswith("--data") for name in names
+    ):
+        raise UserError(
+            "predict needs SOURCE: a folder of images, an image, a pattern in quotes, or a text file with paths"
+        )
     return [*rest, "--data.root", *sources] if sources else rest
