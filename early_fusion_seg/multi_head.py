@@ -16,7 +16,7 @@ from early_fusion_seg.distributed import check_equal_across_ranks
 from early_fusion_seg.encoder import FrozenEncoder
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.inference import Images, InferenceSettings, Predictor, for_each_image
-from early_fusion_seg.segmenter import ReverseHRNetSeg, check_input_size, predictor_of_heads, size_text
+from early_fusion_seg.segmenter import ReverseHRNetSeg, check_input_size, outputs_of, predictor_of_heads, size_text
 
 
 class MultiHead(LightningModule):
@@ -106,11 +106,13 @@ class MultiHead(LightningModule):
         results = for_each_image(one, images)
         return results  # noqa: RET504  # in a return statement, mypy infers a wider type
 
-    def predict_step(self, batch: dict[str, Any], batch_index: int) -> list[dict[str, Tensor]] | None:
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> list[dict[str, Any]] | None:
         """Return what `ReverseHRNetSeg.predict_step` returns for each head, or None for a batch without images."""
         if "image" not in batch:
             return None
-        return [{"prediction": found.labels} for found in self.predictor().predictions(batch["image"])]
+        probabilities = any(model.predict_probabilities for model in self._segmenters)
+        found = self.predictor().predictions(batch["image"], True, probabilities)
+        return [{"key": batch["key"]} | outputs_of(one) for one in found]
 
     def ensemble(self) -> ReverseHRNetSeg:
         """Return the first model, with the others as its ensemble: it averages the class probabilities of all.

@@ -31,6 +31,7 @@ from early_fusion_seg.inference import (
     Images,
     InferenceSettings,
     InputSize,
+    Prediction,
     Predictor,
     eval_copy,
     for_each_image,
@@ -102,6 +103,7 @@ class ReverseHRNetSeg(LightningModule):
         temperature: Divides the logits before the softmax.
         ensemble: Further models with the same encoder and classes. Evaluation and prediction average their class
             probabilities with those of this model; see `MultiHead.ensemble`.
+        predict_probabilities: Whether `predict_step`, and so `trainer.predict`, also returns class probabilities.
 
     Raises:
         UserError: Settings are invalid or do not fit together, or encoder weights cannot be loaded.
@@ -173,6 +175,7 @@ class ReverseHRNetSeg(LightningModule):
         self.trained_at = InputSize()
         self.temperature = 1.0
         self.ensemble = nn.ModuleList()
+        self.predict_probabilities = False
         self.step_loss: StepLoss | None = None  # within fit
         self._batch_checked = False
 
@@ -273,11 +276,18 @@ class ReverseHRNetSeg(LightningModule):
         """Score a batch and return `prediction` (n, h, w) uint8."""
         return self._evaluate(batch, "test")
 
-    def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor] | None:
-        """Return `prediction` (n, h, w) uint8, or None for a batch without images."""
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Segment a batch of images, at their size.
+
+        Returns:
+            `key`, the names of the n images; `prediction` (n, h, w) uint8; `confidence` (n, h, w) uint8, 255 for a
+            probability of 1; with `predict_probabilities`, `probabilities` (n, K, h, w) float16 on the CPU. Images that
+            cannot be read have only `key` and `error`, the reasons.
+        """
         if "image" not in batch:
-            return None
-        return {"prediction": self.predictor().labels(batch["image"])}
+            return {"key": batch["key"], "error": batch.get("error", [])}  # a process without images has no error
+        (found,) = self.predictor().predictions(batch["image"], True, self.predict_probabilities)
+        return {"key": batch["key"]} | outputs_of(found)
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
         """Score a batch at the size of its masks; return None for the empty batch of a process without images.
@@ -526,3 +536,9 @@ def size_text(size: InputSize) -> str:
         'scale 0.5'
     """
     return f"scale {size.scale:g}" if size.short_side is None else f"short_side {size.short_side}"
+
+
+def outputs_of(found: Prediction) -> dict[str, Tensor]:
+    """Return a prediction as a dict, without what was not asked for."""
+    values = {"prediction": found.labels, "confidence": found.confidence, "probabilities": found.probabilities}
+    return {name: value for name, value in values.items() if value is not None}

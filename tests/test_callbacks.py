@@ -460,9 +460,8 @@ def predict(folder: Path, samples: list[dict[str, Any]]) -> PredictionWriter:
 def test_predictions_are_written_as_indexed_masks_and_overlays(tmp_path: Path) -> None:
     one = sample("sub/a.jpg", 1, (6, 9))
     predict(tmp_path / "out", [one, sample("a.png", 2), sample("a.jpg", 3)])
-    assert pngs(tmp_path / "out") == sorted(
-        f"{kind}/{key}.png" for kind in ("masks", "overlays") for key in ("sub/a.jpg", "a.png", "a.jpg")
-    )
+    files = (f"{kind}/{key}.png" for kind in ("masks", "overlays") for key in ("sub/a.jpg", "a.png", "a.jpg"))
+    assert pngs(tmp_path / "out") == sorted([*files, "labels.csv", "legend.png", "summary.csv"])
     expected = (one["image"][0].numpy() > 127).astype(np.uint8)
     with Image.open(tmp_path / "out" / "masks" / "sub" / "a.jpg.png") as mask:
         assert mask.mode == "P"
@@ -497,7 +496,7 @@ def test_a_prediction_that_cannot_be_named_is_reported_and_the_others_are_writte
     problems = predict(tmp_path / "out", [sample("a"), sample(long), sample("b")]).unreadable
     assert len(problems) == 1
     assert problems[0].endswith(f"masks/{long}.png cannot be written (File name too long); rename the image")
-    assert pngs(tmp_path / "out") == ["masks/a.png", "masks/b.png", "overlays/a.png", "overlays/b.png"]
+    assert pngs(tmp_path / "out/masks") == pngs(tmp_path / "out/overlays") == ["a.png", "b.png"]
 
 
 def test_a_panel_that_cannot_be_named_is_left_out_with_a_warning(tmp_path: Path) -> None:
@@ -521,7 +520,7 @@ def test_predictions_and_panels_are_not_predicted_again(tmp_path: Path) -> None:
 def test_nothing_is_written_outside_of_the_folder(key: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="outside of"):
         predict(tmp_path / "out", [sample(key)])
-    assert pngs(tmp_path) == []
+    assert pngs(tmp_path) == ["out/labels.csv", "out/legend.png"]
 
 
 def test_a_symbolic_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_help_of_a_command_is_short(command: str, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert len(text.splitlines()) < 140
-    assert f"\nexample: early-fusion-seg {command} --" in text
+    assert f"\nexample: early-fusion-seg {command} " in text
     assert "--data.help" in text
     assert "-->" not in text
     assert "--trainer.accelerator" not in text
@@ -292,7 +292,11 @@ ERRORS: list[tuple[str, list[str], str]] = [
     ("model differs", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.width=8"], "model.width is 8, but 4"),
     ("model unknown", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.nope=8"], "model.nope is not an "),
     ("encoder missing", ["predict", "--data.root=.", "--ckpt_path={ckpt}", "--model.encoder_weights=/n.pth"], "/n.pth"),
-    ("folder missing", ["predict", "--data.root=/none", "--ckpt_path={ckpt}"], "/none is not a folder"),
+    ("two sources", ["predict", "a.jpg", "--ckpt_path", "x", "b.jpg"], "one SOURCE and got 2: a.jpg, b.jpg; put a"),
+    ("no source", ["predict", "--ckpt_path", "x"], "predict needs SOURCE: a folder of images, an image, a pattern"),
+    ("source twice", ["predict", "a.jpg", "--data.root=b.jpg"], "a.jpg and --data.root are both given"),
+    ("no such class", ["predict", ".", "--ckpt_path={ckpt}", "--classes=[Cat]"], "classes has 'Cat'; the classes of"),
+    ("folder missing", ["predict", "/none", "--ckpt_path={ckpt}"], "there are no images at /none; expected a folder"),
     ("other classes", ["validate", "--data=FolderDataModule", "--data.root={folder}", "--ckpt_path={ckpt}"],
      "class 0 is 'ground' in the data, but 'Sky' in "),
     ("other classes to predict", ["predict", "--data.root={folder}", "--ckpt_path={ckpt}"], "class 0 is 'ground'"),

@@ -113,10 +113,9 @@ def test_predict_keeps_the_folders_and_writes_every_image(checkpoint: Path, tmp_
     image(photos / "gray.png", mode="L")
     image(photos / "tiny.png", size=(1, 1))
     assert predict(photos, checkpoint, tmp_path / "out") == 0
-    names = {path.relative_to(photos).as_posix() for path in photos.rglob("*") if path.is_file()}
     for kind in ("masks", "overlays"):
         written = {p.relative_to(tmp_path / "out" / kind).as_posix() for p in (tmp_path / "out" / kind).rglob("*.png")}
-        assert written == {f"{name}.png" for name in names}
+        assert written == {"a.jpg.png", "a.png.png", "deep/er/b.png", "c.png", "gray.png", "tiny.png"}
     model = ReverseHRNetSeg.load_from_checkpoint(checkpoint).eval()
     with Image.open(tmp_path / "out" / "masks" / "a.png.png") as mask:
         assert mask.mode == "P"
@@ -124,8 +123,41 @@ def test_predict_keeps_the_folders_and_writes_every_image(checkpoint: Path, tmp_
         np.testing.assert_array_equal(np.asarray(mask), model.predict(photos / "a.png"))
         colors = np.array(mask.getpalette()).reshape(-1, 3)[:11]
     np.testing.assert_array_equal(colors, model.palette)
-    with Image.open(tmp_path / "out" / "overlays" / "deep" / "er" / "b.webp.png") as overlay:
+    with Image.open(tmp_path / "out" / "overlays" / "deep" / "er" / "b.png") as overlay:
         assert overlay.size == (33, 21)
+
+
+def test_predictions_are_evaluated_like_the_model(camvid: Path, checkpoint: Path, tmp_path: Path) -> None:
+    expected = run_validate(camvid, checkpoint, tmp_path / "run")
+    assert predict(camvid / "val", checkpoint, tmp_path / "out") == 0
+    args = ["evaluate", "camvid", f"--data.root={camvid}", "--predictions=out", "--output=scores"]
+    for names_with_suffix in (False, True):  # as earlier versions wrote them
+        if names_with_suffix:
+            for path in list(Path("out/masks").glob("*.png")):
+                path.rename(path.with_name(f"{path.name}.png"))
+        assert main(args) == 0
+        assert json.loads(Path("scores/results.json").read_text())["per_class"] == expected["per_class"]
+
+
+@pytest.mark.parametrize("place", ["photos/*.png", "list.txt", "photos/a.png"])
+def test_predict_takes_a_source_and_writes_what_is_asked_for(checkpoint: Path, tmp_path: Path, place: str) -> None:
+    image(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "b.jpg").touch()
+    Path("list.txt").write_text("photos/a.png\n")
+    saved = ["labels", "confidence", "probabilities"]
+    options = [f"--save=[{', '.join(saved)}]", "--classes", "[Car]", "--opacity", "1", "--legend", "true"]
+    args = ["predict", "--ckpt_path", str(checkpoint), place, "--output=out", *options, *QUICK, QUIET[0]]
+    assert main(args) == 0
+    model = ReverseHRNetSeg.load_from_checkpoint(checkpoint).eval()
+    expected = np.asarray(model.predict(tmp_path / "photos" / "a.png", probabilities=True))
+    with np.load("out/probabilities/a.npz") as stored:
+        np.testing.assert_array_equal(stored["probabilities"], expected)
+    with Image.open("out/confidence/a.png") as confidence:
+        np.testing.assert_allclose(np.asarray(confidence), 255 * expected.max(0).astype(np.float32), atol=0.7)
+    with Image.open("out/masks/a.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), model.predict(tmp_path / "photos" / "a.png"))
+    assert not Path("out/overlays").exists()
+    assert len(Path("out/summary.csv").read_text().splitlines()) == 2
 
 
 def test_masks_have_the_exif_orientation_of_the_image(checkpoint: Path, tmp_path: Path) -> None:
@@ -133,7 +165,7 @@ def test_masks_have_the_exif_orientation_of_the_image(checkpoint: Path, tmp_path
     exif[0x0112] = 6  # turned by 90 degrees
     image(tmp_path / "photos" / "turned.jpg", exif=exif)
     assert predict(tmp_path / "photos", checkpoint, tmp_path / "out") == 0
-    with Image.open(tmp_path / "out" / "masks" / "turned.jpg.png") as mask:
+    with Image.open(tmp_path / "out" / "masks" / "turned.png") as mask:
         assert mask.size == (21, 33)
 
 
@@ -150,7 +182,7 @@ def test_unreadable_files_are_listed_and_the_others_are_segmented(
     assert str(photos / "notes.doc") in errors
     assert str(photos / "cut.png") in errors
     assert "a.png is" not in errors.replace("cut.png", "")
-    assert sorted(path.name for path in (tmp_path / "out" / "masks").glob("*.png")) == ["a.png.png", "z.png.png"]
+    assert sorted(path.name for path in (tmp_path / "out" / "masks").glob("*.png")) == ["a.png", "z.png"]
 
 
 @pytest.mark.parametrize("output", [None, ".", "here"])
@@ -167,7 +199,7 @@ def test_predict_in_the_folder_of_the_images_leaves_out_what_it_wrote(
     runs = sorted((tmp_path / "runs/predict").iterdir()) if output is None else [tmp_path / output]
     assert len(runs) == (2 if output is None else 1)
     for run in runs:
-        assert [path.name for path in (run / "masks").rglob("*.png")] == ["a.png.png"]
+        assert [path.name for path in (run / "masks").rglob("*.png")] == ["a.png"]
 
 
 def test_python_m_prints_only_the_folder(checkpoint: Path, tmp_path: Path) -> None:
@@ -176,4 +208,4 @@ def test_python_m_prints_only_the_folder(checkpoint: Path, tmp_path: Path) -> No
     done = subprocess.run(args, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "written: runs/predict/version_0\n"
-    assert (tmp_path / "runs" / "predict" / "version_0" / "masks" / "a.png.png").is_file()
+    assert (tmp_path / "runs" / "predict" / "version_0" / "masks" / "a.png").is_file()

@@ -41,6 +41,8 @@ def test_predict_reports_and_skips_files_that_are_not_images(tmp_path: Path) -> 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"(?s)nowhere is not a folder.*labels\.csv.*any folder with images"):
+        FolderDataModule(tmp_path / "nowhere").dataset("train")
+    with pytest.raises(MissingFileError, match=r"no images at .*nowhere; expected a folder of images, an image, a pat"):
         FolderDataModule(tmp_path / "nowhere").dataset("predict")
     with pytest.raises(MissingFileError, match=r"the predict split below .* has no images"):
         FolderDataModule(tmp_path).dataset("predict")

@@ -455,6 +455,20 @@ def test_the_limit_is_set_in_the_environment(tmp_path: Path, monkeypatch: pytest
         read_image(tmp_path / "a.png")
 
 
+def test_only_the_start_of_a_large_file_that_is_no_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("early_fusion_seg.io.images.LARGE_FILE", 2**16)
+    with (tmp_path / "film.mp4").open("wb") as file:
+        file.truncate(10**12)  # more than the memory; takes no space on the disk
+    with pytest.raises(UserError, match=r"film\.mp4 is not an image that can be read"):
+        read_image(tmp_path / "film.mp4")
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 2**16
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
 def test_an_image_wider_than_the_limit_of_opencv_is_read(tmp_path: Path) -> None:
     row = np.arange(2**20 + 1, dtype=np.uint8)[None]
     Image.fromarray(row).save(tmp_path / "a.png")

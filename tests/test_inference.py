@@ -57,7 +57,7 @@ def test_a_model_trained_at_half_scale_is_used_at_half_scale_and_scored_at_full_
     shutil.copytree(camvid / "val", "photos")  # predict
     assert main([*commands("predict", Path("photos"), half), "--output=predicted"]) == 0
     for key, expected in labels.items():
-        np.testing.assert_array_equal(np.asarray(Image.open(f"predicted/masks/{key}.png.png")), expected)
+        np.testing.assert_array_equal(np.asarray(Image.open(f"predicted/masks/{key}.png")), expected)
 
     for command, split in (("validate", "val"), ("test", "test")):
         assert main(commands(command, camvid, half)) == 0

@@ -83,6 +83,16 @@ def test_the_probabilities_are_the_mean_over_the_passes(settings, passes, images
     assert torch.allclose(confidence.float(), 255 * expected.amax(1), atol=0.51)
 
 
+def test_confidence_changes_no_label_of_nearly_equal_classes():
+    """Softmax rounds logits that differ in their last bits to equal probabilities."""
+    logits = torch.randn(1, 19, 300, 300, generator=torch.Generator().manual_seed(0)) * 1e-6
+    assert (logits.softmax(1).argmax(1) != logits.argmax(1)).any()
+    lazy = LazyLogits((logits,))
+    segment = Predictor(lambda images: [lazy], InferenceSettings(), 2)
+    images = torch.zeros(1, 3, 300, 300, dtype=torch.uint8)
+    assert torch.equal(segment.labels_and_confidence(images)[0][0], logits[0].argmax(0).to(torch.uint8))
+
+
 def test_the_temperature_divides_the_logits(images):
     segment = predictor(temperature=3.0)
     with torch.no_grad():

@@ -325,9 +325,23 @@ def test_the_loss_of_a_split_is_the_mean_over_its_labeled_pixels(tmp_path, weigh
 
 def test_predict_step_skips_files_that_are_not_images(fitted_random):
     model, _ = fitted_random
-    assert model.predict_step({"key": ["a.txt"], "error": ["no image"]}, 0) is None
+    unreadable = {"key": ["a.txt"], "error": ["no image"]}
+    assert model.predict_step(unreadable, 0) == unreadable
+    assert model.predict_step({"key": []}, 0) == {"key": [], "error": []}  # a process without images
     images = torch.zeros(1, 3, 9, 7, dtype=torch.uint8)
-    assert model.eval().predict_step({"key": ["a"], "image": images}, 0)["prediction"].shape == (1, 9, 7)
+    found = model.eval().predict_step({"key": ["a"], "image": images}, 0)
+    assert {name: getattr(value, "shape", value) for name, value in found.items()} == {
+        "key": ["a"],
+        "prediction": (1, 9, 7),
+        "confidence": (1, 9, 7),
+    }
+    model.predict_probabilities = True
+    try:
+        probabilities = model.predict_step({"key": ["a"], "image": images}, 0)["probabilities"].float()
+    finally:
+        model.predict_probabilities = False
+    assert torch.equal(found["prediction"], probabilities.argmax(1).to(torch.uint8))
+    assert torch.allclose(found["confidence"].float(), 255 * probabilities.amax(1), atol=0.7)
 
 
 def test_a_loss_that_is_not_finite_raises_an_error_that_names_the_images(tmp_path):

@@ -184,7 +184,7 @@ def test_titles_are_drawn_and_give_the_percentage_of_errors(monkeypatch):
     monkeypatch.setattr(text, lambda self, xy, text, *args, **kwargs: written.append(text))
     without_text = panel(image, truth, prediction, PALETTE, NAMES)
     legend = ["road", "tree", "sky", "ignored", "wrong"]
-    assert written == ["image", "truth", "prediction", "errors: 20.0 % of the pixels", *legend]
+    assert written == [*legend, "image", "truth", "prediction", "errors: 20.0 % of the pixels"]
     monkeypatch.undo()
     with_text = panel(image, truth, prediction, PALETTE, NAMES)
     changed = (with_text != without_text).any(-1)

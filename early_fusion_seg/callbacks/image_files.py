@@ -24,13 +24,14 @@ def to_pixels(image: Tensor) -> Pixels:
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # the file system does not take the name
 
 
-def write_image(folder: Path, key: str, write: Callable[[Path], object]) -> str | None:
+def write_image(folder: Path, key: str, write: Callable[[Path], object], suffix: str = ".png") -> str | None:
     """Write `folder/<key>.png`, and mark the folder as output, so that `predict` does not read it as photographs.
 
     Args:
-        folder: Folder for images of this kind only; created if needed.
+        folder: Folder for files of this kind only; created if needed.
         key: Name of the image.
         write: Called with a temporary path.
+        suffix: Suffix of the file.
 
     Returns:
         None; if the file system does not take the name, the reason.
@@ -39,7 +40,7 @@ def write_image(folder: Path, key: str, write: Callable[[Path], object]) -> str 
         UserError: The path leads outside of the folder.
         OSError: The file cannot be written for another reason.
     """
-    path = path_inside(folder, f"{key}.png")
+    path = path_inside(folder, f"{key}{suffix}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OUTPUT_MARK).touch()
     try:

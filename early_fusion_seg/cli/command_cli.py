@@ -38,6 +38,7 @@ class CommandCLI(LightningCLI, ABC):
     output_help: ClassVar[str]  # help of `--output`; COMMAND stands for the name of the command
     ckpt_help: ClassVar[str]  # help of `--ckpt_path`
     ckpt_type: ClassVar[Any] = str | None
+    arguments: ClassVar[str] = ""  # what stands before the options in the usage
 
     def __init__(self, command: str, args: list[str]) -> None:
         self.command = command
@@ -45,7 +46,7 @@ class CommandCLI(LightningCLI, ABC):
         self.run: RunFolder | None = None
         parser_options = {
             "prog": f"early-fusion-seg {command}",
-            "usage": f"%(prog)s [options]\nexample: {example(command)}",
+            "usage": f"%(prog)s {self.arguments}[options]\nexample: {example(command)}",
             "description": f"{self.__doc__} {HINTS}",
             "formatter_class": ShortHelp,
             "exit_on_error": False,

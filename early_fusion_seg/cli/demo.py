@@ -194,7 +194,7 @@ def _conclusion(model: ReverseHRNetSeg, folder: Path, seconds: float) -> str:
         [
             f"for comparison, {model.class_names[most_frequent]} at every pixel: {constant}",
             f"{seconds:.0f} s; model.ckpt, results.json, confusion.png and panels/ are in {folder}",
-            f"next: early-fusion-seg predict --ckpt_path {checkpoint} --data.root FOLDER_OF_IMAGES",
+            f"next: early-fusion-seg predict FOLDER_OF_IMAGES --ckpt_path {checkpoint}",
             f"  or: early-fusion-seg fit --config camvid --data.root PATH{bundled}   (pretrained encoder, real images)",
         ]
     )

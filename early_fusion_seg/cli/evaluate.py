@@ -3,7 +3,6 @@
 The rules are those of the official evaluator, so the score is what the benchmark's server would report.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
@@ -23,6 +22,7 @@ from early_fusion_seg.cli.output import output_folder
 from early_fusion_seg.data import FileSource, SegmentationDataModule, Split
 from early_fusion_seg.data.listing import composed, files_below
 from early_fusion_seg.errors import MissingFileError, UserError
+from early_fusion_seg.io.image_files import without_image_suffix
 from early_fusion_seg.io.images import OUTPUT_MARK, read_mask, size_text
 from early_fusion_seg.labels import LabelSet
 from early_fusion_seg.metrics import SegmentationMetrics
@@ -135,8 +135,10 @@ def find_predictions(folder: Path, keys: list[str], others: Iterable[str] = ()) 
         raise MissingFileError(f"{folder} is not a folder; give the folder of the predictions")
     if _is_of_predict(folder / "masks"):
         folder = folder / "masks"
-    known: dict[str, str | None] = {composed(form): None for name in others for form in (_without_suffix(name), name)}
-    known |= {composed(_without_suffix(key)): key for key in keys} | {composed(key): key for key in keys}
+    known: dict[str, str | None] = {
+        composed(form): None for name in others for form in (without_image_suffix(name), name)
+    }
+    known |= {composed(without_image_suffix(key)): key for key in keys} | {composed(key): key for key in keys}
     exact: dict[str, list[Path]] = {key: [] for key in keys}
     extended: dict[str, list[Path]] = {key: [] for key in keys}
     for name, file in files_below(folder, ".", ".png").items():
@@ -152,7 +154,7 @@ def find_predictions(folder: Path, keys: list[str], others: Iterable[str] = ()) 
         if len(paths) > 1:
             raise UserError(f"{key} has {len(paths)} predictions, {paths[0]} and {paths[1]}; expected one")
     if missing := [key for key, paths in predictions.items() if not paths]:
-        example = f"{_without_suffix(missing[0])}.png"
+        example = f"{without_image_suffix(missing[0])}.png"
         raise MissingFileError(
             f"{folder} has no prediction for {len(missing)} of {len(keys)} images; expected, for example, {example}"
         )
@@ -204,7 +206,7 @@ def _exact_names(name: str) -> Iterator[str]:
     parts = name.split("/")
     tails = ["/".join(parts[i:]) for i in range(len(parts))]
     yield from tails
-    yield from map(_without_suffix, tails)
+    yield from map(without_image_suffix, tails)
 
 
 def _shortened_names(name: str) -> Iterator[str]:
@@ -215,10 +217,6 @@ def _shortened_names(name: str) -> Iterator[str]:
         while "_" in tail.rpartition("/")[2]:
             tail = tail.rpartition("_")[0]
             yield tail
-
-
-def _without_suffix(name: str) -> str:
-    return re.sub(r"\.(jpe?g|png|webp|tiff?|bmp)$", "", name, flags=re.IGNORECASE)
 
 
 def read_prediction(path: Path, labels: LabelSet) -> NDArray[np.uint8]:

@@ -138,7 +138,7 @@ def report_checkpoint(trainer: Trainer) -> None:
             path = shlex.quote(os.path.relpath(best.best_model_path))
             config = shlex.quote(os.path.relpath(Path(trainer.default_root_dir, "config.yaml")))
             print(f"next: early-fusion-seg validate --config {config} --ckpt_path {path}")
-            print(f"  or: early-fusion-seg predict --ckpt_path {path} --data.root FOLDER_OF_IMAGES")
+            print(f"  or: early-fusion-seg predict FOLDER_OF_IMAGES --ckpt_path {path}")
             print(f"{words}: {best.best_model_path}")
 
 

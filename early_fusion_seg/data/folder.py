@@ -12,11 +12,12 @@ import numpy as np
 
 from early_fusion_seg.data.datamodule import SegmentationDataModule, Split
 from early_fusion_seg.data.dataset import FileSource, Item, Source
+from early_fusion_seg.data.image_paths import images_to_predict, visible_files
 from early_fusion_seg.data.layout import Layout
-from early_fusion_seg.data.listing import composed, files_below, require_folder, walk
+from early_fusion_seg.data.listing import files_below, require_folder
 from early_fusion_seg.data.replica import Replica, Size, block_scene, save_lines, save_pixels
 from early_fusion_seg.errors import MissingFileError, UserError, first_five
-from early_fusion_seg.io.image_files import is_image
+from early_fusion_seg.io.image_files import IMAGE_SUFFIXES, is_image
 from early_fusion_seg.io.images import write_indexed_png
 from early_fusion_seg.labels import LabelSet, read_mask_or_colors
 
@@ -34,13 +35,7 @@ LIKE_A_SPLIT = re.compile(
     r"([\W_]?(set|split|data|images?|imgs?|files))?([\W_\d]|$)",
     re.IGNORECASE,
 )
-IN_A_RUN = re.compile(r"(^|/)(runs/[a-z]+|lightning_logs)/version_\d+/")  # below the default output folders
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
-COMPANIONS = (  # ends of the names of files that tools put beside images, in lower case
-    *(".json", ".txt", ".xml", ".csv", ".yaml", ".yml", ".xmp", ".aae", ".ini", ".db", ".md", ".log", ".cache"),
-    *(".html", ".lnk", ".url", ":zone.identifier", ".jgw", ".pgw", ".tfw", ".wld", ".prj", ".geojson"),
-)
-WHERE = "To predict, any folder with images can be used."
+WHERE = "The command predict takes any folder with images."
 
 
 class FolderDataModule(SegmentationDataModule):
@@ -48,7 +43,8 @@ class FolderDataModule(SegmentationDataModule):
 
     `predict` uses every file below `root` except hidden files, files that systems and tools put beside images (such as
     Thumbs.db and .json), and what earlier runs wrote there; the key of an image is its path below `root`. A file that
-    is not an image is reported and skipped. Links to folders are followed.
+    is not an image is reported and skipped. Links to folders are followed. `root` may also be one image, a pattern such
+    as photos/*.jpg, or a text file (.txt) with one path per line.
 
     Training and evaluation use images/train/a.jpg with masks/train/a.png, the same with val/ and optionally test/; the
     names training, valid, validation and testing, in upper or lower case, mean the same. If there are no folders for
@@ -56,7 +52,7 @@ class FolderDataModule(SegmentationDataModule):
     are used for validation. This split is the same on every machine, and changes little when images are added.
 
     Args:
-        root: The folder.
+        root: The folder; to predict, also an image, a pattern or a text file with paths.
         labels: Label CSV with the columns raw_id, train_id, name and color. Default (None): `root/labels.csv`. Not
             needed to predict.
         val_fraction: Fraction of the images used for validation if there are no folders train/ and val/, above 0 and
@@ -92,9 +88,9 @@ class FolderDataModule(SegmentationDataModule):
 
     def source(self, split: Split) -> Source:
         """Return the images of a split."""
-        require_folder(self.root, TREE, WHERE)
         if split == "predict":
-            return FileSource([Item(key, path) for key, path in visible_files(self.root, written=False).items()])
+            return FileSource([Item(key, path) for key, path in images_to_predict(self.root).items()])
+        require_folder(self.root, TREE, WHERE)
         for folder in (self.root / "images", self.root / "masks"):
             require_folder(folder, TREE, WHERE)
         read_raw = partial(read_mask_or_colors, self.label_set)
@@ -163,31 +159,6 @@ def check_no_split_in(images: Path, files: Iterable[str]) -> None:
             f"{images} has folders that look like splits: {first_five(looks_alike)}. Name the folders of splits train, "
             f"val and test, directly below {images}, or rename these folders to split all images by val_fraction."
         )
-
-
-def visible_files(folder: Path, skipped: Iterable[Path] = (), written: bool = True) -> dict[str, Path]:
-    """List the files below a folder that may be images.
-
-    Hidden files, and those that systems and tools put beside images, are left out. Folders and links that cannot be
-    read are listed too, so that reading them raises an error.
-
-    Args:
-        folder: The folder.
-        skipped: Folders directly below it that are left out.
-        written: Whether to list what earlier runs have written, such as predictions and panels.
-
-    Returns:
-        Key -> path, sorted by key: the path below the folder, with slashes, in the composed Unicode form.
-    """
-    outside = tuple(f"{path.name}/" for path in skipped)
-    names = {name for name in walk(str(folder), skip_outputs=not written) if not name.startswith(outside)}
-    if not written:
-        names -= {name for name in names if IN_A_RUN.search(name)}
-        names -= {f"{name[:-12]}confusion.png" for name in names if name.endswith("results.json")}
-    files = [name for name in names if not name.lower().endswith(COMPANIONS)]
-    # of names that differ only in the Unicode form, one keeps the name on the disk as its key
-    keys = {name if composed(name) in names else composed(name): folder / name for name in sorted(files)}
-    return {key: keys[key] for key in sorted(keys)}
 
 
 def paired_items(files: Mapping[str, Path], images: Path, masks: Path, skipped: Iterable[Path] = ()) -> list[Item]:

@@ -95,7 +95,8 @@ class Predictor:
 
         Args:
             images: (n, 3, h, w) RGB, uint8 or floats in 0..1.
-            confidence: Compute the probabilities.
+            confidence: Compute the probability of each label.
+            probabilities: (n, K, h, w), to be filled with the probabilities of all classes.
 
         Returns:
             (n, h, w) uint8, and (n, h, w) uint8 with 255 for a probability of 1, or None.
@@ -127,13 +128,14 @@ class Predictor:
                 half = torch.empty(n, scores.shape[-1], h, w, dtype=torch.float16) if probabilities else None
                 results.append(Prediction(labels, torch.empty_like(labels) if confidence else None, half))
             result = results[head]
-            result.labels[place] = scores.argmax(-1)
-            if not averages and (confidence or probabilities):
-                scores = (scores / self.temperatures[head]).softmax(-1)
+            highest, result.labels[place] = scores.max(-1)
+            temperature = self.temperatures[head]
             if result.confidence is not None:
-                result.confidence[place] = (255 * scores.amax(-1)).round()
+                certain = highest if averages else (highest / temperature - (scores / temperature).logsumexp(-1)).exp()
+                result.confidence[place] = (255 * certain).round()
             if result.probabilities is not None:
-                result.probabilities[place[0], :, place[1], place[2]] = scores.movedim(-1, 1).half().cpu()
+                shares = scores if averages else (scores / temperature).softmax(-1)
+                result.probabilities[place[0], :, place[1], place[2]] = shares.movedim(-1, 1).half().cpu()
         return results
 
     def rectangles(self, images: Tensor, probabilities: bool = False) -> Iterator[Rectangle]:

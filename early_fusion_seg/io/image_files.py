@@ -25,6 +25,7 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 PILLOW_LIMIT = 1024**3 // 4 // 3  # Pillow's default of MAX_IMAGE_PIXELS: it warns above, and refuses twice as much
 MAX_PIXELS = 500_000_000
 LIMIT_VARIABLE = "EARLY_FUSION_SEG_MAX_PIXELS"  # environment variable that replaces MAX_PIXELS
@@ -67,6 +68,17 @@ def _no_file_error(path: Path) -> UserError:
     if path.is_symlink():
         return MissingFileError(f"{path} is a link to {path.readlink()}, which does not exist")
     return MissingFileError(f"there is no file {path}")
+
+
+def without_image_suffix(name: str) -> str:
+    """Return a path without the suffix, if this is one of images.
+
+    Example:
+        >>> without_image_suffix("a/b.JPG"), without_image_suffix("a.jpg/b.2")
+        ('a/b', 'a.jpg/b.2')
+    """
+    stem, _, suffix = name.rpartition(".")
+    return stem if f".{suffix.lower()}" in IMAGE_SUFFIXES and stem.rpartition("/")[2] else name
 
 
 def is_image(path: str | Path | Openable) -> bool:

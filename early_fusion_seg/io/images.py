@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from early_fusion_seg.errors import UserError
-from early_fusion_seg.io.image_files import Openable, open_file, open_image, orientation_of, raw_mode_of
+from early_fusion_seg.io.image_files import Openable, is_image, open_file, open_image, orientation_of, raw_mode_of
+from early_fusion_seg.io.png import row_bands, write_png
 
 Picture = np.ndarray | Image.Image | Path | str
 """One image: a path, a PIL image, or an array (h, w, 3) or (h, w), uint8 in 0..255 or floats in 0..1."""
@@ -24,6 +25,7 @@ LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF")  # some may b
 LOSSLESS_WEBP = b"VP8L"  # name of the first chunk of the file
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")  # Pillow's names of compressions
 GRAY_16_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
+LARGE_FILE = 2**26  # bytes
 MIN_REDUCED_SIDE = 64  # pixels; smaller images are not reduced
 REDUCTION_FLAGS = {  # OpenCV's REDUCED_COLOR flags would give BGR, and cannot be combined with IMREAD_COLOR_RGB
     1: 0,
@@ -177,12 +179,8 @@ def write_indexed_png(path: str | Path, labels: NDArray[np.uint8], palette: Any)
     """
     if labels.dtype != np.uint8 or labels.ndim != 2:
         raise UserError(f"labels are {labels.dtype} of shape {labels.shape}; expected uint8 of shape (h, w)")
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(palette)] = palette
-    image = Image.fromarray(labels)
-    image.putpalette(colors.tobytes())
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, format="PNG")
+    write_png(path, len(labels), (labels[rows] for rows in row_bands(*labels.shape)), palette)
 
 
 def _to_upright_rgb(image: Image.Image) -> Image.Image:
@@ -198,8 +196,12 @@ def _to_upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _read_bytes(path: str | Path | Openable) -> bytes:
+    """Read a file; of a large one that is no image, such as a video beside photographs, only the start."""
     with open_file(path) as file:
-        return file.read()
+        content = file.read(LARGE_FILE)
+        if len(content) == LARGE_FILE and not is_image(path):
+            raise UserError(f"{path} is not an image that can be read")
+        return content + file.read()
 
 
 def _check_mask_file(path: str | Path | Openable, image: Image.Image, content: bytes) -> None:

@@ -12,7 +12,10 @@ from early_fusion_seg.errors import UserError
 if os.name == "posix":
     import fcntl
 
-BEFORE_WORK = ("*config.yaml", "hparams.yaml", "class_pixel_counts.npz", "events.out.tfevents.*")  # not results
+BEFORE_WORK = (  # not results
+    *("*config.yaml", "hparams.yaml", "class_pixel_counts.npz", "events.out.tfevents.*"),
+    *("labels.csv", "legend.png"),
+)
 
 
 class RunFolder:

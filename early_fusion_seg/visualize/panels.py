@@ -216,19 +216,38 @@ def _compose(tiles: dict[str, Pixels], legend: Sequence[tuple[str, Color]], colu
     em = max(14, max(height, width) // 22)
     font = ImageFont.load_default(em)
     step_x, step_y = width + em, height + 2 * em  # tile, title and gap
-    entry = max((int(font.getlength(name)) for name, _ in legend), default=0) + 3 * em
-    total_width = max(columns * step_x + em, entry + em)
-    per_row = (total_width - em) // entry
-    top = -(-len(tiles) // columns) * step_y + em
-    bottom = top + -(-len(legend) // per_row) * 3 * em // 2
-    canvas = Image.new("RGB", (total_width, bottom + em // 2), PAPER)
+    below = draw_legend(legend, columns * step_x + em, em)
+    top = -(-len(tiles) // columns) * step_y
+    canvas = Image.new("RGB", (below.shape[1], top + below.shape[0]), PAPER)
+    canvas.paste(Image.fromarray(below), (0, top))
     draw = ImageDraw.Draw(canvas)
     for i, (title, tile) in enumerate(tiles.items()):
         x, y = em + i % columns * step_x, i // columns * step_y + 2 * em
         draw.text((x, y - em // 3), title, INK, font, anchor="ls")
         canvas.paste(Image.fromarray(np.ascontiguousarray(tile)), (x, y))
-    for i, (name, color) in enumerate(legend):
-        x, y = em + i % per_row * entry, top + i // per_row * 3 * em // 2
+    return np.asarray(canvas)
+
+
+def draw_legend(entries: Sequence[tuple[str, Color]], width: int, em: int) -> Pixels:
+    """Draw names beside squares of their colors, as many side by side as fit.
+
+    Args:
+        entries: Names and colors.
+        width: Width of the picture in pixels; it is wider if one entry needs that.
+        em: Height of the text and side of the squares in pixels.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    font = ImageFont.load_default(em)
+    entry = max((int(font.getlength(name)) for name, _ in entries), default=0) + 3 * em
+    width = max(width, entry + em)
+    per_row = (width - em) // entry
+    height = em + -(-len(entries) // per_row) * 3 * em // 2
+    canvas = Image.new("RGB", (width, height + em // 2), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, (name, color) in enumerate(entries):
+        x, y = em + i % per_row * entry, em + i // per_row * 3 * em // 2
         draw.rectangle((x, y, x + em - 1, y + em - 1), color, INK)
         draw.text((x + 3 * em // 2, y + em - em // 6), name, INK, font, anchor="ls")
     return np.asarray(canvas)

@@ -97,7 +97,7 @@ def prediction_rows(chosen: Any, folder: Path, progress: Progress) -> list[Row]:
             predict_by_torchvision, peer, folder / "images", folder / "peer", chosen.device
         )
     times = in_turns(works, chosen.repeats, chosen.device, progress, "prediction")
-    written = np.array(Image.open(folder / "ours" / "masks" / f"{path.name}.png"))
+    written = np.array(Image.open(folder / "ours" / "masks" / f"{path.stem}.png"))
     if not np.array_equal(written, model.to(chosen.device).predict(path)):
         raise SystemExit("the written mask differs from the one of model.predict")
     return compared(f"predict {size[0]}x{size[1]}", times, {peer: 3.0 for peer in works if peer != "ours"})
