@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cli_runs import QUICK, QUIET, fit_args
+from lightning.pytorch import Trainer
 from PIL import Image
 from torch.utils._pytree import tree_leaves
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from early_fusion_seg import ReverseHRNetSeg
+from early_fusion_seg import CamVidDataModule, ReverseHRNetSeg
 from early_fusion_seg.__main__ import main
 from early_fusion_seg.cli.calibrate import store_temperature
 from early_fusion_seg.errors import UserError
@@ -82,7 +83,7 @@ def test_a_confidence_of_1_is_in_the_last_bin():
 def test_logits_at_the_size_of_the_target_are_not_changed():
     logits = torch.randn(1, K, 6, 8)
     kept = logits.clone()
-    score_pixels(logits, torch.zeros(1, 6, 8, dtype=torch.uint8), 2.0)
+    score_pixels(logits, torch.zeros(1, 6, 8, dtype=torch.uint8))
     assert torch.equal(logits, kept)
 
 
@@ -217,6 +218,15 @@ def test_validate_scores_calibration_and_keeps_its_loss(temperature, camvid, own
     metrics = Path("out/metrics.csv").read_text().splitlines()
     row = dict(zip(metrics[0].split(","), metrics[-1].split(","), strict=True))
     assert float(row["val/loss"]) == pytest.approx(oracle(logits, target)[1], rel=1e-5)
+
+
+def test_each_validation_counts_its_own_pixels(camvid, checkpoint):
+    model = ReverseHRNetSeg.load_from_checkpoint(checkpoint)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    for _ in range(2):
+        trainer.validate(model, CamVidDataModule(camvid, num_workers=0), verbose=False)
+    masks = [np.asarray(Image.open(path)) for path in (camvid / "valannot").glob("*.png")]
+    assert model.calibration.counts.sum() == sum((mask < 11).sum() for mask in masks)
 
 
 @pytest.mark.usefixtures("elsewhere")
