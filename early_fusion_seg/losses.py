@@ -151,6 +151,11 @@ class SegmentationLoss(nn.Module):
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
 
+    @property
+    def is_nll(self) -> bool:
+        """Return whether the loss is the plain negative log-likelihood."""
+        return self.terms == {"cross_entropy": 1.0} and self.class_weights is None and self.label_smoothing == 0
+
     def weight(self, target: Tensor) -> Tensor:
         """Return the sum of the class weights of the labeled pixels of target (n, H, W), a float32 scalar."""
         return pixel_weight(target, target != self.ignore_index, self.class_weights)

@@ -59,7 +59,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
             pairs.copy_(truth).mul_(side).add_(low.copy_(predicted))
         else:
             pairs = _bins(truth, k, ignore_index).mul_(side).add_(_bins(predicted, k, ignore_index))
-        _count(pairs, counts)
+        count_values(pairs, counts)
     counts = counts.view(side, side)
     if as_bytes:
         bins = _bins(torch.arange(side, device=target.device), k, ignore_index)
@@ -82,12 +82,13 @@ def _check_integers(name: str, labels: Tensor, k: int) -> None:
         )
 
 
-def _count(pairs: Tensor, counts: Tensor) -> None:
-    """Add the number of occurrences of each value of `pairs` (n,) to `counts`."""
-    if pairs.is_cpu:
-        counts += torch.bincount(pairs, minlength=len(counts))
+def count_values(values: Tensor, counts: Tensor) -> None:
+    """Add the number of occurrences of each value of `values` (n,) to `counts`, in place."""
+    if values.is_cpu:
+        counts += torch.bincount(values, minlength=len(counts))
     else:  # bincount reads the largest value back, and so waits for the device
-        counts.scatter_add_(0, pairs, torch.ones((), dtype=torch.int64, device=pairs.device).expand_as(pairs))
+        ones = torch.ones((), dtype=torch.int64, device=values.device).expand_as(values)
+        counts.scatter_add_(0, values.long(), ones)
 
 
 def _bins(labels: Tensor, k: int, ignore_index: int) -> Tensor:

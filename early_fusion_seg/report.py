@@ -65,6 +65,8 @@ class Results(RunFacts):
     pixel_accuracy: float | None
     mean_accuracy: float | None
     fw_iou: float | None
+    ece: float | None
+    nll: float | None
     per_class: dict[str, float | None]
     versions: dict[str, str]
 
@@ -93,7 +95,7 @@ def build_results(scores: Mapping[str, Any], class_names: Sequence[str], facts: 
 
     Args:
         scores: Scalars `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` and `per_class` (K,), fractions 0..1,
-            nan if undefined.
+            nan if undefined. Networks also have `ece` and `nll`.
         class_names: The K names, in train-id order.
         facts: Everything that is not a score.
 
@@ -107,6 +109,8 @@ def build_results(scores: Mapping[str, Any], class_names: Sequence[str], facts: 
         pixel_accuracy=finite(scores["pixel_accuracy"]),
         mean_accuracy=finite(scores["mean_accuracy"]),
         fw_iou=finite(scores["fw_iou"]),
+        ece=finite(scores.get("ece", math.nan)),
+        nll=finite(scores.get("nll", math.nan)),
         per_class={name: finite(value) for name, value in per_class},
         versions=versions(),
         **facts,

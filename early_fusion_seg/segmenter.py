@@ -28,6 +28,7 @@ from early_fusion_seg.encoder.encoder_checkpoint import read_checkpoint, restore
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import Plan, ReverseHRNet
 from early_fusion_seg.inference import (
+    CalibrationMetrics,
     Images,
     InferenceSettings,
     InputSize,
@@ -35,11 +36,12 @@ from early_fusion_seg.inference import (
     Predictor,
     eval_copy,
     for_each_image,
-    upsampled_argmax,
+    score_pixels,
 )
 from early_fusion_seg.io.plain_types import to_plain, without_numpy
 from early_fusion_seg.labels.defaults import names_of_classes, voc_palette
 from early_fusion_seg.labels.evaluator_rules import AbsentClassRule, VoidPredictionRule
+from early_fusion_seg.logits.chunked_loss import at_least_one
 from early_fusion_seg.losses import SegmentationLoss, check_batch
 from early_fusion_seg.metrics import MeanLoss, SegmentationMetrics
 from early_fusion_seg.network import EarlyFusionNet, lazy_logits_of_heads
@@ -171,6 +173,7 @@ class ReverseHRNetSeg(LightningModule):
             }
         )
         self.losses = nn.ModuleDict({s: MeanLoss() for s in ("val", "test")})
+        self.calibration = CalibrationMetrics()
         self.inference = InferenceSettings()
         self.trained_at = InputSize()
         self.temperature = 1.0
@@ -292,7 +295,7 @@ class ReverseHRNetSeg(LightningModule):
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
         """Score a batch at the size of its masks; return None for the empty batch of a process without images.
 
-        The loss is that of images which pass whole, in one pass of one model.
+        Loss and calibration are those of images which pass whole, in one pass of one model.
         """
         metrics, plain_metrics = (cast(SegmentationMetrics, self.metrics[name]) for name in (split, "plain"))
         losses = cast(MeanLoss, self.losses[split])
@@ -301,17 +304,23 @@ class ReverseHRNetSeg(LightningModule):
             for metric in (metrics, plain_metrics):
                 metric.update(no_images, no_images)  # or torchmetrics would not sum it
             losses.update(no_images.sum(), no_images.sum())
+            self.calibration.update(no_images.sum(), no_images.sum())
             return None
         images, mask = batch["image"], batch["mask"].to(self.device)
         plain = self.plain_predictor()
         size = (mask.shape[-2], mask.shape[-1])
         if plain.settings.windows(size) is None:
             lazy_logits = plain.lazy_logits(images)
-            prediction = upsampled_argmax(lazy_logits, size)
-            losses.update(self.loss(lazy_logits, mask), self.loss.weight(mask))
+            prediction, counts, nll = score_pixels(lazy_logits, mask, self.temperature, self.ignore_index)
+            self.calibration.update(counts, nll)
+            weight = self.loss.weight(mask)
+            same = self.loss.is_nll and self.temperature == 1
+            losses.update(nll / at_least_one(weight) if same else self.loss(lazy_logits, mask), weight)
         else:
             prediction = plain.labels(images)
-            losses.update(prediction.new_zeros(()).float(), 0.0 * self.loss.weight(mask))
+            zero = prediction.new_zeros(()).float()
+            losses.update(zero, 0.0 * self.loss.weight(mask))
+            self.calibration.update(zero.long(), zero)
         if self.averages:
             plain_metrics.update(prediction, mask)
             prediction = self.predictor().labels(images)
@@ -340,7 +349,7 @@ class ReverseHRNetSeg(LightningModule):
         self._log_scores("test")
 
     def _reset(self, split: str) -> None:
-        for metric in (self.metrics[split], self.metrics["plain"], self.losses[split]):
+        for metric in (self.metrics[split], self.metrics["plain"], self.losses[split], self.calibration):
             cast(Metric, metric).reset()
 
     def _log_scores(self, split: str) -> None:
@@ -388,7 +397,8 @@ class ReverseHRNetSeg(LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """Take the input size from the data module."""
+        """Take the input size from the data module; the temperature of a checkpoint is that of other weights."""
+        self.temperature = 1.0
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, SegmentationDataModule):
             self.trained_at = InputSize(data.scale, data.short_side)

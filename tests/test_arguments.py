@@ -7,7 +7,7 @@ from early_fusion_seg.__main__ import main
 from early_fusion_seg.cli.arguments import dataset_names
 from early_fusion_seg.cli.datasets import datasets
 
-FAST = ("demo", "doctor", "evaluate", "fake-data", "submit")
+FAST = ("calibrate", "demo", "doctor", "evaluate", "fake-data", "submit")
 
 
 def test_help_of_commands_without_a_trainer_does_not_import_pytorch() -> None:

@@ -70,6 +70,8 @@ class ResultsWriter(Callback):
     def _write(self, trainer: Trainer, module: Any, split: Split) -> None:
         metrics = module.metrics[split]
         scores = metrics.compute()
+        if hasattr(module, "calibration"):  # other modules have none
+            scores |= module.calibration.compute()
         images = int(trainer.strategy.reduce(metrics.images.clone(), reduce_op="sum"))
         confusion = trainer.strategy.reduce(metrics.confusion[:, :-1].clone(), reduce_op="sum")  # (K, K)
         partial = check_images(trainer, split, images)

@@ -9,6 +9,10 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> (module, one line: what it d
     ),
     "validate": ("validate", "score a model on val: validate --config camvid --data.root PATH --ckpt_path FILE"),
     "test": ("test", "score a model on test: test --config camvid --data.root PATH --ckpt_path FILE"),
+    "calibrate": (
+        "calibrate",
+        "fit the temperature of the probabilities on val: calibrate camvid --ckpt_path FILE --data.root PATH",
+    ),
     "predict": ("predict", "segment images: predict FOLDER --ckpt_path FILE"),
     "evaluate": (
         "evaluate",

@@ -17,6 +17,7 @@ Split = Literal["train", "val", "test"]
 Ids = Literal["auto", "raw", "train"]
 SAMPLE = 20  # images that doctor reads per split without --full
 SCENES = 800  # training scenes of the demo
+ENCODER_WEIGHTS = "hub, bundled, or the new place of an encoder weights file that has moved; default: as in training"
 IN_MEMORY = "synthetic"  # the data set that has no files
 
 
@@ -146,19 +147,30 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     )
 
 
+def _add_calibrate(parser: ArgumentParser) -> None:
+    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint to calibrate, changed in place")
+    parser.add_argument("--encoder_weights", type=str | None, help=ENCODER_WEIGHTS)
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="folder for calibration.json; default: runs/calibrate/version_N with the next free N",
+    )
+
+
 def _add_submit(parser: ArgumentParser) -> None:
     parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of the model to submit")
-    parser.add_argument(
-        "--encoder_weights",
-        type=str | None,
-        help="hub, bundled, or the new place of an encoder weights file that has moved; default: as in training",
-    )
+    parser.add_argument("--encoder_weights", type=str | None, help=ENCODER_WEIGHTS)
     parser.add_argument("--output", type=str | None, help="folder for the PNGs and the archive; a rerun keeps its PNGs")
     parser.add_argument("--check", type=str | None, help="check this folder or archive instead; needs no checkpoint")
     parser.add_argument("--split", type=Split, default="test", help="split to segment or check")
 
 
 DATASET_COMMANDS = {
+    "calibrate": DatasetCommand(
+        "Fit the temperature that makes class probabilities agree with accuracy: on every second image of val, with "
+        "scores of the others. The labels stay the same.",
+        _add_calibrate,
+    ),
     "doctor": DatasetCommand("Check the files of a data set and print how to fix them.", _add_doctor),
     "evaluate": DatasetCommand(
         "Score a folder of predictions (PNGs) by the rules of the official evaluator.", _add_evaluate
