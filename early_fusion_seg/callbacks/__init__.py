@@ -1,8 +1,8 @@
 """Lightning callbacks: checkpoints, averaged weights, scores, throughput, panels, predictions and results.
 
 The callbacks that read the model need what ReverseHRNetSeg has: `class_names`, `palette`, `ignore_index`,
-`metrics[split]`, `network.encoder`, and evaluation steps that return `{"prediction": (n, h, w) uint8}`. They read the
-keys `image`, `mask` and `key` of a batch.
+`metrics[split]`, `network.encoder`, and evaluation steps that return `{"prediction": (n, h, w) uint8}`. `predict_step`
+may also return `confidence` and `probabilities`. They read the keys `image`, `mask` and `key` of a batch.
 
 Shapes: n images of h x w pixels, (n, 3, h, w); labels (n, h, w); K classes.
 """
