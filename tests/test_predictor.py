@@ -76,7 +76,7 @@ def test_the_probabilities_are_the_mean_over_the_passes(settings, passes, images
     segment = predictor(**settings)
     with torch.no_grad():
         expected = plain(Toy(), images, passes)
-    labels, confidence = segment.labels_and_confidence(images)
+    ((labels, confidence, _),) = segment.predictions(images, confidence=True)
     assert torch.equal(labels, expected.argmax(1).to(torch.uint8))
     assert torch.equal(labels, segment.labels(images))
     assert torch.allclose(segment.probabilities(images).float(), expected, atol=1e-3)
@@ -90,7 +90,7 @@ def test_confidence_changes_no_label_of_nearly_equal_classes():
     lazy = LazyLogits((logits,))
     segment = Predictor(lambda images: [lazy], InferenceSettings(), 2)
     images = torch.zeros(1, 3, 300, 300, dtype=torch.uint8)
-    assert torch.equal(segment.labels_and_confidence(images)[0][0], logits[0].argmax(0).to(torch.uint8))
+    assert torch.equal(segment.predictions(images, confidence=True)[0].labels[0], logits[0].argmax(0).to(torch.uint8))
 
 
 def test_the_temperature_divides_the_logits(images):
@@ -104,7 +104,7 @@ def test_labels_are_those_of_the_logits_where_probabilities_are_rounded_to_the_s
     network = Toy()
     segment = Predictor(lambda x: [LazyLogits((1e-8 * network(x).features[0],))], InferenceSettings(), 4)
     assert (segment.probabilities(images) == segment.probabilities(images)[:, :1]).all()
-    labels, _ = segment.labels_and_confidence(images)
+    labels = segment.predictions(images, confidence=True)[0].labels
     assert len(labels.unique()) > 1
     assert torch.equal(labels, segment.labels(images))
 
@@ -170,7 +170,7 @@ def test_several_heads_give_the_same_bits_as_each_alone_and_get_every_image_once
         alone = Predictor(lambda x, n=network: [given.append(x), n(x)][1:], *options, [temperature])
         assert torch.equal(prediction.probabilities, alone.probabilities(images))
         assert len(given) - calls == passes
-        labels, confidence = alone.labels_and_confidence(images)
+        ((labels, confidence, _),) = alone.predictions(images, confidence=True)
         assert torch.equal(prediction.labels, labels)
         assert torch.equal(prediction.confidence, confidence)
 

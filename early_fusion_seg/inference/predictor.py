@@ -88,21 +88,8 @@ class Predictor:
 
     def labels(self, images: Tensor) -> Tensor:
         """Return label maps (n, h, w) uint8 of images (n, 3, h, w), on the device of the network; of a single head."""
-        return self.labels_and_confidence(images, confidence=False)[0]
-
-    def labels_and_confidence(self, images: Tensor, confidence: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Return label maps and the probability of each label, of a single head.
-
-        Args:
-            images: (n, 3, h, w) RGB, uint8 or floats in 0..1.
-            confidence: Compute the probability of each label.
-            probabilities: (n, K, h, w), to be filled with the probabilities of all classes.
-
-        Returns:
-            (n, h, w) uint8, and (n, h, w) uint8 with 255 for a probability of 1, or None.
-        """
-        (only,) = self.predictions(images, confidence)
-        return only.labels, only.confidence
+        (only,) = self.predictions(images)
+        return only.labels
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities (n, K, h, w) float16 of a single head, on the CPU."""

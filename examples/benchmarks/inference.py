@@ -10,6 +10,8 @@
    matrix product with as many operations, for comparison.
 3. The resident memory after each tenth of 1,000 small images.
 4. `MultiHead` with 1, 2 and 4 heads: label maps of an image of 512x1024, and the size of a head's weights.
+5. One image whole, in windows, mirrored and at several sizes: the time over that of the whole image, and over the
+   pixels that pass the network. Time and memory of images of 2 to 200 megapixels.
 """
 
 import io
@@ -26,7 +28,7 @@ import numpy as np
 import timm
 import torch
 from lightning.pytorch import Callback, Trainer
-from measure import FASTER, Row, bars_of, compared, in_turns, options, publish, resident
+from measure import FASTER, Peak, Row, bars_of, compared, in_fresh_process, in_turns, options, publish, resident, timed
 from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
@@ -34,21 +36,35 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.segmentation import fcn_resnet50
 from torchvision.transforms.functional import normalize
 
-from early_fusion_seg import FolderDataModule, FrozenEncoder, MultiHead, ReverseHRNetSeg
+from early_fusion_seg import FolderDataModule, FrozenEncoder, InferenceSettings, MultiHead, ReverseHRNetSeg
 from early_fusion_seg.callbacks import PredictionWriter
 from early_fusion_seg.data.synthetic.street import scene
+from early_fusion_seg.inference.windows import axes
 
 K, SIZE, SMALL = 19, (1024, 2048), (128, 256)
 LARGEST_DIFFERENCE = 1e-4
-PARTS = ("prediction", "encoder", "memory", "heads")
+PARTS = ("prediction", "encoder", "memory", "heads", "passes", "large")
 LARGEST_SHARE, LARGEST_HEAD = 0.35, 10.0  # of a further head: time over that of one model, and MB
+LARGEST_COST = 1.25  # of windows: time over that of the whole image, for as many pixels
+LARGEST_EXTRA = 1536  # MiB beside a large image
+PASSES = {  # name -> settings
+    "whole": InferenceSettings(window=None),
+    "windows of 512": InferenceSettings(window=512),
+    "windows of 1024": InferenceSettings(window=1024),
+    "flip": InferenceSettings(window=None, flip=True),
+    "scales 0.75, 1, 1.25": InferenceSettings(window=None, scales=(0.75, 1.0, 1.25)),
+}
+LARGE = ((1024, 2048), (5000, 10000), (10000, 20000))
 TEXT = """\
 Prediction of a folder with one image of 1024x2048, 19 classes: `Trainer.predict` as `early-fusion-seg predict` runs it
 (default network; masks and overlays) against torchvision's fcn_resnet50 in a plain loop (decode, normalize, forward,
 argmax, mask). Forward pass of the encoder with 2 images of 512x512: ResNet-50 with folded batch norms and channels_last
 against timm's model with the same weights, and against a matrix product with as many operations. Resident memory is
 that of predicting 1,000 images of 128x256 with a ResNet-18. Several heads: label maps of an image of 512x1024 by
-`MultiHead` in float32; the share of a further head is the time that it adds, over that of one model. Medians of
+`MultiHead` in float32; the share of a further head is the time that it adds, over that of one model. Passes: label maps
+of an image of 1024x2048; "pixels" is the pixels that pass the network, and "time" the processor time, over those of the
+whole image. Large images: EfficientNet-Lite0, one call in a fresh process; memory is the peak of the process beside
+image and model, the label map included. Medians of
 interleaved runs: milliseconds are wall-clock time, and goals are for processor time, which other work on the machine
 does not lengthen."""
 
@@ -185,6 +201,55 @@ def heads_rows(chosen: Any, progress: Progress) -> list[Row]:
     return rows
 
 
+def passes_rows(chosen: Any, progress: Progress) -> list[Row]:
+    """Time an image whole, in windows and in several passes, in turns."""
+    h, w = (96, 160) if chosen.quick else SIZE
+    image = torch.randint(0, 256, (1, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = ReverseHRNetSeg(K, encoder="resnet50", encoder_weights="random").to(chosen.device)
+    works: dict[str, Callable[[], Any]] = {}
+    for name, settings in PASSES.items():
+        model.inference = settings
+        works[name] = partial(model.predictor().labels, image)
+    times = in_turns(works, chosen.repeats, chosen.device, progress, "passes")
+    rows = []
+    for name, settings in PASSES.items():
+        time, pixels = times[name][1] / times["whole"][1], pixels_passed(settings, h, w) / (h * w)
+        goal = LARGEST_COST if "windows" in name else None
+        row = {"what": name, "time": time, "pixels": pixels, "time / pixels": time / pixels, "goal": goal}
+        rows.append(row | {"met": None if goal is None else time / pixels <= goal})
+    return rows
+
+
+def pixels_passed(settings: InferenceSettings, h: int, w: int) -> float:
+    """Return the number of pixels that pass the network."""
+    window = settings.windows((h, w)) or (h, w)
+    sides = [axes(length, side, settings.overlap, 1.0, 32) for length, side in zip((h, w), window, strict=True)]
+    rows, cols = (sum(axis.stop - axis.start for axis in windows) for windows in sides)
+    return rows * cols * sum(factor**2 for factor, _ in settings.passes)
+
+
+def segment_large(size: tuple[int, int], encoder: str) -> tuple[float, float]:
+    """Return the seconds for an image, and the peak memory in MiB beside image and model."""
+    predictor = ReverseHRNetSeg(K, encoder=encoder, encoder_weights="random").predictor()
+    predictor.labels(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    peak = Peak("cpu")
+    _, (seconds, _) = timed(partial(predictor.labels, image), "cpu")
+    return seconds, peak.extra()
+
+
+def large_rows(chosen: Any, progress: Progress) -> list[Row]:
+    """Segment images of growing size, each in a fresh process, on the CPU."""
+    sizes, encoder = (((64, 96), (96, 160)), "resnet18") if chosen.quick else (LARGE, "tf_efficientnet_lite0")
+    rows = []
+    for size in progress.track(sizes, description="large images"):
+        seconds, extra = in_fresh_process(segment_large, size, encoder)
+        megapixels = size[0] * size[1] / 1e6
+        row = {"what": f"{size[1]}x{size[0]}", "megapixels": megapixels, "s / megapixel": seconds / megapixels}
+        rows.append(row | {"memory (MiB)": extra, "goal": LARGEST_EXTRA, "met": extra <= LARGEST_EXTRA})
+    return rows
+
+
 def main() -> None:
     parts = {"nargs": "*", "choices": PARTS, "default": list(PARTS), "help": "default: all; fewer need --output"}
     chosen = options(__doc__, ["torchvision", "timm"], parts=parts)
@@ -198,6 +263,8 @@ def main() -> None:
             "prediction": ("Prediction", lambda: prediction_rows(chosen, Path(name), progress)),
             "encoder": ("Encoder", lambda: encoder_rows(chosen, progress) if "timm" in chosen.peers else []),
             "heads": ("Several heads", lambda: heads_rows(chosen, progress)),
+            "passes": ("Passes", lambda: passes_rows(chosen, progress)),
+            "large": ("Large images", lambda: large_rows(chosen, progress)),
         }
         tables = {title: work() for part, (title, work) in works.items() if part in chosen.parts}
     bars = bars_of([row for rows in tables.values() for row in rows if "cpu ratio" in row])
