@@ -109,7 +109,7 @@ def test_several_checkpoints_that_make_no_sense_are_refused(
         (["validate", listed(models[:1]), "--ensemble=mean"], "--ensemble needs several checkpoints"),
         (["validate", listed(models[:2]), "--ensemble=mean"], "class 0 is 'Sky' in the data, but 'class 0' in"),
         (["predict", f"--data.root={camvid / 'val'}", listed(models[:2]), "--ensemble=mean"], "with the same classes"),
-        (["fit", listed(models[::2])], "ckpt_path"),
+        (["fit", listed(models[::2])], "there is no checkpoint ["),
     ):
         assert main([more[0], *(options if more[0] != "predict" else QUICK), *more[1:]]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
