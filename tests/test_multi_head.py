@@ -1,16 +1,19 @@
 """Several heads on one encoder pass give the same bits as each model alone."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 
 from early_fusion_seg import InferenceSettings, MultiHead, ReverseHRNetSeg
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.inference import InputSize
 
+DOCS = Path(__file__).parents[1] / "docs" / "inference.md"
 RANDOM = {"encoder": "resnet18", "encoder_weights": "random"}
 
 
@@ -138,3 +141,17 @@ def test_an_ensemble_of_other_classes_is_refused_and_none_is_trained(models):
     model = MultiHead([first, last]).ensemble()
     with pytest.raises(UserError, match="trained one by one"):
         model.setup("fit")
+
+
+def test_the_lines_of_the_documentation_run(models, image, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, model in zip(("road", "defects"), models, strict=False):
+        save(model, Path(f"{name}.ckpt"))
+    Image.fromarray(image).save("photo.png")
+    Path("photo.png").rename("photo.jpg")  # without the losses of JPEG
+    (block,) = re.findall(r"^```python\n(.*?MultiHead.*?)^```", DOCS.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: dict[str, np.ndarray] = {}
+    exec(block, found)
+    for name, model in zip(("road", "defects"), heads(), strict=False):
+        model.inference = InferenceSettings(flip=True)
+        np.testing.assert_array_equal(found[name], model.predict(image))
