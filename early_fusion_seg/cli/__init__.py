@@ -10,6 +10,10 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> (module, one line: what it d
     "validate": ("validate", "score a model on val: validate --config camvid --data.root PATH --ckpt_path FILE"),
     "test": ("test", "score a model on test: test --config camvid --data.root PATH --ckpt_path FILE"),
     "predict": ("predict", "segment a folder of images: predict --ckpt_path FILE --data.root FOLDER"),
+    "export": (
+        "export",
+        "write a model as an ONNX or PT2 file and check it: export --ckpt_path FILE --format onnx --output DIR",
+    ),
     "evaluate": (
         "evaluate",
         "score PNG predictions by the benchmark's rules: evaluate voc --predictions DIR --data.root PATH",
