@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +96,11 @@ def test_onnxruntime_gives_labels_and_probabilities_of_any_size(model, onnx_file
 @torch.no_grad()
 def test_a_pt2_file_gives_the_same(model, traced, tmp_path):
     path = tmp_path / "model.pt2"
-    program.write_program(traced, path, {"encoder": "x"})
+    program.write_program(traced, path, {})
     run = program.load_program(path)
     check(model, run, 0.5)
     images = torch.randint(0, 256, (2, 3, 46, 78), dtype=torch.uint8)
     torch.testing.assert_close(run(images)[1], expected(model, images, 0.5), rtol=1e-4, atol=1e-5)
-    extra = {program.METADATA: ""}
-    torch.export.load(path, extra_files=extra)
-    assert json.loads(extra[program.METADATA]) == {"encoder": "x"}
 
 
 def test_an_onnx_file_names_its_free_dimensions_and_holds_no_paths(onnx_file):
@@ -167,26 +165,27 @@ def quick(monkeypatch) -> None:
     monkeypatch.setattr(command, "SIZES", SIZES[1:3])
 
 
-def test_the_command_writes_a_file_that_runs_without_torch(checkpoint, camvid, quick, elsewhere, capsys):
-    assert main(["export", "--ckpt_path", str(checkpoint), "--output", "out"]) == 0
+@pytest.mark.parametrize(
+    ("kind", "absent"), [("onnx", ["torch", "early_fusion_seg"]), ("pt2", ["timm", "lightning", "early_fusion_seg"])]
+)
+def test_the_command_writes_a_file_that_an_example_runs_like_predict(
+    kind, absent, checkpoint, camvid, quick, elsewhere, capsys
+):
+    assert main(["export", "--ckpt_path", str(checkpoint), "--format", kind, "--output", "out"]) == 0
     printed = capsys.readouterr().out
     assert "image uint8 (n, 3, h, w) -> labels uint8 (n, h, w); n, h and w are free" in printed
     assert "license of the encoder's weights: not stated (resnet18)" in printed
-    facts = onnxruntime.InferenceSession("out/model.onnx").get_modelmeta().custom_metadata_map
-    loaded = ReverseHRNetSeg.load_from_checkpoint(checkpoint)
-    assert json.loads(facts["class_names"]) == loaded.class_names
-    assert facts["encoder_fingerprint"] == loaded.network.encoder.fingerprint()
-    assert json.loads(facts["input_scale"]) == 1.0
+    assert read_metadata(f"out/model.{kind}") == metadata_of(ReverseHRNetSeg.load_from_checkpoint(checkpoint))
     photographs = Path("photographs")
     photographs.mkdir()
     for path in sorted((camvid / "val").iterdir()):
         Image.open(path).resize((53, 38)).save(photographs / path.name)
     assert main(["predict", "--ckpt_path", str(checkpoint), "--data.root", "photographs", "--output", "ours"]) == 0
     script = (
-        "import runpy, sys; sys.modules |= {'torch': None, 'early_fusion_seg': None}; "
-        f"runpy.run_path({str(EXAMPLES / 'onnx_predict.py')!r}, run_name='__main__')"
+        f"import runpy, sys; sys.modules |= dict.fromkeys({absent}); "
+        f"runpy.run_path({str(EXAMPLES / f'{kind}_predict.py')!r}, run_name='__main__')"
     )
-    words = [sys.executable, "-c", script, "out/model.onnx", "photographs", "theirs"]
+    words = [sys.executable, "-c", script, f"out/model.{kind}", "photographs", "theirs"]
     subprocess.run(words, check=True, timeout=100)
     written = sorted(path.relative_to("ours") for path in Path("ours").rglob("*.png"))
     assert len(written) == 6
@@ -194,6 +193,29 @@ def test_the_command_writes_a_file_that_runs_without_torch(checkpoint, camvid, q
         ours, theirs = Image.open("ours" / name), Image.open("theirs" / name)
         assert (ours.mode, ours.size, ours.getpalette()) == (theirs.mode, theirs.size, theirs.getpalette())
         assert np.array_equal(np.array(ours), np.array(theirs))
+
+
+def read_metadata(path: str) -> dict[str, str]:
+    if path.endswith("onnx"):
+        return onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    extra = {program.METADATA: ""}
+    torch.export.load(path, extra_files=extra)
+    return json.loads(extra[program.METADATA])
+
+
+def metadata_of(model: ReverseHRNetSeg) -> dict[str, str]:
+    encoder = model.network.encoder
+    return {
+        "class_names": json.dumps(model.class_names),
+        "palette": json.dumps(model.palette),
+        "encoder": "resnet18",
+        "encoder_weights": "random",
+        "encoder_fingerprint": encoder.fingerprint(),
+        "encoder_license": "not stated",
+        "input_scale": "1.0",
+        "temperature": "1.0",
+        "library": f"early-fusion-seg {version('early-fusion-seg')}",
+    }
 
 
 def test_a_file_that_differs_from_the_model_is_kept_and_the_exit_code_is_1(

@@ -3,6 +3,8 @@
 Shapes: n images of h x w pixels, K classes.
 """
 
+from fractions import Fraction
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,9 +76,23 @@ def resized(image: Tensor, factor: float) -> Tensor:
     """Resize images (n, 3, h, w) uint8 like the predictor, without a branch on their size."""
     if factor == 1:
         return image
-    size = [torch.sym_max(1, round(side * factor)) for side in image.shape[-2:]]
+    size = [rounded_product(side, factor) for side in image.shape[-2:]]
     pixels = F.interpolate(image.float(), size, mode="bilinear", antialias=factor < 0.5)
     return pixels.round().to(image.dtype)
+
+
+def rounded_product(side: int, factor: float) -> int:
+    """Compute `max(1, round(side * factor))` in integers, because the file formats cannot round sizes.
+
+    Example:
+        >>> [rounded_product(side, 0.5) for side in (1, 3, 5, 7)], rounded_product(90, 0.7)
+        ([1, 2, 2, 4], 63)
+    """
+    above, below = Fraction(factor).limit_denominator(10_000).as_integer_ratio()
+    nearest, rest = divmod(2 * side * above + below, 2 * below)
+    half = 1 - (rest + 2 * below - 1) // (2 * below)  # 1 if the product ends with .5, else 0
+    size: int = torch.sym_max(1, nearest - half * (nearest % 2))  # a half becomes the even neighbor
+    return size
 
 
 @torch.no_grad()
