@@ -126,6 +126,13 @@ def test_whole_logits_are_those_of_lazy_logits(model):
         torch.testing.assert_close(graph.whole_logits(lazy), lazy.logits(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("factor", "exact"), [(0.25, True), (0.5, True), (0.75, True), (2.5, True), (0.7, False)])
+def test_sides_are_rounded_like_the_predictors(factor, exact):
+    # floats make 31.499... of 45 * 0.7
+    sides = [side for side in range(1, 3000) if exact or abs(side * factor % 1 - 0.5) > 1e-9]
+    assert [graph.rounded_product(side, factor) for side in sides] == [max(1, round(side * factor)) for side in sides]
+
+
 def test_parity_counts_wrong_and_undecided_pixels(model):
     (images,) = parity.sample_images([(1, 20, 30)])
     predictor = model.predictor(InferenceSettings(window=None))

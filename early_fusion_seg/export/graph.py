@@ -84,12 +84,16 @@ def resized(image: Tensor, factor: float) -> Tensor:
 def rounded_product(side: int, factor: float) -> int:
     """Compute `max(1, round(side * factor))` in integers, because the file formats cannot round sizes.
 
+    Where the product is a half, `round` sees the rounding errors of floats and this function does not. The two are
+    equal for all sides if the factor is a multiple of a power of two, such as 0.5 or 0.75.
+
     Example:
         >>> [rounded_product(side, 0.5) for side in (1, 3, 5, 7)], rounded_product(90, 0.7)
         ([1, 2, 2, 4], 63)
     """
     above, below = Fraction(factor).limit_denominator(10_000).as_integer_ratio()
-    nearest, rest = divmod(2 * side * above + below, 2 * below)
+    doubled = 2 * side * above + below
+    nearest, rest = doubled // (2 * below), doubled % (2 * below)
     half = 1 - (rest + 2 * below - 1) // (2 * below)  # 1 if the product ends with .5, else 0
     size: int = torch.sym_max(1, nearest - half * (nearest % 2))  # a half becomes the even neighbor
     return size
