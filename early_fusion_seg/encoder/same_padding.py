@@ -4,6 +4,8 @@ A map of h rows becomes one of ceil(h / stride) rows. timm's own module computes
 point, so that after some layers an exporter needs minutes to simplify the size of a map.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame

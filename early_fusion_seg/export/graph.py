@@ -4,6 +4,7 @@ Shapes: n images of h x w pixels, K classes.
 """
 
 from fractions import Fraction
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -95,8 +96,7 @@ def rounded_product(side: int, factor: float) -> int:
     doubled = 2 * side * above + below
     nearest, rest = doubled // (2 * below), doubled % (2 * below)
     half = 1 - (rest + 2 * below - 1) // (2 * below)  # 1 if the product ends with .5, else 0
-    size: int = torch.sym_max(1, nearest - half * (nearest % 2))  # a half becomes the even neighbor
-    return size
+    return cast(int, torch.sym_max(1, nearest - half * (nearest % 2)))  # a half becomes the even neighbor
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def trace(graph: ImageToLabels) -> ExportedProgram:
     sides = (round(side / graph.scale) for side in EXAMPLE)
     example = torch.zeros(2, 3, *sides, dtype=torch.uint8, device=device)
     any_size = {"image": dict.fromkeys((0, 2, 3), Dim.DYNAMIC)}
-    with symbolic_shapes.patch(backed_size_oblivious=True):
+    with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # made at run time
         program = torch.export.export(
             graph,
             (example,),

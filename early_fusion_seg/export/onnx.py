@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str]
     replace_file(path, lambda part: onnx.save(model, part))
 
 
-def _tidy(model: "onnx.ModelProto") -> None:  # noqa: F821
+def _tidy(model: Any) -> None:
     """Name the free dimensions, and remove shapes inside the graph and notes of the exporter, in place.
 
     The shapes can be wrong for other sizes than the example's. The notes hold paths of this machine.
