@@ -22,9 +22,9 @@ class SameConv2d(nn.Conv2d):
             x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], self.dilation[::-1], strict=True
         ):  # width, then height, as F.pad takes them
             reach = (kernel - 1) * dilation
-            total = (
-                reach - (side - 1) % stride if reach >= stride - 1 else torch.sym_max(reach - (side - 1) % stride, 0)
-            )
+            total = reach - (side - 1) % stride
+            if reach < stride - 1:  # else it is never negative
+                total = cast(int, torch.sym_max(total, 0))
             pads += [total // 2, total - total // 2]
         maps = F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         h, w = (1 + (side - 1) // stride for side, stride in zip(x.shape[-2:], self.stride, strict=True))
