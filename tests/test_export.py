@@ -33,7 +33,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "deploy"
 SIZES = ((1, 1, 1), (1, 5, 33), (3, 17, 31), (1, 32, 64), (1, 63, 129), (1, 225, 130), (1, 9, 2051))
 ENCODERS = (
     "resnet50", "tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto", "regnety_002",
-    "vit_small_patch16_dinov3",
+    "vit_tiny_patch16_224",
 )  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::DeprecationWarning:onnxscript")
 
