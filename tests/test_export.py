@@ -173,7 +173,11 @@ def quick(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "absent"), [("onnx", ["torch", "early_fusion_seg"]), ("pt2", ["timm", "lightning", "early_fusion_seg"])]
+    ("kind", "absent"),
+    [
+        ("onnx", ["torch", "early_fusion_seg"]),
+        pytest.param("pt2", ["timm", "lightning", "early_fusion_seg"], marks=pytest.mark.slow),
+    ],
 )
 def test_the_command_writes_a_file_that_an_example_runs_like_predict(
     kind, absent, checkpoint, camvid, quick, elsewhere, capsys
@@ -226,10 +230,9 @@ def metadata_of(model: ReverseHRNetSeg) -> dict[str, str]:
 
 
 def test_a_file_that_differs_from_the_model_is_kept_and_the_exit_code_is_1(
-    checkpoint, quick, elsewhere, monkeypatch, capsys
+    checkpoint, traced, quick, elsewhere, monkeypatch, capsys
 ):
-    exact = graph.resized
-    monkeypatch.setattr(graph, "resized", lambda image, factor: 255 - exact(image, factor))
+    monkeypatch.setattr(command, "trace", lambda _: traced)  # of another model
     assert main(["export", "--ckpt_path", str(checkpoint), "--format", "pt2", "--output", "out"]) == 1
     assert "NOT equal to the model" in capsys.readouterr().out
     assert Path("out/model.pt2").is_file()
