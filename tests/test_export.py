@@ -180,6 +180,13 @@ def test_encoders_and_plans(encoder, plan, extra_stream, tmp_path):
     check(model, program.load_program(tmp_path / "model.pt2"))
 
 
+@pytest.mark.slow
+def test_an_encoder_that_fixes_the_size_is_refused():
+    message = r"vit_small_patch16_dinov3 cannot be exported: .* \(Eq\(.*, \d+\)\); use another encoder"
+    with pytest.raises(UserError, match=message):
+        graph.trace(graph.ImageToLabels(build("vit_small_patch16_dinov3").network))
+
+
 # --- the command
 
 

@@ -3,6 +3,7 @@
 Shapes: n images of h x w pixels, K classes.
 """
 
+import re
 from fractions import Fraction
 from typing import cast
 
@@ -24,6 +25,9 @@ LOWEST_TORCH = (2, 14)
 """The lowest version of PyTorch that the graphs have been compared on; older ones fix more sizes when they trace."""
 EXAMPLE = 97, 131
 """Height and width of the example at the network: no multiples of a stride, not equal, and no map has one pixel."""
+
+FIXED_SIZE = re.compile(r"Eq\(.+, [1-9]\d*\)")
+"""In a check of the traced program: a size has a fixed value, as that of timm's rotary position embedding."""
 
 
 class ImageToLabels(nn.Module):
@@ -108,7 +112,7 @@ def trace(graph: ImageToLabels) -> ExportedProgram:
     does not depend on it, so the checks are removed; `parity.py` runs the graph on such sizes.
 
     Raises:
-        UserError: PyTorch is too old.
+        UserError: PyTorch is too old, or the encoder works out a number from the size of the example.
     """
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < LOWEST_TORCH:
@@ -129,6 +133,11 @@ def trace(graph: ImageToLabels) -> ExportedProgram:
     for symbol in program.range_constraints:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
     for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default):
+        if found := FIXED_SIZE.search(str(node.args[1])):
+            raise UserError(
+                f"{graph.network.encoder.name} cannot be exported: its code makes a number of the size of an image, "
+                f"which the file would keep for all images ({found[0]}); use another encoder"
+            )
         program.graph.erase_node(node)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
