@@ -26,7 +26,7 @@ LOWEST_TORCH = (2, 14)
 EXAMPLE = 97, 131
 """Height and width of the example at the network: no multiples of a stride, not equal, and no map has one pixel."""
 
-FIXED_SIZE = re.compile(r"Eq\(.+, [1-9]\d*\)")
+FIXED_SIZE = re.compile(r"(Eq\(.+, [1-9]\d*\)) on node")
 """In a check of the traced program: a size has a fixed value, as that of timm's rotary position embedding."""
 
 
@@ -136,7 +136,7 @@ def trace(graph: ImageToLabels) -> ExportedProgram:
         if found := FIXED_SIZE.search(str(node.args[1])):
             raise UserError(
                 f"{graph.network.encoder.name} cannot be exported: its code makes a number of the size of an image, "
-                f"which the file would keep for all images ({found[0]}); use another encoder"
+                f"which the file would keep for all images ({found[1]}); use another encoder"
             )
         program.graph.erase_node(node)
     program.graph.eliminate_dead_code()
