@@ -303,7 +303,7 @@ def upsample(x: Tensor, ratio: int, size: Sequence[int]) -> Tensor:
     map to the size of the finer map would misalign it, by up to s - 1 pixels at the bottom and right edges.
     """
     fine = F.interpolate(x, scale_factor=ratio, mode="bilinear", align_corners=False)
-    return fine[..., : size[0], : size[1]]
+    return fine.narrow(2, 0, size[0]).narrow(3, 0, size[1])
 
 
 def checkpointed(module: nn.Module, streams: Streams) -> Streams:

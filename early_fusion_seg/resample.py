@@ -10,6 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def cells(pixels: int, stride: int) -> int:
+    """Return ceil(pixels / stride), as an expression that exporters simplify where a convolution gives the same size.
+
+    Example:
+        >>> cells(33, 32)
+        2
+    """
+    return 1 + (pixels - 1) // stride
+
+
 def resample(x: Tensor, source: int, target: int, image_size: Sequence[int]) -> Tensor:
     """Resample a feature map: bilinearly to a finer stride, by averages to a coarser one.
 
@@ -37,10 +47,10 @@ def resample(x: Tensor, source: int, target: int, image_size: Sequence[int]) -> 
         pooled *= 2
     stride = target // pooled
     if stride != source:
-        cells = [-(-pixels // stride) for pixels in image_size]
+        size = [cells(pixels, stride) for pixels in image_size]
         # Interpolation by a factor returns whole cells only, so the last one may need a source cell beyond the border.
-        down, right = (-(-n * stride // source) - old for n, old in zip(cells, x.shape[-2:], strict=True))
+        down, right = (-(-n * stride // source) - old for n, old in zip(size, x.shape[-2:], strict=True))
         x = F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
         x = F.interpolate(x, scale_factor=source / stride, mode="bilinear", align_corners=False)
-        x = x[..., : cells[0], : cells[1]]
+        x = x.narrow(2, 0, size[0]).narrow(3, 0, size[1])
     return F.avg_pool2d(x, pooled, ceil_mode=True) if pooled > 1 else x

@@ -74,6 +74,19 @@ def test_several_heads(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime comes with the extra onnx")
+def test_export(tmp_path):
+    rows = quick("export", tmp_path)
+    assert [(row["what"], row["peer"]) for row in rows["Time"]] == [
+        ("resnet18, onnxruntime", "eager"),
+        ("resnet18, pt2", "eager"),
+    ]
+    assert all(row["cpu ratio"] > 0 for row in rows["Time"])
+    (facts,) = rows["Share of the encoder, and size of the files"]
+    assert min(facts["onnx (MB)"], facts["pt2 (MB)"]) > 40  # 4 bytes for each of 11 million parameters of the encoder
+
+
+@pytest.mark.slow
 def test_evaluation(tmp_path):
     rows = quick("evaluation", tmp_path)  # which ends with an error where the matrices differ
     cases = ["uint8, 256x512", "int64, 256x512", "uint8, 256x512, deterministic", "uint8, 64x128, deterministic"]

@@ -89,6 +89,9 @@ def test_example_scripts_are_short():
     lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "examples").glob("*.py")}
     assert lengths
     assert max(lengths.values()) <= 60
+    lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "examples" / "deploy").glob("*.py")}
+    assert lengths.keys() == {"onnx_predict.py", "pt2_predict.py"}
+    assert max(lengths.values()) <= 40
 
 
 def test_python_in_the_readme_runs():

@@ -41,8 +41,7 @@ def plain(network, images, passes, temperature=1.0):
         given = images.float()
         if factor != 1:
             new = [round(side * factor) for side in size]
-            average = any(2 * side < old for side, old in zip(new, size, strict=True))
-            given = F.interpolate(given, new, mode="bilinear", antialias=average).round()
+            given = F.interpolate(given, new, mode="bilinear", antialias=factor < 0.5).round()
         given = given.to(torch.uint8)
         logits = network(given.flip(-1) if flip else given).logits()
         probabilities = (F.interpolate(logits, size, mode="bilinear") / temperature).softmax(1)

@@ -14,6 +14,10 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> (module, one line: what it d
         "fit the temperature of the probabilities on val: calibrate camvid --ckpt_path FILE --data.root PATH",
     ),
     "predict": ("predict", "segment images: predict FOLDER --ckpt_path FILE"),
+    "export": (
+        "export",
+        "write a model as an ONNX or PT2 file and check it: export --ckpt_path FILE --format onnx --output DIR",
+    ),
     "evaluate": (
         "evaluate",
         "score PNG predictions by the benchmark's rules: evaluate voc --predictions DIR --data.root PATH",

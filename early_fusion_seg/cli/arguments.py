@@ -68,6 +68,8 @@ def help_text(command: str) -> str | None:
         return demo_parser().format_help()
     if command == "fake-data":
         return fake_data_parser().format_help()
+    if command == "export":
+        return export_parser().format_help()
     if command not in DATASET_COMMANDS:
         return None
     parser = dataset_command_parser(command)
@@ -108,6 +110,38 @@ def fake_data_parser() -> argparse.ArgumentParser:
         metavar=("H", "W"),
         default=(128, 256),
         help="height and width of the images in pixels (default: 128 256)",
+    )
+    return parser
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """Make the parser of `export`."""
+    parser = argparse.ArgumentParser(
+        "early-fusion-seg export",
+        usage=f"%(prog)s --ckpt_path FILE [options]\nexample: {example('export')}",
+        description="Write a trained model as one file that takes images of any size and needs none of this package; "
+        "then compare the file with the model on images of many sizes.",
+    )
+    parser.add_argument(
+        "--ckpt_path", required=True, help="checkpoint of a trained model; best or last: that of the newest run"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "pt2"),
+        default="onnx",
+        help="onnx: for onnxruntime and others; pt2: torch.export's format, for PyTorch (default: %(default)s)",
+    )
+    parser.add_argument("--output", help="folder for the file; default: runs/export/version_N with the next free N")
+    parser.add_argument("--scores", action="store_true", help="add the output `probabilities`, of all classes")
+    parser.add_argument(
+        "--scale", type=float, help="resize factor for images before the network; default: that of training"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="results.json whose score the file holds; default: that in the run's folder"
+    )
+    parser.add_argument(
+        "--encoder_weights",
+        help="hub, bundled, or the new place of an encoder weights file that has moved; default: as in training",
     )
     return parser
 

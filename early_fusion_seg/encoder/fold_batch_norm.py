@@ -1,11 +1,12 @@
 """Folding of batch norms into the preceding convolutions: same feature maps, fewer operations, fixed statistics."""
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from early_fusion_seg.encoder.onednn_blocks import fuse_residual_blocks
+from early_fusion_seg.encoder.same_padding import SameConv2d
 from early_fusion_seg.errors import UserError
 
 
@@ -34,7 +35,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> None:
         if id(args[0]) in outputs:
             pairs.append((outputs[id(args[0])][0], norm))  # type: ignore[arg-type]  # hooked on norms only
 
-    hooks = [m.register_forward_hook(after_conv) for m in model.modules() if type(m) in (nn.Conv2d, Conv2dSame)]
+    hooks = [m.register_forward_hook(after_conv) for m in model.modules() if type(m) in (nn.Conv2d, SameConv2d)]
     hooks += [
         m.register_forward_pre_hook(before_norm) for m in model.modules() if type(m) in (nn.BatchNorm2d, BatchNormAct2d)
     ]

@@ -29,6 +29,7 @@ from early_fusion_seg.encoder.weights import (
     state_hash,
 )
 from early_fusion_seg.errors import UserError
+from early_fusion_seg.resample import cells
 
 LOADABLE_AGAIN = ("hub", "bundled")
 """Sources of weights that checkpoints need not store."""
@@ -106,15 +107,19 @@ class FrozenEncoder(nn.Module):
         """
         if self._fingerprint is None:
             raise UserError(f"the encoder {self.name} has no weights yet; load them with load_timm_state_dict")
-        h, w = images.shape[-2:]
+        size = images.shape[-2:]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             images = images.contiguous(memory_format=torch.channels_last)
             if self._needs_padding:
                 coarsest = self.strides[-1]
-                images = F.pad(images, (0, -w % coarsest, 0, -h % coarsest), mode="replicate")
+                down, right = (coarsest * cells(side, coarsest) - side for side in size)
+                images = F.pad(images, (0, right, 0, down), mode="replicate")
             maps = self.model(images)
         # cropping has no effect unless the images were padded; a ViT's maps are not in channels_last
-        maps = [m[..., : -(-h // s), : -(-w // s)] for m, s in zip(maps, self.strides, strict=True)]
+        maps = [
+            m.narrow(2, 0, cells(size[0], s)).narrow(3, 0, cells(size[1], s))
+            for m, s in zip(maps, self.strides, strict=True)
+        ]
         return [m.contiguous(memory_format=torch.channels_last) for m in maps]
 
     def train(self, mode: bool = True) -> "FrozenEncoder":

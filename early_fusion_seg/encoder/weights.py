@@ -16,6 +16,7 @@ from timm.models import load_state_dict
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from early_fusion_seg.encoder.same_padding import replace_same_convolutions
 from early_fusion_seg.errors import MissingFileError, UserError
 
 Weights = dict[str, Tensor]
@@ -46,7 +47,9 @@ def create_timm_model(name: str, pretrained: bool) -> FeatureGetterNet:
             features = timm.create_model(name, features_only=True, feature_cls="getter")
         with fixed_generator():
             if len(set(features.feature_info.reduction())) > 1:
-                return timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
+                pyramid = timm.create_model(name, pretrained=pretrained, features_only=True, feature_cls="getter")
+                replace_same_convolutions(pyramid)
+                return pyramid
             any_size = {"dynamic_img_size": True} if "dynamic_img_size" in vars(features.model) else {}
             model = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size)
         depth = len(features.feature_info.info)

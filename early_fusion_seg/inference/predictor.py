@@ -214,9 +214,8 @@ def resized(images: Tensor, factor: float) -> Tensor:
     size = tuple(max(1, round(side * factor)) for side in images.shape[-2:])
     if size == images.shape[-2:]:
         return images
-    average = any(2 * new < old for new, old in zip(size, images.shape[-2:], strict=True))
     pixels = images if images.is_floating_point() else images.float()
-    result = F.interpolate(pixels, size, mode="bilinear", antialias=average)
+    result = F.interpolate(pixels, size, mode="bilinear", antialias=factor < 0.5)
     return result if images.is_floating_point() else result.round().to(images.dtype)
 
 

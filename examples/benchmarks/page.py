@@ -12,7 +12,9 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
 IN_PAGES = {"encoders": PAGE.with_name("encoders.md"), "freezing": PAGE.with_name("results.md")}
 """Scripts whose section is in another page, where its title is; the rest of that page is written by hand."""
-SCRIPTS = ("heads", "train_step", "memory", "inference", "evaluation", "data", "street_scenes", "from_scratch")
+SCRIPTS = (
+    "heads", "train_step", "memory", "inference", "export", "evaluation", "data", "street_scenes", "from_scratch",
+)  # fmt: skip
 """Those whose JSON, where there is one, is a section; in this order."""
 
 HEAD = """\
