@@ -11,7 +11,7 @@
 3. The resident memory after each tenth of 1,000 small images.
 4. `MultiHead` with 1, 2 and 4 heads: label maps of an image of 512x1024, and the size of a head's weights.
 5. One image whole, in windows, mirrored and at several sizes: the time over that of the whole image, and over the
-   pixels that pass the network. Time and memory of images of 2 to 200 megapixels.
+   pixels that pass the network. Time and memory of images of 2 to 300 megapixels.
 """
 
 import io
@@ -54,7 +54,7 @@ PASSES = {  # name -> settings
     "flip": InferenceSettings(window=None, flip=True),
     "scales 0.75, 1, 1.25": InferenceSettings(window=None, scales=(0.75, 1.0, 1.25)),
 }
-LARGE = ((1024, 2048), (5000, 10000), (10000, 20000))
+LARGE = ((1024, 2048), (5000, 10000), (15000, 20000))
 TEXT = """\
 Prediction of a folder with one image of 1024x2048, 19 classes: `Trainer.predict` as `early-fusion-seg predict` runs it
 (default network; masks and overlays) against torchvision's fcn_resnet50 in a plain loop (decode, normalize, forward,
