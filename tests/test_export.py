@@ -109,8 +109,8 @@ def test_a_pt2_file_gives_the_same(model, traced, tmp_path):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_resizing_is_inside(tmp_path, scale=0.5):
-    model = build()
+def test_resizing_is_inside(tmp_path):
+    model, scale = build(), 0.5
     traced = graph.trace(graph.ImageToLabels(model.network, scale, scores=True))
     onnx.write_onnx(traced, tmp_path / "model.onnx", {})
     program.write_program(traced, tmp_path / "model.pt2", {})
