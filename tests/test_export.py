@@ -80,7 +80,7 @@ def onnx_file(traced, tmp_path_factory) -> Path:
 def expected(model: ReverseHRNetSeg, images: Tensor, scale: float = 1.0) -> Tensor:
     """Return probabilities by PyTorch's plain functions."""
     size = [max(1, round(side * scale)) for side in images.shape[-2:]]
-    given = F.interpolate(images.float(), size, mode="bilinear", antialias=scale < 0.5).round().to(torch.uint8)
+    given = F.interpolate(images / 255, size, mode="bilinear", antialias=scale < 0.5).clamp(0, 1)
     logits = model.eval().network(given)
     return (F.interpolate(logits, images.shape[-2:], mode="bilinear") / model.temperature).softmax(1)
 
@@ -108,14 +108,14 @@ def test_a_pt2_file_gives_the_same(model, traced, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.4, 0.5, 1.5])
 @torch.no_grad()
+@pytest.mark.parametrize("scale", [0.5, 0.4, 1.5])
 def test_resizing_is_inside(scale, tmp_path):
     model = build()
     traced = graph.trace(graph.ImageToLabels(model.network, scale, scores=True))
     onnx.write_onnx(traced, tmp_path / "model.onnx", {})
     program.write_program(traced, tmp_path / "model.pt2", {})
-    (images,) = parity.sample_images([(2, 46, 78)])
+    (images,) = parity.sample_images([(2, 40, 80)])
     for run in (onnx.load_onnx(tmp_path / "model.onnx"), program.load_program(tmp_path / "model.pt2")):
         check(model, run, scale)
         torch.testing.assert_close(run(images)[1], expected(model, images, scale), rtol=1e-2, atol=1e-3)

@@ -32,7 +32,7 @@ def whole_logits(model: ReverseHRNetSeg, path: Path, factor: float) -> torch.Ten
     """PyTorch's plain computation: resize, segment, upsample all logits to the size of the image."""
     pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None].float()
     size = pixels.shape[-2:]
-    given = F.interpolate(pixels, [round(factor * side) for side in size], mode="bilinear").round() / 255
+    given = F.interpolate(pixels / 255, [round(factor * side) for side in size], mode="bilinear").clamp(0, 1)
     with torch.no_grad():
         return F.interpolate(model.eval().network(given), size, mode="bilinear")[0]
 

@@ -82,8 +82,7 @@ def resized(image: Tensor, factor: float) -> Tensor:
     if factor == 1:
         return image
     size = [rounded_product(side, factor) for side in image.shape[-2:]]
-    pixels = F.interpolate(image.float(), size, mode="bilinear", antialias=factor < 0.5)
-    return pixels.round().to(image.dtype)
+    return F.interpolate(image / 255, size, mode="bilinear", antialias=factor < 0.5).clamp(0, 1)
 
 
 def rounded_product(side: int, factor: float) -> int:

@@ -208,15 +208,17 @@ class Predictor:
 def resized(images: Tensor, factor: float) -> Tensor:
     """Resize images (n, 3, h, w) like the training data: bilinear, or averaging to less than half the size.
 
+    Pixels are not rounded: where two programs differ in the last digit, one would get another gray level.
+
     Returns:
-        (n, 3, round(h * factor), round(w * factor)), at least one pixel, of the dtype of the images.
+        (n, 3, round(h * factor), round(w * factor)), at least one pixel, as floats in 0..1; images that keep their size
+        are returned as they are.
     """
     size = tuple(max(1, round(side * factor)) for side in images.shape[-2:])
     if size == images.shape[-2:]:
         return images
-    pixels = images if images.is_floating_point() else images.float()
-    result = F.interpolate(pixels, size, mode="bilinear", antialias=factor < 0.5)
-    return result if images.is_floating_point() else result.round().to(images.dtype)
+    pixels = images if images.is_floating_point() else images / 255
+    return F.interpolate(pixels, size, mode="bilinear", antialias=factor < 0.5).clamp(0, 1)
 
 
 def _scores(one: Pass, size: Size, rows: Chunk, softmax: bool) -> Tensor:
