@@ -16,7 +16,7 @@ from early_fusion_seg.distributed import check_equal_across_ranks
 from early_fusion_seg.encoder import FrozenEncoder
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.inference import Images, InferenceSettings, Predictor, for_each_image
-from early_fusion_seg.segmenter import ReverseHRNetSeg, check_input_size, outputs_of, predictor_of_heads, size_text
+from early_fusion_seg.segmenter import ReverseHRNetSeg, check_input_size, predictor_of_heads
 
 
 class MultiHead(LightningModule):
@@ -112,7 +112,7 @@ class MultiHead(LightningModule):
             return None
         probabilities = any(model.predict_probabilities for model in self._segmenters)
         found = self.predictor().predictions(batch["image"], True, probabilities)
-        return [{"key": batch["key"]} | outputs_of(one) for one in found]
+        return [{"key": batch["key"]} | one.outputs() for one in found]
 
     def ensemble(self) -> ReverseHRNetSeg:
         """Return the first model, with the others as its ensemble: it averages the class probabilities of all.
@@ -151,11 +151,10 @@ class MultiHead(LightningModule):
     def _check_one_input_size(self) -> None:
         """Check that all models have the input size of the first, unless `inference` has one."""
         sizes = [model.trained_at for model in self._segmenters]
-        given = self.inference.scale is not None or self.inference.short_side is not None
         for name, size in zip(self.names, sizes, strict=True):
-            if size != sizes[0] and not given:
+            if size != sizes[0] and not self.inference.has_input_size:
                 raise UserError(
-                    f"{name} was trained with {size_text(size)}, but {self.names[0]} with {size_text(sizes[0])}; give "
+                    f"{name} was trained with {size}, but {self.names[0]} with {sizes[0]}; give "
                     "one input size for all with --inference.scale or --inference.short_side (inference in Python)"
                 )
 

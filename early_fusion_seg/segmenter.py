@@ -32,7 +32,6 @@ from early_fusion_seg.inference import (
     Images,
     InferenceSettings,
     InputSize,
-    Prediction,
     Predictor,
     eval_copy,
     for_each_image,
@@ -290,7 +289,7 @@ class ReverseHRNetSeg(LightningModule):
         if "image" not in batch:
             return {"key": batch["key"], "error": batch.get("error", [])}  # a process without images has no error
         (found,) = self.predictor().predictions(batch["image"], True, self.predict_probabilities)
-        return {"key": batch["key"]} | outputs_of(found)
+        return {"key": batch["key"]} | found.outputs()
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor] | None:
         """Score a batch at the size of its masks; return None for the empty batch of a process without images.
@@ -529,26 +528,9 @@ def predictor_of_heads(
 def check_input_size(data: SegmentationDataModule, trained: InputSize, settings: InferenceSettings) -> None:
     """Check that a data module asks for no other input size than that of training, unless the settings have one."""
     found = InputSize(data.scale, data.short_side)
-    given = settings.scale is not None or settings.short_side is not None
-    if found not in (InputSize(), trained) and not given:
+    if found not in (InputSize(), trained) and not settings.has_input_size:
         raise UserError(
-            f"the data module has {size_text(found)}, but the model was trained with {size_text(trained)}, which "
+            f"the data module has {found}, but the model was trained with {trained}, which "
             "evaluation and prediction use too; give another input size with --inference.scale or "
             "--inference.short_side (model.inference)"
         )
-
-
-def size_text(size: InputSize) -> str:
-    """Return an input size as text.
-
-    Example:
-        >>> size_text(InputSize(0.5))
-        'scale 0.5'
-    """
-    return f"scale {size.scale:g}" if size.short_side is None else f"short_side {size.short_side}"
-
-
-def outputs_of(found: Prediction) -> dict[str, Tensor]:
-    """Return a prediction as a dict, without what was not asked for."""
-    values = {"prediction": found.labels, "confidence": found.confidence, "probabilities": found.probabilities}
-    return {name: value for name, value in values.items() if value is not None}

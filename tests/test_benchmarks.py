@@ -201,7 +201,7 @@ def test_freezing(tmp_path):
 @needs_peers
 def test_thirds_of_train_are_contiguous_in_each_video(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    thirds = importlib.import_module("heads").thirds
+    thirds = importlib.import_module("camvid_training").thirds
     keys = ["b_2", "a_1", "a_3", "b_1", "a_2", "b_3"]
     assert [[keys[i] for i in part] for part in thirds(keys)] == [["a_1", "b_1"], ["a_2", "b_2"], ["a_3", "b_3"]]
 

@@ -18,6 +18,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from early_fusion_seg.errors import UserError
 from early_fusion_seg.head import upsample
 from early_fusion_seg.inference.eval_copy import eval_copy
+from early_fusion_seg.inference.predictor import interpolated
 from early_fusion_seg.logits import LazyLogits
 from early_fusion_seg.network import EarlyFusionNet
 
@@ -82,7 +83,7 @@ def resized(image: Tensor, factor: float) -> Tensor:
     if factor == 1:
         return image
     size = [rounded_product(side, factor) for side in image.shape[-2:]]
-    return F.interpolate(image / 255, size, mode="bilinear", antialias=factor < 0.5).clamp(0, 1)
+    return interpolated(image / 255, size, factor)
 
 
 def rounded_product(side: int, factor: float) -> int:

@@ -52,6 +52,11 @@ class Prediction(NamedTuple):
     confidence: Tensor | None = None
     probabilities: Tensor | None = None
 
+    def outputs(self) -> dict[str, Tensor]:
+        """Return what `predict_step` returns: a dict, without what was not asked for."""
+        values = {"prediction": self.labels, "confidence": self.confidence, "probabilities": self.probabilities}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 class Pass(NamedTuple):
     """One pass of images through the network: lazy logits of a head, whether the images were mirrored, temperature."""
@@ -217,7 +222,11 @@ def resized(images: Tensor, factor: float) -> Tensor:
     size = tuple(max(1, round(side * factor)) for side in images.shape[-2:])
     if size == images.shape[-2:]:
         return images
-    pixels = images if images.is_floating_point() else images / 255
+    return interpolated(images if images.is_floating_point() else images / 255, size, factor)
+
+
+def interpolated(pixels: Tensor, size: Sequence[int], factor: float) -> Tensor:
+    """Resize floats in 0..1 (n, 3, h, w) to `size`, about `factor` times theirs; the exported graph resizes so too."""
     return F.interpolate(pixels, size, mode="bilinear", antialias=factor < 0.5).clamp(0, 1)
 
 

@@ -18,6 +18,9 @@ class InputSize(NamedTuple):
     scale: float = 1.0
     short_side: int | None = None
 
+    def __str__(self) -> str:
+        return f"scale {self.scale:g}" if self.short_side is None else f"short_side {self.short_side}"
+
 
 @dataclass(frozen=True)
 class InferenceSettings:
@@ -62,9 +65,14 @@ class InferenceSettings:
         if self.overlap < 0 or (sides and self.overlap > min(sides) // 2):
             raise UserError(f"inference.overlap is {self.overlap}; expected 0 to half of inference.window")
 
+    @property
+    def has_input_size(self) -> bool:
+        """Whether they have an input size of their own, in place of that of training."""
+        return self.scale is not None or self.short_side is not None
+
     def at_size(self, trained: InputSize) -> "InferenceSettings":
         """Return the settings with the input size of training, unless they have one."""
-        if self.scale is not None or self.short_side is not None:
+        if self.has_input_size:
             return self
         if trained.short_side is not None:
             return replace(self, short_side=trained.short_side)

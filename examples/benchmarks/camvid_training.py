@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from early_fusion_seg import FrozenEncoder, ReverseHRNet, SegmentationMetrics
+from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet, SegmentationMetrics
 from early_fusion_seg.inference import upsampled_argmax
 from early_fusion_seg.io.atomic import replace_file
 from early_fusion_seg.logits.lazy_logits import LazyLogits
@@ -157,3 +157,57 @@ def score(
             logits = network(padded)
         metrics.update(upsampled_argmax(logits, padded.shape[-2:])[:, :h, :w], masks)
     return metrics.compute()["per_class"].tolist()
+
+
+class CamVidImages:
+    """CamVid's images for trainings that are scored on val, or on a third of train that is held out.
+
+    Args:
+        root: Folder of CamVid.
+        scale: Resize factor; scores are those of the resized masks.
+    """
+
+    def __init__(self, root: str, scale: float) -> None:
+        self.crop = tuple(32 * round(scale * side / 32) for side in CROP)  # multiples of 32 for SMP
+        module = CamVidDataModule(root, crop_size=self.crop, scale=scale, num_workers=0)
+        self.class_names = module.class_names
+        self.train, self.plain, self.val = (module.dataset(split) for split in ("train", "val", "val"))
+        self.plain.source = self.train.source  # train, not augmented
+        self.plain.scale = self.val.scale = scale
+        self.parts = thirds([self.train.source.key(i) for i in range(len(self.train))])
+
+    def train_and_score(
+        self,
+        training: Training,
+        part: int | None,
+        seed: int,
+        device: str,
+        saved: Path | None,
+        tick: Callable[[int], Any],
+    ) -> list[list[float]]:
+        """Train to the end; return each head's IoU of each class.
+
+        Args:
+            training: The training.
+            part: Third of train that is held out and scored; None: train on all of train, and score val.
+            seed: As the other arguments, that of `Training.run`.
+            device: Such as cpu or cuda.
+            saved: File of the state, or None.
+            tick: Called after each step.
+        """
+        positions = [i for p, members in enumerate(self.parts) if p != part for i in members]
+        training.run(self.train, positions, seed, device, saved, tick)
+        data, scored = (self.val, range(len(self.val))) if part is None else (self.plain, self.parts[part])
+        encoder = training.encoder
+        return [score(WithEncoder(encoder, head), encoder, data, scored, device) for head in training.heads]
+
+
+def thirds(keys: Sequence[str]) -> list[list[int]]:
+    """Split images into three parts: of each video, named by the key up to "_", the first, second and last third."""
+    videos: dict[str, list[int]] = {}
+    for i in sorted(range(len(keys)), key=lambda i: keys[i]):
+        videos.setdefault(keys[i].split("_")[0], []).append(i)
+    return [
+        [i for video in videos.values() for i in video[len(video) * k // 3 : len(video) * (k + 1) // 3]]
+        for k in range(3)
+    ]

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from camvid_training import BATCH, CROP, K, Training, WithEncoder, batch_of, score
-from heads import OnEncoder, interval, miou, thirds
+from camvid_training import BATCH, CamVidImages, K, Training, batch_of
+from heads import OnEncoder, interval, miou
 from measure import IMAGES, Row, in_turns, options, publish
 from memory import MIB, bytes_of_a_step
 from peers import make_peer
@@ -29,7 +29,7 @@ from pictures import scatter
 from rich.progress import Progress
 from torch import nn
 
-from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet
+from early_fusion_seg import FrozenEncoder, ReverseHRNet
 from early_fusion_seg.data.camvid import fake_camvid_segnet
 from early_fusion_seg.encoder.frozen_encoder import LOADABLE_AGAIN
 
@@ -78,12 +78,7 @@ class Comparison:
 
     def __init__(self, chosen: Any, progress: Progress) -> None:
         self.chosen, self.progress = chosen, progress
-        self.crop = tuple(32 * round(chosen.scale * side / 32) for side in CROP)  # multiples of 32 for SMP
-        module = CamVidDataModule(chosen.root, crop_size=self.crop, scale=chosen.scale, num_workers=0)
-        self.train, self.plain, self.val = (module.dataset(split) for split in ("train", "val", "val"))
-        self.plain.source = self.train.source  # train, not augmented
-        self.plain.scale = self.val.scale = chosen.scale
-        self.parts = thirds([self.train.source.key(i) for i in range(len(self.train))])
+        self.images = CamVidImages(chosen.root, chosen.scale)
 
     def make(self, name: str, seed: int = 0) -> tuple[FrozenEncoder, nn.Module]:
         """Build encoder and head of a network; the head has random weights from the seed."""
@@ -111,19 +106,10 @@ class Comparison:
                 return record["iou"]
         saved = log.with_suffix(f".{key}.ckpt") if log else None
         training = self.training(run.network, seed, steps, encoder_rate)
-        positions = [i for p, members in enumerate(self.parts) if p != part for i in members]
         task = self.progress.add_task(f"{run.network}, seed {seed}", total=steps)
-        training.run(
-            self.train,
-            positions,
-            seed,
-            self.chosen.device,
-            saved,
-            lambda done: self.progress.update(task, completed=done),
+        (iou,) = self.images.train_and_score(
+            training, part, seed, self.chosen.device, saved, lambda done: self.progress.update(task, completed=done)
         )
-        data, scored = (self.val, range(len(self.val))) if part is None else (self.plain, self.parts[part])
-        network = WithEncoder(training.encoder, training.heads[0])
-        iou = score(network, training.encoder, data, scored, self.chosen.device)
         if log and saved:
             with log.open("a") as file:
                 file.write(json.dumps({"key": key, "run": run, "iou": iou}) + "\n")
@@ -134,7 +120,7 @@ class Comparison:
         """Return the best learning rate of an encoder that is trained on a held-out third, and the row of scores."""
         if NETWORKS[name].frozen:
             return 0.0, {}
-        steps = self.chosen.choosing_epochs * (len(self.train) * 2 // 3 // BATCH)
+        steps = self.chosen.choosing_epochs * (len(self.images.train) * 2 // 3 // BATCH)
         seed, rates = self.chosen.seeds[0], self.chosen.encoder_rates
         scores = {rate: miou(self.iou(Run(name, rate, self.chosen.part, seed, steps))) for rate in rates}
         best = max(scores, key=lambda rate: scores[rate])
@@ -142,7 +128,7 @@ class Comparison:
 
     def costs(self, names: Sequence[str]) -> dict[str, Row]:
         """Measure each network's memory and time, and the size of its weights."""
-        batch = batch_of([self.train[0, i] for i in range(BATCH)], self.chosen.device)
+        batch = batch_of([self.images.train[0, i] for i in range(BATCH)], self.chosen.device)
         works: dict[str, Callable[[], Any]] = {
             name: partial(self.training(name, 0, 1, 0.0).step, *batch) for name in names
         }
@@ -177,7 +163,7 @@ def compare(comparison: Comparison, names: Sequence[str]) -> tuple[dict[str, lis
         The tables, and name, saved MiB and mIoU of each network.
     """
     chosen = comparison.chosen
-    steps = chosen.epochs * (len(comparison.train) // BATCH)
+    steps = chosen.epochs * (len(comparison.images.train) // BATCH)
     choices = {name: comparison.encoder_rate(name) for name in names}
     costs = comparison.costs(names)
     rows, points = [], []
@@ -216,8 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables, points = compare(comparison, chosen.networks)
     text = TEXT.format(
         size=f"{int(480 * chosen.scale)}x{int(360 * chosen.scale)}",
-        steps=len(comparison.train) // BATCH,
-        crop="x".join(map(str, comparison.crop[::-1])),
+        steps=len(comparison.images.train) // BATCH,
+        crop="x".join(map(str, comparison.images.crop[::-1])),
         rates=", ".join(f"{rate:g}" for rate in chosen.encoder_rates),
         seeds=len(chosen.seeds),
         epochs=chosen.epochs,

@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from camvid_training import BATCH, CROP, K, Training, WithEncoder, batch_of, score
+from camvid_training import BATCH, CamVidImages, K, Training, WithEncoder, batch_of
 from measure import Row, in_turns, options, publish
 from memory import MIB, bytes_of_a_step, flops_of_a_forward
 from peers import PEERS, SMP, make_peer
@@ -35,7 +35,7 @@ from rich.progress import Progress
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
-from early_fusion_seg import CamVidDataModule, FrozenEncoder, ReverseHRNet
+from early_fusion_seg import FrozenEncoder, ReverseHRNet
 from early_fusion_seg.data.camvid import fake_camvid_segnet
 from early_fusion_seg.losses import cross_entropy
 
@@ -110,15 +110,9 @@ class Comparison:
 
     def __init__(self, encoder: FrozenEncoder, chosen: Any, progress: Progress) -> None:
         self.encoder, self.chosen, self.progress = encoder, chosen, progress
-        crop = tuple(32 * round(chosen.scale * side / 32) for side in CROP)  # multiples of 32 for SMP
-        module = CamVidDataModule(chosen.root, crop_size=crop, scale=chosen.scale, num_workers=0)
-        self.train, self.plain, self.val = (module.dataset(split) for split in ("train", "val", "val"))
-        self.plain.source = self.train.source  # train, not augmented
-        self.plain.scale = self.val.scale = chosen.scale
-        self.parts = thirds([self.train.source.key(i) for i in range(len(self.train))])
+        self.images = CamVidImages(chosen.root, chosen.scale)
         self.log: Path | None = chosen.log
         self.shared = [encoder.fingerprint(), chosen.scale]
-        self.class_names = module.class_names
         self.known: dict[Run, list[float]] = {}
 
     def identity(self, name: str) -> list[Any]:
@@ -151,7 +145,6 @@ class Comparison:
     def train_group(self, runs: list[Run]) -> None:
         """Train and score heads side by side."""
         part, seed, steps = runs[0][3:]
-        positions = [i for p, members in enumerate(self.parts) if p != part for i in members]
         heads = [make_head(run.head, self.encoder, seed, run.dropout).to(self.chosen.device) for run in runs]
         training = Training(heads, [run.rate for run in runs], self.encoder, steps)
         of_runs = json.dumps([(self.identity(run.head), run) for run in runs])
@@ -159,19 +152,12 @@ class Comparison:
         saved = self.log.with_suffix(f".{state}.ckpt") if self.log else None
         where = "val" if part is None else f"third {part + 1}"
         task = self.progress.add_task(f"{', '.join(run.head for run in runs)}; {where}, seed {seed}", total=steps)
-        training.run(
-            self.train,
-            positions,
-            seed,
-            self.chosen.device,
-            saved,
-            lambda done: self.progress.update(task, completed=done),
+        scores = self.images.train_and_score(
+            training, part, seed, self.chosen.device, saved, lambda done: self.progress.update(task, completed=done)
         )
-        data, scored = (self.val, range(len(self.val))) if part is None else (self.plain, self.parts[part])
-        for run, head in zip(runs, heads, strict=True):
-            network = WithEncoder(self.encoder, head)
-            self.known[run] = score(network, self.encoder, data, scored, self.chosen.device)
-            self.record(run.head, run=run, iou=self.known[run])
+        for run, iou in zip(runs, scores, strict=True):
+            self.known[run] = iou
+            self.record(run.head, run=run, iou=iou)
         if saved:
             saved.unlink(missing_ok=True)
 
@@ -179,7 +165,7 @@ class Comparison:
         """Return the processor time of a step of each head, encoder included, over that of the default."""
         known = {record["time"][0]: record["time"][1] for record in self.records("time")}
         if not heads.keys() <= known.keys():
-            batch = batch_of([self.train[0, i] for i in range(BATCH)], self.chosen.device)
+            batch = batch_of([self.images.train[0, i] for i in range(BATCH)], self.chosen.device)
             works = {name: partial(Training([h], [0.0], self.encoder, 1).step, *batch) for name, h in heads.items()}
             seconds = in_turns(works, self.chosen.repeats, self.chosen.device, self.progress, "time of a step")
             for name in heads.keys() - known.keys():
@@ -210,17 +196,6 @@ class Comparison:
             rate, dropout = try_out([(rate, d) for d in dropouts(name)])
         row = {"head": name} | {f"lr {r:g}": means.get((r, dropouts(name)[0])) for r in RATES}
         return rate, dropout, row | {f"dropout {DROPOUTS[1]:g}": means.get((RATES[best], DROPOUTS[1]))}
-
-
-def thirds(keys: Sequence[str]) -> list[list[int]]:
-    """Split images into three parts: of each video, named by the key up to "_", the first, second and last third."""
-    videos: dict[str, list[int]] = {}
-    for i in sorted(range(len(keys)), key=lambda i: keys[i]):
-        videos.setdefault(keys[i].split("_")[0], []).append(i)
-    return [
-        [i for video in videos.values() for i in video[len(video) * k // 3 : len(video) * (k + 1) // 3]]
-        for k in range(3)
-    ]
 
 
 def miou(iou: Sequence[float]) -> float:
@@ -255,8 +230,8 @@ def costs(comparison: Comparison, names: Sequence[str]) -> dict[str, Row]:
 def compare(comparison: Comparison, names: list[str]) -> dict[str, list[Row]]:
     """Choose each head's settings on held-out parts of train, then compare the heads on val."""
     seeds, epochs = comparison.chosen.seeds, comparison.chosen.epochs
-    per_epoch = len(comparison.train) // BATCH
-    held_out_steps = comparison.chosen.choosing_epochs * (len(comparison.train) * 2 // 3 // BATCH)
+    per_epoch = len(comparison.images.train) // BATCH
+    held_out_steps = comparison.chosen.choosing_epochs * (len(comparison.images.train) * 2 // 3 // BATCH)
     choices = {name: comparison.choose(name, held_out_steps, seeds[0]) for name in names}
     cost = costs(comparison, names)
     tables = {"mIoU (%) on the held-out thirds of train": [row for *_, row in choices.values()]}
@@ -276,7 +251,7 @@ def compare(comparison: Comparison, names: list[str]) -> dict[str, list[Row]]:
         ]
         if not equal_time:
             ious = {n: [found[run] for run in of_head] for n, of_head in runs.items()}
-            thin = {c: comparison.class_names.index(c) for c in THINGS}
+            thin = {c: comparison.images.class_names.index(c) for c in THINGS}
             classes = [
                 {"head": n} | {c: interval([100 * iou[i] for iou in ious[n]]) for c, i in thin.items()} for n in names
             ]
